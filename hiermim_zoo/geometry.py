@@ -1,0 +1,72 @@
+"""Rasters, units and position tables, for any number of axes.
+
+Letters: B batch, C channels, g_i units along axis i, p_i cells of one unit along axis i,
+N = g_1 * ... * g_D units in raster order (last axis fastest).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_units(x: Tensor, cells: Sequence[int]) -> Tensor:
+    """Cut a channels-last raster into units.
+
+    Args:
+        x: [B, g_1 p_1, ..., g_D p_D, C].
+        cells: p_i, cells of one unit along each axis.
+
+    Returns:
+        [B, N, p_1, ..., p_D, C].
+    """
+    axes = len(cells)
+    split = [x.shape[0]]
+    for axis, p in enumerate(cells):
+        split += [x.shape[1 + axis] // p, p]
+    x = x.reshape(*split, x.shape[-1])  # [B, g_1, p_1, ..., g_D, p_D, C]
+    grid_axes = [1 + 2 * axis for axis in range(axes)]
+    x = x.permute(0, *grid_axes, *(a + 1 for a in grid_axes), 2 * axes + 1)
+    return x.flatten(1, axes)  # [B, N, p_1, ..., p_D, C]
+
+
+def from_units(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """Put units back into a channels-last raster, the inverse of :func:`to_units`.
+
+    Args:
+        x: [B, N, p_1, ..., p_D, C].
+        grid: g_i, units along each axis.
+
+    Returns:
+        [B, g_1 p_1, ..., g_D p_D, C].
+    """
+    axes = len(grid)
+    x = x.unflatten(1, tuple(grid))  # [B, g_1, ..., g_D, p_1, ..., p_D, C]
+    order = [a for axis in range(axes) for a in (1 + axis, 1 + axes + axis)]
+    x = x.permute(0, *order, 2 * axes + 1)  # [B, g_1, p_1, ..., g_D, p_D, C]
+    sides = [x.shape[1 + 2 * axis] * x.shape[2 + 2 * axis] for axis in range(axes)]
+    return x.reshape(x.shape[0], *sides, x.shape[-1])
+
+
+def sincos_table(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed two-dimensional sine-cosine positions, column first (MAE, arXiv 2111.06377).
+
+    Args:
+        grid: rows and columns.
+        dim: channels, a multiple of 4.
+
+    Returns:
+        [1, rows * columns, dim]: sin and cos of the column, then sin and cos of the row, dim / 4 each.
+    """
+    if dim % 4:
+        raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, got {dim}")
+    # On the CPU and in double precision whatever the default device: published tables were made so.
+    frequency = temperature ** -(torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim // 4))
+    rows, cols = (torch.arange(n, dtype=torch.float64, device="cpu") for n in grid)
+    row = (rows[:, None] * frequency)[:, None].expand(*grid, dim // 4)
+    col = (cols[:, None] * frequency)[None, :].expand(*grid, dim // 4)
+    table = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=-1)
+    return table.reshape(1, math.prod(grid), dim).float()

@@ -1,0 +1,62 @@
+"""Which units are visible: checks, random choice, gathering.
+
+``keep`` is int64 [B, K], ascending raster indices of the visible units. It is the only form in which a mask travels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_keep(keep: Tensor, batch: int, units: int) -> None:
+    """Refuse a ``keep`` that does not fit.
+
+    Shape and type are always checked. Values are checked on the CPU only, and not while a graph is being
+    captured: on an accelerator looking at them would make the host wait for the device in every step.
+
+    Args:
+        keep: int64 [B, K].
+        batch: B.
+        units: number of units of the input.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if keep.dtype != torch.int64 or keep.ndim != 2 or keep.shape[0] != batch or not 0 < keep.shape[1] <= units:
+        raise ValueError(f"keep must be int64 [{batch}, K] with 1 <= K <= {units} units, got {keep.dtype} {list(keep.shape)}")
+    if keep.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = int(keep.min()), int(keep.max())
+    if low < 0 or high >= units:
+        raise ValueError(f"keep names unit {low if low < 0 else high}, but the input has units 0 to {units - 1}")
+    if not bool((keep.diff(dim=1) > 0).all()):
+        row = int((keep.diff(dim=1) <= 0).any(dim=1).nonzero()[0])
+        raise ValueError(f"keep must be ascending without repeats, row {row} is {keep[row].tolist()}")
+
+
+def random_keep(batch: int, units: int, keep: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Choose ``keep`` of ``units`` at random for every sample, by ranking uniform noise.
+
+    Returns:
+        int64 [batch, keep], ascending, on the generator's device.
+    """
+    if not 0 < keep <= units:
+        raise ValueError(f"cannot keep {keep} of {units} units")
+    device = generator.device if generator is not None else None
+    noise = torch.rand(batch, units, generator=generator, device=device)
+    return noise.argsort(dim=1)[:, :keep].sort(dim=1).values
+
+
+def gather_units(x: Tensor, keep: Tensor) -> Tensor:
+    """Take the visible units.
+
+    Args:
+        x: [B, N, ...] (B may be 1: the same for every sample).
+        keep: int64 [B, K].
+
+    Returns:
+        [B, K, ...].
+    """
+    index = keep.reshape(*keep.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return x.expand(keep.shape[0], *x.shape[1:]).gather(1, index)
