@@ -1,0 +1,67 @@
+"""The model card that goes beside converted weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import dedent
+from typing import Any
+
+from torch import nn
+
+
+def model_card(model: nn.Module, arch: str, provenance: Mapping[str, str]) -> str:
+    """README.md in the form of the Hub: front matter, origin, how to use.
+
+    Args:
+        model: the converted model (its ``pretrained_cfg`` and sizes are stated).
+        arch: its name in timm.
+        provenance: source, file, sha256, layout, license and package version.
+    """
+    cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    task = "image-classification" if cfg["num_classes"] else "image-feature-extraction"
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    size = " x ".join(map(str, cfg["input_size"]))
+    rows = "\n".join(f"| {key} | `{value}` |" for key, value in provenance.items())
+    unstated = "\nThe authors state no licence for these weights.\n" if provenance["license"] == "unstated" else ""
+    return (
+        dedent(f"""\
+        ---
+        tags: [{task}, timm, hiermim_zoo]
+        pipeline_tag: {task}
+        library_name: timm
+        license: {hub_license(provenance["license"])}
+        ---
+        # {arch}
+
+        {(type(model).__doc__ or "").strip().splitlines()[0]}
+
+        - parameters: {parameters:.1f} M
+        - input: {size}
+        - classes: {cfg["num_classes"] or "none (an encoder)"}
+        """)
+        + unstated
+        + dedent("""
+        ## Use
+
+        ```python
+        import timm
+        import hiermim_zoo  # registers the architecture
+
+        model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)  # or "hf-hub:ORG/NAME" after an upload
+        ```
+
+        ## Provenance
+
+        Converted by `python -m hiermim_zoo.convert`; every tensor of the source was carried over or dropped for a stated reason.
+
+        | | |
+        | --- | --- |
+        """)
+        + rows
+        + "\n"
+    )
+
+
+def hub_license(license: str) -> str:
+    """The Hub's identifier of a licence."""
+    return "unknown" if license == "unstated" else license

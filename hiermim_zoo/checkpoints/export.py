@@ -1,0 +1,201 @@
+"""A checkpoint of any known layout becomes a folder in the form of the Hub that timm loads.
+
+The folder holds model.safetensors, config.json (timm's form) and README.md (a model card with provenance).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from timm.models import create_model, get_pretrained_cfg, model_entrypoint
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from ..manifest import Weights
+from ..version import __version__
+from .card import model_card
+from .files import Checkpoint
+from .layouts import Native, to_native
+from .rules import check_fits
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass
+class Converted:
+    """A model that holds the converted weights, and how they came about."""
+
+    arch: str
+    model: nn.Module
+    native: Native
+    checkpoint: Checkpoint
+    source: str  # as named by the user
+    license: str
+    row: Weights | None = None
+    dtype: torch.dtype = torch.float32
+    resampled: list[str] = field(default_factory=list)  # "name [old] -> [new]"
+    initial: list[str] = field(default_factory=list)  # names that keep their initial value
+
+    def state(self) -> dict[str, Tensor]:
+        """What is written: the model's tensors in the chosen type."""
+        return {name: tensor.detach().to(self.dtype).contiguous() for name, tensor in self.model.state_dict().items()}
+
+    def provenance(self) -> dict[str, str]:
+        return {
+            "source": self.source,
+            "file": self.checkpoint.path.name,
+            "sha256": self.checkpoint.sha256,
+            "layout": self.native.layout.name,
+            "license": self.license,
+            "hiermim_zoo": __version__,
+        }
+
+
+def family_module(arch: str) -> ModuleType:
+    """The module of this package that defines an architecture.
+
+    Raises:
+        ValueError: the architecture is not of this package.
+    """
+    name = model_entrypoint(arch).__module__
+    if not name.startswith(__package__.partition(".")[0] + "."):
+        raise ValueError(f"--model {arch} is a model of {name}, not of this package; hiermim_zoo.list_models() names ours")
+    return sys.modules[name]
+
+
+def convert(
+    checkpoint: Checkpoint,
+    arch: str,
+    *,
+    source: str = "",
+    layout: str | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    license: str = "",
+    row: Weights | None = None,
+) -> Converted:
+    """Carry a checkpoint over into a model of this package.
+
+    Args:
+        checkpoint: as read.
+        arch: architecture to build.
+        source: what the user called it, for the record.
+        layout: forces a layout.
+        img_size: resample positions to this size; default: the size that the checkpoint was made for.
+        num_classes: 0 leaves the classifier out; any other number must be what the file has.
+        dtype: of the tensors written.
+        license: of the weights, where the manifest or a configuration beside the file does not say.
+        row: the manifest's record, if the file belongs to one.
+
+    Raises:
+        ValueError: the file does not fit the architecture; names the first tensor in the way.
+    """
+    family = family_module(arch)
+    native = to_native(checkpoint.state, family.__name__.rpartition(".")[2], layout)
+    base: Any = get_pretrained_cfg(arch)
+    config = {**(row.pretrained_cfg() if row else {}), **checkpoint.config.get("pretrained_cfg", {})}
+    saved = checkpoint.config.get("model_args", {})
+    size = img_size or family.checkpoint_img_size(
+        native.state, (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
+    )
+    classes = _classes(native.state, base.classifier, num_classes)
+    stem = native.state.get(f"{base.first_conv}.weight")
+    chans = stem.shape[1] if stem is not None and stem.ndim > 1 else 3
+    license = license or config.get("license") or "unstated"
+    args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans")}
+    cfg = _pretrained_cfg(base, config, row, arch, license, classes, (chans, *_pair(size)))
+    model = create_model(arch, pretrained_cfg=cfg, num_classes=classes, in_chans=chans, img_size=size, **args)
+    state = family.adapt(native, model)
+    check_fits(state, model.state_dict(), model=arch)
+    model.load_state_dict(state)
+    resampled = [
+        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in native.state and native.state[name].shape != tensor.shape
+    ]
+    initial = [name for name in state if name not in native.state]
+    source = source or (row.url if row else str(checkpoint.path))
+    return Converted(arch, model, native, checkpoint, source, license, row, dtype, resampled, initial)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _classes(state: dict[str, Tensor], classifier: str, wanted: int | None) -> int:
+    """Classes of the model to build; removes the classifier from ``state`` where none is wanted."""
+    names = [f"{classifier}.weight", f"{classifier}.bias"]
+    found = state[names[0]].shape[0] if names[0] in state else 0
+    if wanted not in (None, 0, found):
+        raise ValueError(
+            f"--num-classes {wanted}: the file has {found or 'no'} classes; only 0 (leave the classifier out) is possible"
+        )
+    if wanted == 0:
+        for name in names:
+            state.pop(name, None)
+        return 0
+    return found
+
+
+def _pretrained_cfg(
+    base: Any, config: dict[str, Any], row: Weights | None, arch: str, license: str, classes: int, input_size: tuple[int, ...]
+) -> dict[str, Any]:
+    """timm's config of the weights: preprocessing of the file's own config or of the architecture; names of its own only."""
+    preprocessing = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "pool_size")
+    cfg = {key: config.get(key, getattr(base, key)) for key in preprocessing}
+    labels = config.get("label_names")
+    if labels and classes == len(labels):
+        cfg["label_names"] = labels
+    if row:
+        cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
+    cfg.update(architecture=arch, license=license, num_classes=classes, input_size=input_size)
+    return cfg
+
+
+def check_target(folder: Path, force: bool) -> None:
+    """Refuse a target before any work is done.
+
+    Raises:
+        ValueError: it exists and is no folder, or is not empty and ``force`` is off, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise ValueError(f"{folder} is not empty; use --force to replace it")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK | os.X_OK) or (folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)):
+        raise ValueError(f"{folder} cannot be written: no permission")
+
+
+def write_folder(converted: Converted, folder: Path, force: bool = False) -> None:
+    """Write model.safetensors, config.json and README.md beside ``folder`` and rename them into place together.
+
+    Raises:
+        ValueError: see :func:`check_target`.
+    """
+    check_target(folder, force)
+    folder = folder.absolute()
+    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    part.mkdir(parents=True)
+    try:
+        save_file(converted.state(), part / MODEL_FILE, metadata={"format": "pt"})
+        save_config_for_hf(converted.model, str(part / "config.json"), {"hiermim_zoo": converted.provenance()})
+        (part / MODEL_FILE).chmod((part / "config.json").stat().st_mode)  # safetensors writes for the owner alone
+        (part / "README.md").write_text(model_card(converted.model, converted.arch, converted.provenance()), encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)

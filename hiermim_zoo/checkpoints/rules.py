@@ -1,0 +1,125 @@
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, or dropped for a stated reason.
+
+Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no rule
+matches is an error, so nothing is ever lost by accident.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The tensor goes over under its own name."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Rename:
+    """The tensor goes over under another name (groups of the pattern as \\1, \\2, ...)."""
+
+    pattern: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The values are rearranged on the way."""
+
+    pattern: str
+    to: str
+    change: Callable[[Tensor], Tensor]
+    why: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The tensor is left behind."""
+
+    pattern: str
+    reason: str
+
+
+Rule = Keep | Rename | Reshape | Drop
+
+
+class Step(NamedTuple):
+    """What became of one tensor."""
+
+    source: str
+    action: str  # kept, renamed, reshaped, dropped
+    target: str  # empty where dropped
+    why: str
+
+
+def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str) -> tuple[dict[str, Tensor], list[Step]]:
+    """Carry a state dict over.
+
+    Args:
+        state: source names and tensors.
+        rules: in order of precedence.
+        layout: its name, for messages.
+
+    Returns:
+        The new state dict, and one step for every source tensor.
+
+    Raises:
+        ValueError: a tensor that no rule covers, or two that end under one name.
+    """
+    out: dict[str, Tensor] = {}
+    steps: list[Step] = []
+    for name, tensor in state.items():
+        rule, match = _first(rules, name)
+        if rule is None or match is None:
+            raise ValueError(f"tensor {name!r} {list(tensor.shape)} is not part of the layout {layout!r}")
+        if isinstance(rule, Drop):
+            steps.append(Step(name, "dropped", "", rule.reason))
+            continue
+        target = name if isinstance(rule, Keep) else match.expand(rule.to)
+        if target in out:
+            raise ValueError(f"tensor {name!r}: another tensor of the layout {layout!r} already became {target!r}")
+        out[target] = rule.change(tensor) if isinstance(rule, Reshape) else tensor
+        action = "reshaped" if isinstance(rule, Reshape) else "kept" if target == name else "renamed"
+        steps.append(Step(name, action, target, rule.why if isinstance(rule, Reshape) else ""))
+    return out, steps
+
+
+def _first(rules: Iterable[Rule], name: str) -> tuple[Rule | None, re.Match[str] | None]:
+    for rule in rules:
+        match = re.fullmatch(rule.pattern, name)
+        if match:
+            return rule, match
+    return None, None
+
+
+def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptable: Sequence[str] = (), *, model: str) -> None:
+    """Refuse a state dict that a model cannot take, naming the first tensor that stands in the way.
+
+    Args:
+        state: to be loaded.
+        own: the model's state dict.
+        adaptable: names that the loader adapts itself (stem, classifier): neither their presence nor their shape is checked.
+        model: its name, for messages.
+
+    Raises:
+        ValueError: missing, unexpected or wrongly shaped tensor.
+    """
+    for name in own:
+        if name not in state and name not in adaptable:
+            raise ValueError(f"tensor {name!r} {list(own[name].shape)} of {model} is missing from the checkpoint")
+    for name, tensor in state.items():
+        if name in adaptable:
+            continue
+        if name not in own:
+            raise ValueError(f"tensor {name!r} {list(tensor.shape)} of the checkpoint has no place in {model}")
+        if tensor.shape != own[name].shape:
+            raise ValueError(
+                f"tensor {name!r} is {list(tensor.shape)} in the checkpoint, but {model} has {list(own[name].shape)}"
+            )

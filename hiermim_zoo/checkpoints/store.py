@@ -1,0 +1,144 @@
+"""Where weights are found: the local store, the Hub, their origin; in this order.
+
+The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In each of
+them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..manifest import Weights, weights_dir
+from .download import DownloadError, download
+from .export import MODEL_FILE, convert, write_folder
+from .files import read_checkpoint
+
+_logger = logging.getLogger(__name__)
+
+
+class WeightsNotFound(OSError):
+    """No place had the weights; the message lists the places and the command that helps."""
+
+
+def user_store(cache_dir: str | Path | None = None) -> Path:
+    """The folder that new weights are put into: $HIERMIM_WEIGHTS, else ``cache_dir``, else the user's cache."""
+    if chosen := os.environ.get("HIERMIM_WEIGHTS"):
+        return Path(chosen).expanduser()
+    if cache_dir is not None:
+        return Path(cache_dir) / "hiermim_zoo"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hiermim_zoo"
+
+
+def find_local(row: Weights, cache_dir: str | Path | None = None) -> Path | None:
+    """The file with the weights in the local store, or None."""
+    for root in dict.fromkeys((user_store(cache_dir), user_store(), weights_dir())):
+        for path in (root / row.name / MODEL_FILE, root / f"{row.name}.safetensors"):
+            if path.is_file():
+                return path
+    return None
+
+
+def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
+    """The file with the weights of a tag, fetched if need be.
+
+    Args:
+        row: of the manifest.
+        cache_dir: instead of the Hub's own cache and the user's.
+
+    Raises:
+        WeightsNotFound: naming every place tried and what to do.
+    """
+    path = find_local(row, cache_dir)
+    if path is not None:
+        return path
+    tried = [f"local store {user_store(cache_dir)} (not there)"]
+    for place, fetch in ((f"Hub repository {row.hub}", _from_hub), (f"origin {row.url or '(none)'}", _from_origin)):
+        try:
+            return fetch(row, cache_dir)
+        except (OSError, ValueError) as error:
+            tried.append(f"{place} ({_first_line(error)})")
+    raise WeightsNotFound(
+        f"the weights {row.name} were not found. Tried: {'; '.join(tried)}. "
+        f"Get the origin file by other means and put it into the local store with: "
+        f"python -m hiermim_zoo.convert FILE --install {row.name}"
+    )
+
+
+def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
+    """Fetch the origin file of a tag, verify it, convert it and put it into the local store, one process at a time.
+
+    Returns:
+        The folder "arch.tag" in the local store.
+
+    Raises:
+        DownloadError: it cannot be had.
+        ValueError: it does not hold what the manifest says.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    root = user_store(cache_dir)
+    folder = root / row.name
+    root.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(root / f"{row.name}.lock"):
+        if not (folder / MODEL_FILE).is_file():  # else another process was faster
+            raw = fetch_origin(row, root / "downloads")
+            write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row), folder)
+            raw.unlink()
+    return folder
+
+
+def fetch_origin(row: Weights, folder: Path) -> Path:
+    """Download the origin file of a tag into ``folder`` (at once if it lies there already, verified)."""
+    if not row.url:
+        raise DownloadError("the manifest names no origin")
+    if _offline():
+        raise DownloadError("offline mode, HF_HUB_OFFLINE is set")
+    suffix = Path(urlsplit(row.url).path).suffix or ".pth"
+    target = folder / f"{row.name}{suffix}"
+    if not target.is_file():
+        download(row.url, target, sha256=row.sha256, size=row.bytes)
+    return target
+
+
+def _from_hub(row: Weights, cache_dir: str | Path | None) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base class of whatever HTTP client the Hub's client uses: a broken transfer is not an OSError in every version.
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    known = isinstance(try_to_load_from_cache(row.hub, MODEL_FILE, cache_dir=cache_dir), str)
+    try:
+        path = Path(hf_hub_download(row.hub, MODEL_FILE, cache_dir=cache_dir))
+    except http_error as error:
+        raise DownloadError(_first_line(error)) from error
+    if not known:
+        _show_license(row)
+    return path
+
+
+def _from_origin(row: Weights, cache_dir: str | Path | None) -> Path:
+    path = install(row, cache_dir) / MODEL_FILE
+    _show_license(row)
+    return path
+
+
+def _show_license(row: Weights) -> None:
+    """Say it once, when weights that are not plainly free are first fetched."""
+    if row.license == "unstated":
+        _logger.warning("%s: the authors state no licence for these weights; ask them before commercial use", row.name)
+    elif "-nc" in row.license:
+        _logger.warning("%s: these weights are licensed %s, for non-commercial use only", row.name, row.license)
+
+
+def _offline() -> bool:
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

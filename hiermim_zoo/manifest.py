@@ -1,0 +1,95 @@
+"""The list of pretrained weights: weights/manifest.toml as frozen records, and as timm's pretrained configs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One row of the manifest: a pretrained tag of an architecture."""
+
+    name: str  # "arch.tag"
+    hub: str  # repository on the Hugging Face Hub under which this project hosts the weights
+    layout: str  # name of the checkpoint layout of the origin file
+    license: str  # licence of the weights; "unstated" where the authors name none
+    source: str  # who trained them, in words
+    paper: str  # arXiv number
+    url: str = ""  # where the origin file can be downloaded
+    file: str = ""  # file name in weights/, for those that ship with the package
+    sha256: str = ""  # of the origin file (or of the shipped one), where known
+    bytes: int = 0  # likewise
+    classes: int = 0  # classes of the head, 0 for an encoder alone
+    data: str = ""  # what it was trained on
+    top1: float | None = None  # top-1 accuracy in percent
+    top1_by: str = ""  # who measured it
+    note: str = ""
+    input_size: tuple[int, int, int] | None = None  # where it differs from the architecture's
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    labels: tuple[str, ...] = ()  # class names, where they are few
+
+    @property
+    def arch(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def tag(self) -> str:
+        return self.name.partition(".")[2]
+
+    @property
+    def family(self) -> str:
+        return self.arch.partition("_")[0]
+
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm should know of it."""
+        optional = {key: getattr(self, key) for key in ("input_size", "mean", "std", "crop_pct")}
+        return {
+            "hf_hub_id": self.hub,
+            "license": self.license,
+            "origin_url": self.url or None,
+            "paper_ids": f"arXiv:{self.paper}",
+            "num_classes": self.classes,
+            "label_names": self.labels or None,
+            **{key: value for key, value in optional.items() if value is not None},
+        }
+
+
+def weights_dir() -> Path:
+    """The folder with the manifest and the embedded weights: inside the wheel, or beside the package in a checkout."""
+    for folder in (_PACKAGE / "weights", _PACKAGE.parent / "weights"):
+        if (folder / "manifest.toml").is_file():
+            return folder
+    raise FileNotFoundError(f"weights/manifest.toml is missing from the installation of hiermim_zoo in {_PACKAGE}")
+
+
+@functools.cache
+def records() -> Mapping[str, Weights]:
+    """All rows of the manifest by name, in its order (the first tag of an architecture is its default)."""
+    table = tomllib.loads((weights_dir() / "manifest.toml").read_text(encoding="utf-8"))
+    known = {field.name for field in fields(Weights)}
+    rows: dict[str, Weights] = {}
+    for row in table["weights"]:
+        assert not row.keys() - known, f"manifest.toml: unknown keys {row.keys() - known} in {row.get('name')}"
+        assert row["name"] not in rows, f"manifest.toml: {row['name']} stands there twice"
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+        rows[row["name"]] = Weights(**values)
+    return rows
+
+
+def archs() -> set[str]:
+    """The architectures that have weights."""
+    return {row.arch for row in records().values()}
