@@ -1,0 +1,133 @@
+"""How a family becomes timm models: registration, pretrained configs, construction, weights on request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from timm.layers import to_2tuple
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    is_model,
+    model_entrypoint,
+    register_model,
+)
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from . import manifest
+from .checkpoints import store
+
+
+def register(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Register an architecture with timm under the name of its function.
+
+    Raises:
+        ValueError: somebody else already registered the name. (timm itself would overwrite theirs with a warning.)
+    """
+    name = entrypoint.__name__
+    if not is_model(name):
+        return register_model(entrypoint)
+    owner = model_entrypoint(name).__module__
+    if owner != entrypoint.__module__:
+        raise ValueError(f"the model name {name!r} is taken: {owner} registered it with timm")
+    return entrypoint
+
+
+def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:
+    """timm's pretrained configs of a family: for each architecture its tags in the manifest, or a config without weights.
+
+    Args:
+        archs: for every architecture what all its tags share (input size, names of stem and classifier).
+    """
+    cfgs: dict[str, Any] = {}
+    for arch, common in archs.items():
+        rows = [row for row in manifest.records().values() if row.arch == arch]
+        cfgs.update({row.name: {**common, **row.pretrained_cfg()} for row in rows} or {arch: dict(common)})
+    return generate_default_cfgs(cfgs)
+
+
+class FeatureGetter(FeatureGetterNet):
+    """timm's feature wrapper, with gradient checkpointing handed on to the model inside."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
+
+
+def build_model(
+    cls: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    filter_fn: Callable[..., dict[str, Tensor]],
+    *,
+    pretrained_cfg: Any = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """timm's builder, with this package's way of finding weights in front of it.
+
+    A source that the caller names (local-dir:, hf-hub:, an overlay with a file, state dict, URL or repository) is left to timm;
+    weights of the manifest are looked for by :func:`hiermim_zoo.checkpoints.store.locate`.
+
+    Raises:
+        ValueError: a tag that the manifest does not have.
+        hiermim_zoo.checkpoints.store.WeightsNotFound: no place had the weights.
+    """
+    if isinstance(pretrained_cfg, str) and f"{variant}.{pretrained_cfg}" not in manifest.records():
+        tags = [row.name for row in manifest.records().values() if row.arch == variant]
+        raise ValueError(
+            f"{variant}.{pretrained_cfg} is not a known tag; " + (f"there are {', '.join(tags)}" if tags else "there are none")
+        )
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+        row = manifest.records().get(f"{variant}.{cfg.tag}")
+        named_by_caller = cfg.source or cfg.file or cfg.state_dict or cfg.url
+        if row is not None and not named_by_caller and cfg.hf_hub_id == row.hub:
+            overlay["file"] = str(store.locate(row, cache_dir=cache_dir))
+        elif row is None and not named_by_caller and not cfg.hf_hub_id:
+            raise ValueError(
+                f"no pretrained weights of {variant} were ever published; use pretrained=False, or convert a checkpoint of your "
+                f"own with: python -m hiermim_zoo.convert FILE --model {variant} -o DIR"
+            )
+    return build_model_with_cfg(
+        cls,
+        variant,
+        pretrained,
+        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeatureGetter},
+        cache_dir=cache_dir,
+        **kwargs,
+    )
+
+
+def source_grid(tokens: int, stride: int, sizes: Iterable[int | Sequence[int] | None]) -> tuple[int, int]:
+    """The grid that a checkpoint's position table was made for.
+
+    Args:
+        tokens: rows of the table.
+        stride: pixels under a token.
+        sizes: image sizes that the checkpoint may have been made for, the likeliest first (None where unknown). A table that fits
+            none of them is taken for a square one.
+
+    Raises:
+        ValueError: the rows fit no size and are no square number.
+    """
+    for size in sizes:
+        if size is not None:
+            height, width = to_2tuple(size)
+            grid = (-(-height // stride), -(-width // stride))
+            if grid[0] * grid[1] == tokens:
+                return grid
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(f"the position table has {tokens} rows: no square, and the checkpoint does not say of which grid")
+    return side, side

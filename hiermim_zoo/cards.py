@@ -1,0 +1,101 @@
+"""Write MODEL_CARDS.md and the README's table of models from the manifest and the models themselves.
+
+python -m hiermim_zoo.cards [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import create_model
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import list_models, manifest
+from .cli import run
+from .manifest import Weights
+
+BEGIN, END = "<!-- models: made by python -m hiermim_zoo.cards -->", "<!-- end of models -->"
+INTRO = """# Model cards
+
+Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that file, not this one.
+
+Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the package), the
+Hub repository, the origin. A licence marked *unstated* means that the authors published the file without naming one: ask them before
+any use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is named.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.cards", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="checkout with README.md (default: here)")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where a file is not current")
+    args = parser.parse_args(argv)
+    readme = args.root / "README.md"
+    texts = {args.root / "MODEL_CARDS.md": model_cards(), readme: with_table(readme.read_text(encoding="utf-8"))}
+    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if args.check and stale:
+        raise ValueError(f"{', '.join(map(str, stale))} not current; run python -m hiermim_zoo.cards")
+    for path in stale:
+        path.write_text(texts[path], encoding="utf-8")
+        print(f"wrote {path}")
+
+
+def measure(arch: str) -> tuple[float, float, tuple[int, ...]]:
+    """Parameters in millions and multiply-adds in billions of an architecture, and the input that they are counted at."""
+    with torch.device("meta"), torch.no_grad():
+        model: Any = create_model(arch).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    return (
+        sum(p.numel() for p in model.parameters()) / 1e6,
+        counter.get_total_flops() / 2e9,
+        model.pretrained_cfg["input_size"],
+    )
+
+
+def with_table(readme: str) -> str:
+    """The README with its table of models made anew."""
+    lines = ["| model | parameters | GMACs (input) | weights | licence of the weights |", "| --- | --- | --- | --- | --- |"]
+    for arch in list_models():
+        parameters, gmacs, size = measure(arch)
+        rows = [row for row in manifest.records().values() if row.arch == arch]
+        tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
+        licences = "<br>".join(row.license for row in rows) or "-"
+        lines.append(f"| `{arch}` | {parameters:.2f} M | {gmacs:.2f} ({size[-1]}) | {tags} | {licences} |")
+    pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")
+    return pattern.sub(lambda _: "\n".join(lines) + "\n", readme)
+
+
+def model_cards() -> str:
+    return "\n".join([INTRO, *(section(row) for row in manifest.records().values())])
+
+
+def section(row: Weights) -> str:
+    """One set of weights, in the words of the manifest."""
+    where = f"`weights/{row.file}`, embedded in the package" if row.file else f"<{row.url}> (layout `{row.layout}`)"
+    facts = {
+        "trained by": row.source,
+        "origin": where,
+        "Hub": f"`{row.hub}`",
+        "licence": row.license,
+        "paper": f"[arXiv {row.paper}](https://arxiv.org/abs/{row.paper})",
+        "data and schedule": row.data,
+        "classes": str(row.classes) if row.classes else "none (an encoder)",
+        "top-1": f"{row.top1} % ({row.top1_by})" if row.top1 is not None else "",
+        "input": " x ".join(map(str, row.input_size)) if row.input_size else "",
+        "sha256": f"`{row.sha256}`" if row.sha256 else "",
+        "note": row.note,
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
+    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n"
+
+
+if __name__ == "__main__":
+    run(main)

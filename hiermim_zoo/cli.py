@@ -1,0 +1,59 @@
+"""What all commands share: how they report bad input, and how they name models."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from timm.models import create_model, is_model, list_models
+from torch import nn
+
+BAD_INPUT = 2  # exit code
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; bad input ends it with one line on stderr and exit code 2.
+
+    Set HIERMIM_DEBUG=1 to see the traceback instead.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("HIERMIM_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def check_arch(name: str) -> str:
+    """The architecture of "arch" or "arch.tag".
+
+    Raises:
+        ValueError: timm knows no such architecture, with the names that come close.
+    """
+    arch = name.partition(".")[0]
+    if not is_model(arch):
+        close = difflib.get_close_matches(arch, list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "python -c 'import timm; print(timm.list_models())' lists them"
+        raise ValueError(f"model {arch!r} is unknown; {hint}")
+    return arch
+
+
+def make_model(name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` whose complaints about names and files are ValueErrors of one line.
+
+    Args:
+        name: "arch", "arch.tag", "local-dir:DIR" or "hf-hub:org/name".
+    """
+    if ":" not in name:
+        check_arch(name)
+    try:
+        return create_model(name, **kwargs)
+    except (RuntimeError, AssertionError, TypeError) as error:  # what timm raises for bad names and arguments
+        raise ValueError(f"model {name!r} cannot be made: {error}") from error

@@ -1,0 +1,188 @@
+"""Turn a published checkpoint into a folder that timm loads.
+
+python -m hiermim_zoo.convert SOURCE --model ARCH -o DIR
+timm.create_model("local-dir:DIR", pretrained=True)
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from timm.models import create_model
+
+from . import manifest
+from .checkpoints import store
+from .checkpoints.download import download
+from .checkpoints.export import MODEL_FILE, Converted, check_target, convert, write_folder
+from .checkpoints.files import SUFFIXES, Checkpoint, read_checkpoint
+from .cli import check_arch, run
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    row = known_row(args.install or args.source)
+    if row is None and args.install:
+        raise ValueError(f"--install {args.install}: no such tag; known are {', '.join(manifest.records())}")
+    arch = args.model or (row.arch if row else None)
+    if arch is None:
+        raise ValueError("--model ARCH is needed: which architecture is the checkpoint of?")
+    if row and arch != row.arch:
+        raise ValueError(f"--model {arch} does not fit {row.name}")
+    if row and row.file and args.install:
+        raise ValueError(f"--install {row.name}: these weights ship with the package")
+    check_arch(arch)
+    target = target_folder(args, row)
+    if target is not None:
+        check_target(target, args.force)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = fetch(args.source, Path(scratch))
+        converted = convert(
+            checkpoint,
+            arch,
+            source=args.source,
+            layout=args.layout,
+            img_size=args.img_size,
+            num_classes=args.num_classes,
+            dtype=DTYPES[args.dtype],
+            license=args.license,
+            row=row,
+        )
+    print(report(converted, every=args.dry_run))
+    if target is None:
+        return
+    write_folder(converted, target, args.force)
+    print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
+    if args.verify:
+        print(verify(converted, target))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.convert", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "source", help="file, folder, hf-hub:ORG/NAME[@REVISION], http(s) URL, or a tag of the manifest (hivit_base.mae_in1k)"
+    )
+    parser.add_argument("--model", metavar="ARCH", help="architecture; a tag knows its own")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--install", nargs="?", const="", metavar="TAG", help="put it into the local store, where pretrained=True finds it"
+    )
+    parser.add_argument("--layout", help="force a layout instead of recognising it")
+    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
+    parser.add_argument("--license", default="", help="of the weights, written into configuration and card")
+    parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+    parser.add_argument("--dry-run", action="store_true", help="report on every tensor, write nothing")
+    parser.add_argument("--verify", action="store_true", help="load what was written and compare it")
+    args = parser.parse_args(argv)
+    if args.img_size is not None:
+        if len(args.img_size) > 2:
+            raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
+        args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
+    if args.install == "":
+        args.install = args.source
+    if args.install and args.output:
+        raise ValueError("--install and -o exclude each other")
+    if not (args.output or args.install or args.dry_run):
+        raise ValueError("-o DIR is needed (or --install, or --dry-run)")
+    if args.verify and args.dry_run:
+        raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+    return args
+
+
+def known_row(name: str) -> manifest.Weights | None:
+    return manifest.records().get(name)
+
+
+def target_folder(args: argparse.Namespace, row: manifest.Weights | None) -> Path | None:
+    if args.dry_run:
+        return None
+    return store.user_store() / row.name if args.install and row else args.output
+
+
+def fetch(source: str, scratch: Path) -> Checkpoint:
+    """Bring a source of any kind onto the disk and read it.
+
+    Raises:
+        ValueError, OSError: it cannot be had or read.
+    """
+    row = known_row(source)
+    if row is not None:
+        local = store.find_local(row) if row.file else None
+        return read_checkpoint(local or store.fetch_origin(row, scratch))
+    if source.startswith("hf-hub:"):
+        name, _, revision = source.removeprefix("hf-hub:").partition("@")
+        wanted = [f"*{suffix}" for suffix in SUFFIXES] + ["config.json"]
+        return read_checkpoint(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
+        raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
+    if urlsplit(source).scheme in ("http", "https"):
+        target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
+        download(source, target)
+        return read_checkpoint(target)
+    return read_checkpoint(source)
+
+
+def report(converted: Converted, every: bool) -> str:
+    """What became of the tensors: in numbers, or (``every``) one line each."""
+    native = converted.native
+    lines = [
+        f"source  {converted.source} ({len(converted.checkpoint.state)} tensors"
+        + (f" under {converted.checkpoint.top_key!r})" if converted.checkpoint.top_key else ")"),
+        f"layout  {native.layout.name}: {native.layout.about}",
+        f"licence {converted.license}",
+    ]
+    steps = [step for step in native.steps if every or step.action == "reshaped"]
+    lines += [
+        f"  {s.action:8} {s.source}"
+        + (f" -> {s.target}" if s.target != s.source and s.target else "")
+        + (f" ({s.why})" if s.why else "")
+        for s in steps
+    ]
+    counts = Counter(step.action for step in native.steps)
+    lines.append("tensors " + ", ".join(f"{counts[a]} {a}" for a in ("kept", "renamed", "reshaped", "dropped")))
+    reasons = Counter(step.why for step in native.steps if step.action == "dropped")
+    lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
+    lines += [f"  resampled {line}" for line in converted.resampled]
+    if converted.initial:
+        lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
+    return "\n".join(lines)
+
+
+def verify(converted: Converted, folder: Path) -> str:
+    """Reload what was written and compare it with what was meant.
+
+    Every tensor of the file must equal the converted one bit by bit, and the model that timm makes from the folder must compute
+    what the model in memory computes.
+
+    Raises:
+        ValueError: naming the tensor that differs.
+    """
+    written, meant = load_file(folder / MODEL_FILE), converted.state()
+    for name in meant.keys() | written.keys():
+        if name not in written or name not in meant or not torch.equal(written[name], meant[name]):
+            raise ValueError(f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one")
+    reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
+    converted.model.load_state_dict(meant)  # in the type written
+    image = torch.randn(1, *reloaded.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
+    if difference:
+        raise ValueError(f"verification failed: the reloaded model's output differs by {difference:.3g}")
+    return f"verified: {len(meant)} tensors equal bit by bit, outputs of the reloaded model and of the model in memory equal"
+
+
+if __name__ == "__main__":
+    run(main)
