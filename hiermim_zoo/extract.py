@@ -1,0 +1,394 @@
+"""Write the features that a model finds in pictures to a safetensors file.
+
+    python -m hiermim_zoo.extract PICTURES... --model hivit_base -o features.safetensors
+    torchrun --nproc-per-node 8 -m hiermim_zoo.extract PICTURES... --model hivit_base -o features.safetensors
+
+Row i of every tensor belongs to the i-th name of the JSON list that the file's metadata holds under "files".
+
+The list of files is cut into batches by position, and process r of w takes the batches r, r + w, r + 2w, ... Each appends its
+rows to files in a folder beside the output, so nothing grows in memory; the first process then strings the batches together in
+order. Several processes (they must share the disk) hence write what one writes, bit by bit, given equal devices and, on CPUs,
+equal OMP_NUM_THREADS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from huggingface_hub.utils import tqdm
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .cli import make_model, run
+from .version import __version__
+
+NEEDED = {  # what is asked for -> the methods of timm's models that give it
+    "pooled": ("forward_features", "forward_head"),
+    "tokens": ("forward_features",),
+    "maps": ("forward_intermediates",),
+}
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls pictures with as many
+MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
+    if world > 1:  # one may finish hours before another; torchrun, not a timeout, ends those that wait in vain
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    files, parts = (find_pictures(args.images), reserve(args.output, args.force)) if rank == 0 else ([], "")
+    try:
+        files, parts = share((files, parts))[0]
+        args.device = pick_device(args.device)
+        model = load_model(args).to(args.device)
+        pictures = Pictures(files, data_config(model, args.img_size))
+        logs = share(extract(model, pictures, args, Path(parts), rank, world))
+        if rank == 0:
+            print(merge(logs, pictures, args, Path(parts)))
+        share("done")
+    finally:  # in every process: one that fails may be the only one that gets here
+        if parts:
+            shutil.rmtree(parts, ignore_errors=True)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.extract", description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add(
+        "images",
+        nargs="+",
+        help="files, folders (with all below; links to folders are not followed), patterns (** for any depth)",
+    )
+    add("--model", required=True, metavar="NAME", help="ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME; any model of timm")
+    add("-o", "--output", required=True, type=Path, metavar="FILE", help="safetensors file to write")
+    add("--force", action="store_true", help="replace an existing file")
+    add("--what", nargs="+", action="extend", choices=NEEDED, help="pooled features (default), last tokens, feature maps")
+    add("--levels", nargs="+", action="extend", type=at_least(0), metavar="L", help="of the maps, 0 the finest (default: all)")
+    add("--img-size", type=at_least(1), metavar="N", help="feed N x N pixels (default: what the model's configuration says)")
+    add("--batch-size", type=at_least(1), default=64, metavar="N", help="pictures fed at once (default: 64)")
+    add("--workers", type=at_least(0), default=min(4, os.cpu_count() or 1), metavar="N", help="processes that read pictures")
+    add("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one; with torchrun, one each)")
+    add("--amp", choices=AMP, default="none", help="compute in mixed precision")
+    add("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
+    add("--on-error", choices=("skip", "stop"), default="stop", help="at a picture that cannot be read (skip: it gets no row)")
+    add("--no-pretrained", dest="pretrained", action="store_false", help="random weights, to try things out")
+    add("--seed", type=at_least(0), metavar="N", help="of the random weights with --no-pretrained (default: 0)")
+    args = parser.parse_args(argv)
+    args.what = args.what or ["pooled"]
+    if args.levels and "maps" not in args.what:
+        raise ValueError("--levels chooses among feature maps: add --what maps")
+    if args.seed is not None and args.pretrained:
+        raise ValueError("--seed is of the random weights: add --no-pretrained")
+    args.levels = sorted(set(args.levels)) if args.levels else None
+    return args
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return int(text)
+
+    return integer
+
+
+def share(value: Any) -> list[Any]:
+    """What every process of the run has to say, by rank; waits for all of them."""
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:  # the connection broke
+            raise ValueError("another process of this run failed") from error
+    return values
+
+
+# ---- what can be refused before any work is done
+
+
+def find_pictures(names: Sequence[str]) -> list[str]:
+    """Files in the order named (those of a folder or pattern sorted), each once; files named one by one need no known suffix.
+
+    Raises:
+        ValueError: a name leads to nothing.
+    """
+    found: dict[str, str] = {}  # absolute path -> path as named
+    for name in names:
+        paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # a file may have a [ in its name
+        files = [file for path in paths for file in (pictures_in(path) if os.path.isdir(path) else [path])]
+        if not files:
+            raise ValueError(f"{name}: " + ("no pictures in there" if paths else "no such file or folder"))
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
+    if len(json.dumps(json.dumps(list(found.values())))) > MAX_NAMES:
+        raise ValueError(f"the names of {len(found)} files do not fit the header of one safetensors file; write several")
+    return list(found.values())
+
+
+def pictures_in(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:  # os.walk would pass over folders that it may not list
+        raise error
+
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}  # some, PIL only writes
+    tree = os.walk(folder, onerror=refuse)
+    return sorted(os.path.join(at, name) for at, _, names in tree for name in names if Path(name).suffix.lower() in suffixes)
+
+
+def reserve(output: Path, force: bool) -> str:
+    """Make a folder beside the output, which proves that the output can be written.
+
+    Raises:
+        ValueError: it cannot, or must not.
+    """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; name a file")
+    if output.exists() and not force:
+        raise ValueError(f"{output} exists; use --force to replace it")
+    try:
+        return tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".parts", dir=output.absolute().parent)
+    except OSError as error:
+        raise ValueError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def pick_device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=name).item()
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    return torch.device(name)
+
+
+# ---- the model and its pictures
+
+
+@contextmanager
+def asking(name: str, what: str) -> Iterator[None]:
+    """Complaints of a model's code become one line (HIERMIM_DEBUG=1 shows where they come from)."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"model {name!r} fails on {what}: {error}") from error
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    """The model for inference, set to the size asked for.
+
+    Raises:
+        ValueError: there is no such model, or it cannot give what is asked for.
+    """
+    if not args.pretrained:
+        torch.manual_seed(args.seed or 0)
+    model: Any = make_model(args.model, pretrained=args.pretrained).eval()
+    for what in args.what:
+        for method in NEEDED[what]:
+            if not hasattr(model, method):
+                raise ValueError(f"model {args.model!r} has no {method}(), which --what {what} needs")
+    if args.img_size and hasattr(model, "set_input_size"):  # most plain ViTs take no other size without
+        with asking(args.model, f"--img-size {args.img_size}"):
+            model.set_input_size((args.img_size, args.img_size))
+    return model
+
+
+def data_config(model: Any, img_size: int | None) -> dict[str, Any]:
+    """timm's preprocessing for the model, with the channels that it really has."""
+    config = resolve_model_data_config(model)
+    chans = getattr(model, "in_chans", config["input_size"][0])
+    if chans not in MODES:
+        raise ValueError(f"the model wants {chans} channels; pictures can be given {', '.join(map(str, MODES))}")
+    config["input_size"] = (chans, *((img_size, img_size) if img_size else config["input_size"][1:]))
+    for key in ("mean", "std"):  # averaged where they do not fit, as in timm's loader
+        values = config[key]
+        config[key] = values if len(values) == chans else (sum(values) / len(values),) * chans
+    return config
+
+
+class Pictures(Dataset[tuple[int, Any]]):
+    """Files as (position, [C, H, W]), or (position, reason) where one cannot be read."""
+
+    def __init__(self, files: list[str], config: dict[str, Any]) -> None:
+        self.files = files
+        self.size: tuple[int, int, int] = config["input_size"]
+        self.transform = create_transform(**config, is_training=False)
+
+    def __getitem__(self, i: int) -> tuple[int, Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(self.files[i]) as file:
+                    self.check_proportions(*file.size)
+                    picture = file.convert(MODES[self.size[0]])  # reads the pixels
+            return i, self.transform(picture)
+        except Exception as error:  # decoders of damaged files raise whatever comes up
+            return i, f"{type(error).__name__}: {error}"
+
+    def check_proportions(self, width: int, height: int) -> None:
+        """A strip one pixel high becomes a bomb when its short side is resized to the model's."""
+        pixels = max(self.size[1:]) ** 2 * max(width, height) // max(1, min(width, height))
+        if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are too long a strip")
+
+
+def collate(samples: list[tuple[int, Any]]) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:
+    """Images [B, C, H, W] (None if there are none), their positions, and the positions and reasons of unreadable files."""
+    good = [(i, x) for i, x in samples if isinstance(x, Tensor)]
+    images = torch.stack([x for _, x in good]) if good else None
+    return images, [i for i, _ in good], [(i, x) for i, x in samples if isinstance(x, str)]
+
+
+# ---- the work
+
+
+def extract(model: Any, pictures: Pictures, args: argparse.Namespace, parts: Path, rank: int, world: int) -> dict[str, Any]:
+    """Append the rows of this process's batches to files "RANK.KEY" in ``parts``.
+
+    Returns:
+        "batches", the positions kept of each, and "shapes", of a row for each key.
+
+    Raises:
+        ValueError: an unreadable picture with ``--on-error stop``, or the model refuses the images.
+    """
+    count, step = len(pictures.files), args.batch_size
+    todo = [list(range(start, min(start + step, count))) for start in range(rank * step, count, world * step)]
+    pin = args.device.type == "cuda"
+    loader = DataLoader(pictures, batch_sampler=todo, num_workers=args.workers, collate_fn=collate, pin_memory=pin)
+    batches: list[list[int]] = []
+    shapes: dict[str, list[int]] = {}
+    with ExitStack() as stack:
+        hidden = rank > 0 or None  # None: unless stderr is a terminal
+        bar = stack.enter_context(tqdm(total=sum(map(len, todo)), unit="picture", disable=hidden))
+        written: dict[str, Any] = {}
+        for images, kept, unreadable in loader:
+            complain(pictures, unreadable, args.on_error)
+            batches.append(kept)
+            for key, tensor in ({} if images is None else features(model, images.to(args.device), args)).items():
+                if key not in written:
+                    written[key] = stack.enter_context(open(parts / f"{rank}.{key}", "wb"))
+                    shapes[key] = list(tensor.shape[1:])
+                written[key].write(tensor.contiguous().view(torch.uint8).numpy().data)  # numpy has no bfloat16
+            bar.update(len(kept) + len(unreadable))
+    return {"batches": batches, "shapes": shapes}
+
+
+def complain(pictures: Pictures, unreadable: list[tuple[int, str]], on_error: str) -> None:
+    for i, reason in unreadable:
+        message = f"{pictures.files[i]} cannot be read ({' '.join(reason.split())})"
+        if on_error == "stop":
+            raise ValueError(f"{message}; --on-error skip leaves such files out")
+        tqdm.write(f"skipped: {message}", file=sys.stderr)
+
+
+@torch.inference_mode()
+def features(model: Any, images: Tensor, args: argparse.Namespace) -> dict[str, Tensor]:
+    """Images [B, C, H, W] -> "pooled" [B, D], "tokens" [B, N, D] (or as the model has them), "map0" [B, D, h, w], ... on the CPU.
+
+    Raises:
+        ValueError: the model refuses the images, or returns what cannot be stored.
+    """
+    found: dict[str, Tensor] = {}
+    autocast = torch.autocast(images.device.type, dtype=AMP[args.amp], enabled=args.amp != "none")
+    with asking(args.model, f"a batch of shape {list(images.shape)}"), autocast:
+        if "pooled" in args.what or "tokens" in args.what:
+            tokens = model.forward_features(images)
+            if "pooled" in args.what:
+                found["pooled"] = model.forward_head(tokens, pre_logits=True)
+            if "tokens" in args.what:
+                found["tokens"] = tokens
+        if "maps" in args.what:
+            maps = model.forward_intermediates(images, indices=args.levels, intermediates_only=True, output_fmt="NCHW")
+            found.update((f"map{level}", x) for level, x in zip(args.levels or range(len(maps)), maps, strict=True))
+    return {key: storable(key, x, args.dtype) for key, x in found.items()}
+
+
+def storable(key: str, x: Any, dtype: str) -> Tensor:
+    if not isinstance(x, Tensor) or (key == "pooled" and x.ndim != 2):
+        raise ValueError(
+            f"the model gives {key} features of shape {list(getattr(x, 'shape', []))}, which cannot be stored as such"
+        )
+    x = x.to(DTYPES[dtype])
+    if not x.isfinite().all():
+        raise ValueError(f"{key} features are not finite in {dtype}; try --dtype bfloat16 or float32, and --amp bf16 or none")
+    return x.cpu()
+
+
+# ---- putting it together
+
+
+def merge(logs: list[dict[str, Any]], pictures: Pictures, args: argparse.Namespace, parts: Path) -> str:
+    """Write the output from the rows of all processes; returns what there is to say about it.
+
+    The file (length, JSON header, bytes of the tensors) is written by hand: safetensors' own writer wants all of it in memory.
+
+    Raises:
+        ValueError: no picture could be read.
+    """
+    world = len(logs)
+    batches = [logs[b % world]["batches"][b // world] for b in range(sum(len(log["batches"]) for log in logs))]
+    kept = [pictures.files[i] for batch in batches for i in batch]
+    if not kept:
+        raise ValueError(f"none of the {len(pictures.files)} files could be read")
+    shapes = {key: shape for log in logs for key, shape in log["shapes"].items()}
+    sizes = {key: math.prod(shape) * DTYPES[args.dtype].itemsize for key, shape in shapes.items()}  # bytes of a row
+    with open(parts / "merged", "wb") as out:
+        out.write(header(kept, shapes, sizes, pictures, args))
+        for key, size in sizes.items():
+            with ExitStack() as stack:  # a process all of whose pictures were skipped has no file
+                sources = [log["shapes"] and stack.enter_context(open(parts / f"{r}.{key}", "rb")) for r, log in enumerate(logs)]
+                for b, batch in enumerate(batches):
+                    if batch:
+                        out.write(sources[b % world].read(len(batch) * size))
+    os.replace(parts / "merged", args.output)
+    tensors = ", ".join(f"{key} {[len(kept), *shape]}" for key, shape in shapes.items())
+    return f"wrote {args.output}: {tensors} in {args.dtype}, from {len(kept)} of {len(pictures.files)} files"
+
+
+def header(
+    kept: list[str], shapes: dict[str, list[int]], sizes: dict[str, int], pictures: Pictures, args: argparse.Namespace
+) -> bytes:
+    """The first bytes of a safetensors file with one row for each of the files kept."""
+    about = {
+        "files": json.dumps(kept),
+        "model": args.model,
+        "weights": "pretrained" if args.pretrained else f"random, seed {args.seed or 0}",
+        "img_size": f"{pictures.size[1]}x{pictures.size[2]}",
+        "hiermim_zoo": __version__,
+    }
+    content: dict[str, Any] = {"__metadata__": about}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + len(kept) * sizes[key]
+        content[key] = {"dtype": STORED_AS[args.dtype], "shape": [len(kept), *shape], "data_offsets": [start, end]}
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+if __name__ == "__main__":
+    run(main)
