@@ -1,0 +1,93 @@
+"""Servers on loopback: one serves files as origins do, one speaks the part of the Hub's protocol that downloads need."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET and HEAD with byte ranges; ``server.files`` maps paths to contents, ``server.log`` keeps what was asked for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        server: Server = self.server  # type: ignore[assignment]
+        path = self.path.partition("?")[0]
+        server.log.append((self.command, self.path, self.headers.get("Range")))
+        page = server.page(self.path) if server.page else None
+        if page is not None:
+            self.reply(200, page.encode(), body, {"Content-Type": "text/html; charset=utf-8"})
+            return
+        if path not in server.files:
+            headers = {"X-Error-Code": "RepoNotFound"} if server.hub else {}
+            self.reply(404, b"", body, headers)
+            return
+        content = server.files[path]
+        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        if server.hub:
+            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]) if self.headers.get("Range") else 0
+        if start and start >= len(content):
+            self.reply(416, b"", body, {"Content-Range": f"bytes */{len(content)}"})
+            return
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.reply(206 if start else 200, content[start:], body, headers)
+
+    def reply(self, status: int, content: bytes, body: bool, headers: dict[str, str]) -> None:
+        server: Server = self.server  # type: ignore[assignment]
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        cut = server.cuts.pop(0) if server.cuts and len(content) > 1000 else None
+        self.wfile.write(content[:cut])
+        if cut is not None:  # promise more than is sent, and hang up
+            self.wfile.flush()
+            self.close_connection = True
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes], hub: bool) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.hub = hub
+        self.log: list[tuple[str, str, str | None]] = []
+        self.cuts: list[int] = []  # bytes after which the next answers with a large body break off
+        self.page: Callable[[str], str | None] | None = None  # path and query -> a web page instead of the file
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def serving(files: dict[str, bytes], hub: bool = False) -> Iterator[Server]:
+    server = Server(files, hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,52 @@
+"""Models leave Python: torch.export, ONNX, torch.compile with the default backend's graph capture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import hiermim_zoo  # noqa: F401
+
+# The exporters' own deprecations, not ours.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+
+@pytest.fixture(params=["classifier", "features_only", "another size"])
+def model_and_size(request: pytest.FixtureRequest) -> tuple[nn.Module, int]:
+    kwargs = {"features_only": True} if request.param == "features_only" else {"num_classes": 5}
+    return timm.create_model("hivit_atto", exportable=True, **kwargs).eval(), 96 if request.param == "another size" else 64
+
+
+def flat(out: object) -> list[torch.Tensor]:
+    return list(out) if isinstance(out, (list, tuple)) else [out]  # type: ignore[list-item]
+
+
+@torch.inference_mode()
+def test_torch_export_agrees_and_takes_any_batch(model_and_size: tuple[nn.Module, int]) -> None:
+    model, side = model_and_size
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, side, side),), dynamic_shapes=({0: batch},))
+    x = torch.randn(5, 3, side, side)
+    for a, b in zip(flat(program.module()(x)), flat(model(x)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_onnxruntime_agrees(model_and_size: tuple[nn.Module, int], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, side = model_and_size
+    x = torch.randn(2, 3, side, side)
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    for a, b in zip(found, flat(model(x)), strict=True):
+        np.testing.assert_allclose(a, b.numpy(), rtol=1e-3, atol=1e-4)

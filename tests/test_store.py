@@ -1,0 +1,346 @@
+"""Where weights are found, with the real clients against servers on loopback.
+
+The Hub's client reads its settings when it is imported, so whatever depends on them runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import hiermim_zoo
+from hiermim_zoo import convert, manifest
+from hiermim_zoo.checkpoints import download as downloads
+from hiermim_zoo.checkpoints import store
+from hiermim_zoo.checkpoints.download import DownloadError, download
+from hiermim_zoo.manifest import Weights
+
+from .servers import serving
+
+CONTENT = bytes(range(256)) * 400
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "_PAUSE", 0)
+
+
+# ---- downloads from an origin
+
+
+def test_a_file_is_downloaded_verified_and_renamed(tmp_path: Path) -> None:
+    with serving({"/w.pth": CONTENT}) as server:
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256, size=len(CONTENT))
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["w.pth"]
+
+
+def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    with serving({"/w.pth": CONTENT}) as server:
+        server.cuts = [65_536, 32_768]
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+    assert [asked for _, _, asked in server.log] == [None, "bytes=65536-", "bytes=98304-"]
+
+
+def test_what_an_earlier_process_left_is_used(tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(CONTENT[:50_000])
+    with serving({"/w.pth": CONTENT}) as server:
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+        assert server.log == [("GET", "/w.pth", "bytes=50000-")]
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_a_part_that_is_complete_needs_no_more_bytes(tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(CONTENT)
+    with serving({"/w.pth": CONTENT}) as server:
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+def test_it_gives_up_when_nothing_more_comes_and_keeps_what_came(tmp_path: Path) -> None:
+    with serving({"/w.pth": CONTENT}) as server:
+        server.cuts = [32_768] + [0] * 9
+        with pytest.raises(DownloadError, match=r"w\.pth: .*kept in .*w\.pth\.part"):
+            download(f"{server.url}/w.pth", tmp_path / "w.pth")
+    assert (tmp_path / "w.pth.part").read_bytes() == CONTENT[:32_768]
+    assert not (tmp_path / "w.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"), [({"sha256": "0" * 64}, "sha256 is"), ({"size": 7}, "102400 bytes came instead of 7")]
+)
+def test_a_wrong_file_is_refused_and_removed(tmp_path: Path, expected: dict[str, object], message: str) -> None:
+    with serving({"/w.pth": CONTENT}) as server, pytest.raises(DownloadError, match=message):
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", **expected)  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("w.pth*"))
+
+
+def test_missing_files_and_dead_servers_are_said(tmp_path: Path) -> None:
+    with serving({}) as server, pytest.raises(DownloadError, match="the server answered 404"):
+        download(f"{server.url}/w.pth", tmp_path / "w.pth")
+    with pytest.raises(DownloadError, match="no connection"):
+        download(f"{server.url}/w.pth", tmp_path / "w.pth")
+
+
+DRIVE = "https://drive.google.com/file/d/1aB-c_2"
+FORM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
+<form id="download-form" action="{url}/download" method="get"><input type="hidden" name="id" value="1aB-c_2">
+<input type="hidden" name="export" value="download"><input type="hidden" name="confirm" value="t">
+<input type="hidden" name="uuid" value="x&amp;y"></form></body></html>"""
+
+
+def test_google_drive_is_asked_for_the_file_and_its_warning_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({"/download": CONTENT}) as server:
+        monkeypatch.setattr(downloads, "DRIVE_URL", f"{server.url}/download")
+        server.page = lambda path: None if "confirm=t" in path else FORM.format(url=server.url)
+        server.cuts = [32_768]
+        download(DRIVE, tmp_path / "w.pth", sha256=SHA256)
+        assert server.log[0][1] == "/download?id=1aB-c_2&export=download"
+        assert server.log[1][1] == "/download?id=1aB-c_2&export=download&confirm=t&uuid=x%26y"
+        assert server.log[-1][2] == "bytes=32768-"
+    assert (tmp_path / "w.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("page", ["<html><title>Quota exceeded</title></html>", FORM])
+def test_a_page_instead_of_a_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    with serving({}) as server:
+        monkeypatch.setattr(downloads, "DRIVE_URL", f"{server.url}/download")
+        server.page = lambda path: page.replace("{url}", server.url)
+        with pytest.raises(
+            DownloadError, match=r"a web page came instead of a file .(Quota exceeded|Google Drive - Virus scan warning)"
+        ):
+            download(DRIVE, tmp_path / "w.pth")
+    assert not list(tmp_path.glob("w.pth*"))
+
+
+# ---- the order of places
+
+
+@pytest.fixture
+def origin_file(tmp_path: Path) -> Path:
+    """A toy file of the authors' pre-training: encoder without bias tables, decoder, options."""
+    torch.manual_seed(5)
+    state = timm.create_model("hivit_atto", num_classes=0, rel_pos_bias=False).state_dict()
+    state = {n: t for n, t in state.items() if not n.startswith("fc_norm")}
+    state |= {
+        "mask_token": torch.ones(1, 1, 8),
+        "norm.weight": torch.ones(9),
+        "norm.bias": torch.ones(9),
+        "decoder_pred.bias": torch.ones(3),
+    }
+    torch.save({"model": state}, tmp_path / "origin.pth")
+    return tmp_path / "origin.pth"
+
+
+def toy_row(url: str, **kwargs: object) -> Weights:
+    row = Weights("hivit_atto.toy", "hiermim-zoo/hivit_atto.toy", "hivit_mae", "cc-by-nc-4.0", "a test", "0000.00000", url=url)
+    return dataclasses.replace(row, **kwargs)
+
+
+def test_an_origin_file_is_installed_once_even_by_two_at_a_time(origin_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({"/o.pth": origin_file.read_bytes()}) as server:
+        row = toy_row(f"{server.url}/o.pth", sha256=hashlib.sha256(origin_file.read_bytes()).hexdigest())
+        threads = [threading.Thread(target=store.install, args=(row,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(server.log) == 1
+    folder = store.user_store() / "hivit_atto.toy"
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert store.find_local(row) == folder / "model.safetensors"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["hiermim_zoo"]["source"] == row.url
+    assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+    assert not list((store.user_store() / "downloads").iterdir())
+
+
+def test_the_local_store_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    row = toy_row("")
+    assert store.find_local(row) is None
+    places = [
+        tmp_path / "mine" / "hivit_atto.toy.safetensors",
+        tmp_path / "cache" / "hiermim_zoo" / "hivit_atto.toy" / "model.safetensors",
+    ]
+    for place in reversed(places):
+        place.parent.mkdir(parents=True)
+        place.touch()
+        monkeypatch.setenv("HIERMIM_WEIGHTS", str(tmp_path / "mine")) if place == places[0] else None
+        assert store.locate(row) == place
+
+
+SCRIPT = """
+import dataclasses, json, sys, timm, hiermim_zoo
+from hiermim_zoo import manifest
+from hiermim_zoo.checkpoints import store
+name, url = sys.argv[1:3]
+rows = dict(manifest.records())
+rows[name] = dataclasses.replace(rows[name], url=url, sha256="", bytes=0)
+manifest.records = lambda: rows
+try:
+    model = timm.create_model(name, pretrained=True)
+    print(json.dumps({"sum": sum(p.double().sum().item() for p in model.parameters()), "classes": model.num_classes}))
+except Exception as error:
+    print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+"""
+
+
+def create(name: str, tmp_path: Path, url: str = "", **env: str) -> tuple[dict[str, object], str]:
+    """Create a pretrained model in a fresh process; what it printed, and its stderr."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    env = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        **env,
+    }
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(hiermim_zoo.__file__).parents[1]), env.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(script), name, url], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+NAME = "hivit_small.sup_in1k"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, float]:
+    """A made-up file of hivit_small as its authors would publish it, the same as the Hub would hold it, the sum of its values."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(7)
+    model = timm.create_model("hivit_small", num_classes=1000)
+    state = dict(model.state_dict())
+    state |= {f"blocks.{i}.attn.relative_position_index": torch.zeros(196, 196, dtype=torch.int64) for i in range(10, 30)}
+    torch.save({"model": state}, folder / "published.pth")
+    convert.main([str(folder / "published.pth"), "--model", "hivit_small", "-o", str(folder / "out")])
+    total = sum(p.double().sum().item() for p in model.parameters())
+    return (folder / "published.pth").read_bytes(), (folder / "out" / "model.safetensors").read_bytes(), total
+
+
+@pytest.mark.slow
+def test_the_hub_comes_before_the_origin_and_is_cached(small: tuple[bytes, bytes, float], tmp_path: Path) -> None:
+    with serving({f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}, hub=True) as hub:
+        found, said = create(NAME, tmp_path, "http://127.0.0.1:9/never", HF_ENDPOINT=hub.url)
+        assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
+        assert said.count("no licence") == 1
+    found, said = create(NAME, tmp_path, HF_HUB_OFFLINE="1")  # the server is gone
+    assert found["sum"] == pytest.approx(small[2])
+    assert "no licence" not in said
+
+
+@pytest.mark.slow
+def test_the_origin_is_used_when_the_hub_has_nothing(small: tuple[bytes, bytes, float], tmp_path: Path) -> None:
+    with serving({}, hub=True) as hub, serving({"/small.pth": small[0]}) as origin:
+        origin.cuts = [1 << 20]
+        found, said = create(NAME, tmp_path, f"{origin.url}/small.pth", HF_ENDPOINT=hub.url)
+        assert found["sum"] == pytest.approx(small[2])
+        assert said.count("no licence") == 1
+        assert [path for _, path, _ in hub.log if "resolve" in path] == [f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors"]
+        assert [asked for _, _, asked in origin.log] == [None, "bytes=1048576-"]
+    assert (tmp_path / "cache" / "hiermim_zoo" / NAME / "model.safetensors").is_file()
+    found, _ = create(NAME, tmp_path, HF_HUB_OFFLINE="1")  # from the local store
+    assert found["sum"] == pytest.approx(small[2])
+
+
+@pytest.mark.slow
+def test_a_wrong_origin_file_is_refused_with_all_places_named(tmp_path: Path) -> None:
+    with serving({}, hub=True) as hub, serving({"/small.pth": CONTENT}) as origin:
+        error = str(create(NAME, tmp_path, f"{origin.url}/small.pth", HF_ENDPOINT=hub.url)[0]["error"])
+    assert error.startswith(f"WeightsNotFound: the weights {NAME} were not found. Tried: local store {tmp_path}")
+    assert "damaged or no PyTorch checkpoint" in error
+    assert f"Hub repository hiermim-zoo/{NAME} (404" in error
+    assert error.endswith(f"python -m hiermim_zoo.convert FILE --install {NAME}")
+    assert not (tmp_path / "cache" / "hiermim_zoo" / NAME).exists()
+
+
+@pytest.mark.slow
+def test_offline_nothing_is_asked_for(tmp_path: Path) -> None:
+    with serving({}, hub=True) as hub:
+        error = str(create(NAME, tmp_path, f"{hub.url}/small.pth", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")[0]["error"])
+        assert hub.log == []
+    assert "offline mode" in error
+    assert "\n" not in error
+
+
+# ---- installing by hand
+
+
+def test_a_file_got_by_other_means_is_installed_under_its_tag(
+    origin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = toy_row("http://127.0.0.1:9/never")
+    monkeypatch.setattr(manifest, "records", lambda: {row.name: row})
+    convert.main([str(origin_file), "--install", row.name, "--verify"])
+    assert store.locate(row) == tmp_path / "cache" / "hiermim_zoo" / row.name / "model.safetensors"
+
+
+def test_a_tag_is_fetched_from_its_origin_and_converted(
+    origin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving({"/o.pth": origin_file.read_bytes()}) as server:
+        row = toy_row(f"{server.url}/o.pth")
+        monkeypatch.setattr(manifest, "records", lambda: {row.name: row})
+        convert.main([row.name, "-o", str(tmp_path / "out")])
+        convert.main([row.name, "--install"])
+        convert.main([f"{server.url}/o.pth", "--model", "hivit_atto", "-o", str(tmp_path / "out2")])
+    a, b, c = (
+        timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+        for folder in (tmp_path / "out", tmp_path / "out2", store.user_store() / row.name)
+    )
+    assert all(torch.equal(a[n], b[n]) and torch.equal(a[n], c[n]) for n in a)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["license"] == "cc-by-nc-4.0"
+
+
+def test_a_repository_of_the_hub_is_a_source(origin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    origin_file.rename(folder / "pytorch_model.bin")
+    monkeypatch.setattr(
+        convert, "snapshot_download", lambda name, **kwargs: asked.append((name, kwargs["revision"])) or str(folder)
+    )
+    convert.main(["hf-hub:someone/something@v2", "--model", "hivit_atto", "-o", str(tmp_path / "out")])
+    assert asked == [("someone/something", "v2")]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["source"] == "hf-hub:someone/something@v2"
+
+
+# ---- timm's own way in
+
+
+def test_the_callers_own_source_wins(tmp_path: Path) -> None:
+    model = timm.create_model("hivit_base", num_classes=3, img_size=32)
+    with warnings.catch_warnings():
+        loaded = timm.create_model(
+            "hivit_base",
+            pretrained=True,
+            img_size=32,
+            num_classes=3,
+            pretrained_cfg_overlay={"state_dict": model.state_dict(), "num_classes": 3},
+        )
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+
+
+def test_an_unknown_tag_and_missing_weights_are_said() -> None:
+    with pytest.raises(
+        ValueError, match=r"hivit_base\.nope is not a known tag; there are hivit_base\.mae_in1k_ft_in1k, hivit_base\.mae_in1k"
+    ):
+        timm.create_model("hivit_base.nope", pretrained=True)
+    with pytest.raises(ValueError, match="no pretrained weights of hivit_tiny were ever published"):
+        timm.create_model("hivit_tiny", pretrained=True)
