@@ -6,6 +6,7 @@ python -m hiermim_zoo.cards [--check]
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ INTRO = """# Model cards
 
 Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that file, not this one.
 
-Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the package), the
-Hub repository, the origin. A licence marked *unstated* means that the authors published the file without naming one: ask them before
+Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the package), the Hub
+repository, the origin. A licence marked *unstated* means that the authors published the file without naming one: ask them before
 any use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is named.
 """
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"wrote {path}")
 
 
+@functools.cache
 def measure(arch: str) -> tuple[float, float, tuple[int, ...]]:
     """Parameters in millions and multiply-adds in billions of an architecture, and the input that they are counted at."""
     with torch.device("meta"), torch.no_grad():

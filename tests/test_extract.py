@@ -219,7 +219,9 @@ def test_a_grey_model_gets_grey_pictures(folder, tmp_path, monkeypatch):
     tensors, names, _ = features_of(folder, "--batch-size", 5, output=tmp_path / "out")
     torch.manual_seed(0)
     model = timm.create_model("hivit_atto", in_chans=1).eval()
-    transform = create_transform((1, 64, 64), mean=(0.449,), std=(0.226,), interpolation="bicubic", crop_pct=0.875)
+    cfg = model.pretrained_cfg
+    mean, std = ((sum(cfg[key]) / 3,) for key in ("mean", "std"))
+    transform = create_transform((1, 64, 64), mean=mean, std=std, interpolation="bicubic", crop_pct=cfg["crop_pct"])
     images = torch.stack([transform(Image.open(name).convert("L")) for name in names])
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(images), pre_logits=True)

@@ -1,0 +1,231 @@
+"""The examples do what their first lines say, with the embedded weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors import safe_open
+from timm.data import create_dataset, create_transform, resolve_model_data_config
+
+from hiermim_zoo.cli import run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PICTURES = EXAMPLES / "pictures"
+
+# timm's dataset leaves it to the garbage collector to close the files that it reads.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def model_and_images(files: list[Path]) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The embedded model and what timm's own transform makes of the files: [N, 3, 64, 64]."""
+    model = timm.create_model("hivit_atto", pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model))
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            images.append(transform(image.convert("RGB")))
+    return model, torch.stack(images)
+
+
+# ---- the pictures
+
+
+def test_there_are_twenty_pictures_of_each_class_of_the_embedded_model():
+    names = timm.create_model("hivit_atto", pretrained=True).pretrained_cfg["label_names"]
+    assert sorted(path.name for path in PICTURES.iterdir() if path.is_dir()) == sorted(names)
+    contents = set()
+    for name in names:
+        files = sorted((PICTURES / name).iterdir())
+        assert [file.name for file in files] == [f"{i:04d}.jpg" for i in range(20)]
+        contents.update(file.read_bytes() for file in files)
+    assert len(contents) == 200
+
+
+# ---- demo
+
+
+@pytest.mark.slow
+def test_demo_prints_accuracies_and_draws_every_level(tmp_path, capsys):
+    demo = load("demo")
+    demo.main(["-o", str(tmp_path / "new" / "folder")])
+    printed = capsys.readouterr().out
+
+    line = re.search(r"classifier, top-1 accuracy: ([\d.]+)% \(n=200, 95% Wilson interval ([\d.]+)% to ([\d.]+)%\)", printed)
+    assert line, printed
+    share, low, high = map(float, line.groups())
+    assert 20 < low < share < high < 100  # chance is 10
+    line = re.search(r"20 nearest neighbours in pooled features, accuracy: ([\d.]+)%", printed)
+    assert line, printed
+    assert 20 < float(line[1]) < 100
+    shapes = "[1, 24, 107, 160], [1, 48, 54, 80], [1, 96, 27, 40], [1, 96, 14, 20]"  # of 427 x 640, rounded up
+    for name in ("china.jpg", "flower.jpg"):
+        assert re.search(rf"feature maps of {name}.*: {re.escape(shapes)}\n", printed)
+
+    path = tmp_path / "new" / "folder" / "features.png"
+    assert f"wrote {path}\n" in printed
+    with Image.open(path) as image:
+        sheet = np.asarray(image)
+    assert 1000 < sheet.shape[0] < 3000
+    assert 1000 < sheet.shape[1] < 3000
+    for row in range(2 + len(demo.DRAWN)):
+        panels = []
+        for column in range(5):
+            left, top = demo.corner(row, column)
+            panels.append(sheet[top : top + demo.CELL[1], left : left + demo.CELL[0]])
+            inside = panels[-1][:, : demo.CELL[1]]  # small photographs are square and leave the rest of their cell empty
+            assert inside.std(axis=(0, 1)).min() > 10, (row, column)
+            assert len(np.unique(inside.reshape(-1, 3), axis=0)) >= 4  # at the least 2 x 2 cells of the coarsest map
+        assert all((a != b).any() for a, b in itertools.pairwise(panels))
+
+
+@pytest.mark.slow
+def test_demo_counts_as_timm_does(tmp_path, capsys):
+    """The printed share is that of the embedded classifier on the pictures, counted another way."""
+    load("demo").main(["-o", str(tmp_path)])
+    printed = capsys.readouterr().out
+    files = sorted(PICTURES.glob("*/*.jpg"))
+    model, images = model_and_images(files)
+    names = model.pretrained_cfg["label_names"]
+    with torch.inference_mode():
+        said = [names[i] for i in model(images).argmax(1).tolist()]
+    right = sum(name == file.parent.name for name, file in zip(said, files, strict=True))
+    assert f"top-1 accuracy: {right / 200:.1%} (n=200" in printed
+
+
+def test_demo_says_what_it_lacks(tmp_path, capsys, monkeypatch):
+    demo = load("demo")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: demo.main(["-o", str(tmp_path / "out")]))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err == 'error: the demo needs scikit-learn: pip install "hiermim-zoo[demo]"\n'
+    assert printed.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_demo_draws_like_features_in_like_colours():
+    """Two maps of one level, of different sizes, share their colours; a few wild cells do not grey the rest."""
+    demo = load("demo")
+    kinds = torch.randn(3, 8)
+    first = kinds[torch.arange(3).repeat(20)].T.reshape(1, 8, 6, 10)
+    second = kinds[torch.arange(3).repeat(4)].T.reshape(1, 8, 3, 4).clone()
+    second[0, :, 0, 0] *= 1000
+    a, b = (np.asarray(picture) for picture in demo.colours([first, second]))
+    assert a.shape == (6, 10, 3)
+    assert b.shape == (3, 4, 3)
+    flat_a, flat_b = a.reshape(-1, 3), b.reshape(-1, 3)
+    for kind in range(3):
+        assert len(np.unique(np.concatenate([flat_a[kind::3], flat_b[3 + kind :: 3]]), axis=0)) == 1
+    assert np.ptp(flat_a, axis=0).max() > 100
+
+
+# ---- extract_features
+
+
+def test_extract_features_prints_shapes_and_writes_the_pooled_features(tmp_path, capsys):
+    files = [PICTURES / "cat" / "0000.jpg", PICTURES / "ship" / "0001.jpg", PICTURES / "frog" / "0002.jpg"]
+    output = tmp_path / "f.safetensors"
+    load("extract_features").main([*map(str, files), "-o", str(output)])
+    assert capsys.readouterr().out.splitlines() == [
+        "pooled: [3, 96]",
+        "tokens: [3, 16, 96]",
+        "map 0: [3, 24, 16, 16]",
+        "map 1: [3, 48, 8, 8]",
+        "map 2: [3, 96, 4, 4]",
+        "map 3: [3, 96, 2, 2]",
+        f"wrote {output}",
+    ]
+    model, images = model_and_images(files)
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(images), pre_logits=True)
+    with safe_open(output, "pt") as file:
+        torch.testing.assert_close(file.get_tensor("pooled"), expected)
+        assert file.metadata() == {"model": "hivit_atto", "files": json.dumps([str(name) for name in files])}
+
+
+def test_extract_features_takes_other_models(tmp_path, monkeypatch, capsys):
+    example = load("extract_features")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, **{**kwargs, "pretrained": False}))
+    picture = str(PICTURES / "cat" / "0000.jpg")
+    example.main([picture, "--model", "test_vit", "-o", str(tmp_path / "f.safetensors")])
+    assert "pooled: [1, 64]" in capsys.readouterr().out
+
+
+# ---- finetune_head
+
+
+def test_finetuned_head_beats_chance_and_its_checkpoint_gives_the_same(tmp_path, capsys, monkeypatch):
+    example = load("finetune_head")
+    saved = []
+    save = example.save_for_hf
+    monkeypatch.setattr(
+        example, "save_for_hf", lambda model, *args, **kwargs: (saved.append(model), save(model, *args, **kwargs))
+    )
+    example.main(["-o", str(tmp_path / "head")])
+    printed = capsys.readouterr().out
+    before, after = (
+        float(re.search(rf"held-out accuracy {when}: ([\d.]+)% of 50", printed)[1])  # type: ignore[index]
+        for when in ("before", "after")
+    )
+    assert after > max(before, 10) + 10, printed  # chance is 10
+    assert "equal outputs" in printed
+
+    pretrained, images = model_and_images(sorted(PICTURES.glob("*/0007.jpg")))
+    reloaded = timm.create_model(f"local-dir:{tmp_path / 'head'}", pretrained=True).eval()
+    with torch.inference_mode():
+        assert torch.equal(reloaded(images), saved[0].eval()(images))
+        assert torch.equal(reloaded.forward_features(images), pretrained.forward_features(images))  # the backbone was frozen
+        assert not torch.equal(reloaded(images), pretrained(images))
+
+
+def test_finetuned_head_has_the_classes_of_the_folder(tmp_path, capsys):
+    for name in ("ship", "frog", "truck"):
+        shutil.copytree(PICTURES / name, tmp_path / "in" / f"my_{name}")
+    arguments = [str(tmp_path / "in"), "--epochs", "30", "--batch-size", "8", "--lr", "0.005", "--seed", "3"]
+    load("finetune_head").main([*arguments, "-o", str(tmp_path / "head")])
+    printed = capsys.readouterr().out
+    assert "3 classes, 45 pictures to train with" in printed
+    assert re.search(r"held-out accuracy after: [\d.]+% of 15 \(training pictures: [\d.]+% of 45\)", printed)
+
+    model = timm.create_model(f"local-dir:{tmp_path / 'head'}", pretrained=True).eval()
+    assert model.num_classes == 3
+    assert list(model.pretrained_cfg["label_names"]) == ["my_frog", "my_ship", "my_truck"]
+    dataset = create_dataset("", str(tmp_path / "in"), transform=create_transform(**resolve_model_data_config(model)))
+    images, labels = zip(*dataset, strict=True)
+    with torch.inference_mode():
+        right = model(torch.stack(images)).argmax(1) == torch.tensor(labels)
+    assert right.float().mean() > 0.5  # chance is a third
+
+
+def test_finetuning_the_head_repeats_itself(tmp_path, capsys):
+    example = load("finetune_head")
+    heads = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        example.main(["-o", str(tmp_path / name), "--epochs", "1", "--seed", str(seed)])
+        with safe_open(tmp_path / name / "model.safetensors", "pt") as file:
+            heads.append(file.get_tensor("head.weight"))
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
