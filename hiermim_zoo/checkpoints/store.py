@@ -135,9 +135,9 @@ def _show_license(row: Weights) -> None:
 
 
 def _offline() -> bool:
-    from huggingface_hub import is_offline_mode
+    from huggingface_hub import constants
 
-    return is_offline_mode()
+    return constants.HF_HUB_OFFLINE
 
 
 def _first_line(error: Exception) -> str:

@@ -18,8 +18,8 @@ def relative_position_index(grid: tuple[int, int], device: torch.device | None =
         int64 [hw, hw]: entry (i, j) is (row_i - row_j + h - 1)(2w - 1) + (col_i - col_j + w - 1).
     """
     h, w = grid
-    row = torch.arange(h, device=device).repeat_interleave(w)  # [hw]
-    col = torch.arange(w, device=device).repeat(h)  # [hw]
+    token = torch.arange(h * w, device=device)
+    row, col = token // w, token % w
     return (row[:, None] - row + h - 1) * (2 * w - 1) + (col[:, None] - col + w - 1)
 
 
