@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from timm.models import create_model
 
@@ -23,7 +22,7 @@ from . import manifest
 from .checkpoints import store
 from .checkpoints.download import download
 from .checkpoints.export import MODEL_FILE, Converted, check_target, convert, write_folder
-from .checkpoints.files import SUFFIXES, Checkpoint, read_checkpoint
+from .checkpoints.files import Checkpoint, read_checkpoint
 from .cli import check_arch, run
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -124,8 +123,7 @@ def fetch(source: str, scratch: Path) -> Checkpoint:
         return read_checkpoint(local or store.fetch_origin(row, scratch))
     if source.startswith("hf-hub:"):
         name, _, revision = source.removeprefix("hf-hub:").partition("@")
-        wanted = [f"*{suffix}" for suffix in SUFFIXES] + ["config.json"]
-        return read_checkpoint(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        return read_checkpoint(store.fetch_repository(name, revision or None))
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
     if urlsplit(source).scheme in ("http", "https"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +35,12 @@ class Handler(BaseHTTPRequestHandler):
         if page is not None:
             self.reply(200, page.encode(), body, {"Content-Type": "text/html; charset=utf-8"})
             return
+        listing = server.listing(path) if server.hub else None
+        if listing is not None:
+            self.reply(200, json.dumps(listing).encode(), body, {"Content-Type": "application/json"})
+            return
+        if server.hub and f"/resolve/{COMMIT}/" in path:  # the client asks for files by commit once it knows it
+            path = next((p for p in server.files if re.sub("/resolve/[^/]+/", f"/resolve/{COMMIT}/", p) == path), path)
         if path not in server.files:
             headers = {"X-Error-Code": "RepoNotFound"} if server.hub else {}
             self.reply(404, b"", body, headers)
@@ -74,6 +82,17 @@ class Server(ThreadingHTTPServer):
         self.log: list[tuple[str, str, str | None]] = []
         self.cuts: list[int] = []  # bytes after which the next answers with a large body break off
         self.page: Callable[[str], str | None] | None = None  # path and query -> a web page instead of the file
+
+    def listing(self, path: str) -> object:
+        """What the Hub's API says of a repository that has files here: about a revision, or its tree."""
+        match = re.fullmatch(r"/api/models/(.+)/(revision|tree)/(.+)", path)
+        found = {p: c for p, c in self.files.items() if match and p.startswith(f"/{match[1]}/resolve/")}
+        if not match or not found or not (match[3] == COMMIT or f"/resolve/{match[3]}/" in next(iter(found))):
+            return None
+        names = {re.sub("^/.+/resolve/[^/]+/", "", p): c for p, c in found.items()}
+        if match[2] == "revision":
+            return {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        return [{"type": "file", "path": name, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for name, c in names.items()]
 
     @property
     def url(self) -> str:

@@ -308,17 +308,35 @@ def test_a_tag_is_fetched_from_its_origin_and_converted(
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["license"] == "cc-by-nc-4.0"
 
 
-def test_a_repository_of_the_hub_is_a_source(origin_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    folder = tmp_path / "snapshot"
-    folder.mkdir()
-    origin_file.rename(folder / "pytorch_model.bin")
-    monkeypatch.setattr(
-        convert, "snapshot_download", lambda name, **kwargs: asked.append((name, kwargs["revision"])) or str(folder)
+@pytest.mark.slow
+def test_a_repository_of_the_hub_is_a_source(origin_file: Path, tmp_path: Path) -> None:
+    """The real client: a revision, files of which only checkpoints and configuration are fetched; then what goes wrong."""
+    files = {"pytorch_model.bin": origin_file.read_bytes(), "tf_model.h5": CONTENT, "README.md": b"no"}
+    with serving({f"/someone/some-model/resolve/v2/{name}": content for name, content in files.items()}, hub=True) as hub:
+        done = command(tmp_path, "hf-hub:someone/some-model@v2", HF_ENDPOINT=hub.url)
+        assert done.returncode == 0, done.stderr
+        fetched = {path.rpartition("/")[2] for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
+        assert fetched == {"pytorch_model.bin"}
+        about = json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]
+        assert (about["source"], about["layout"]) == ("hf-hub:someone/some-model@v2", "hivit_mae")
+        for source, offline in (("hf-hub:someone/nothing", ""), ("hf-hub:some one/x y", ""), ("hf-hub:someone/other", "1")):
+            done = command(tmp_path, source, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=offline)
+            assert done.returncode == 2
+            assert len(done.stderr.splitlines()) == 1, done.stderr
+            assert done.stderr.startswith("error: ")
+
+
+def command(tmp_path: Path, source: str, **env: str) -> subprocess.CompletedProcess[str]:
+    args = [source, "--model", "hivit_atto", "-o", str(tmp_path / "out"), "--force"]
+    path = {"PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1]), "HF_HOME": str(tmp_path / "hf")}
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "hiermim_zoo.convert", *args],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **path, **quiet, **env},
+        timeout=120,
     )
-    convert.main(["hf-hub:someone/something@v2", "--model", "hivit_atto", "-o", str(tmp_path / "out")])
-    assert asked == [("someone/something", "v2")]
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["source"] == "hf-hub:someone/something@v2"
 
 
 # ---- timm's own way in

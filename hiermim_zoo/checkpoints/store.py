@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +17,7 @@ from urllib.parse import urlsplit
 from ..manifest import Weights, weights_dir
 from .download import DownloadError, download
 from .export import MODEL_FILE, convert, write_folder
-from .files import read_checkpoint
+from .files import SUFFIXES, read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -104,17 +106,41 @@ def fetch_origin(row: Weights, folder: Path) -> Path:
     return target
 
 
+def fetch_repository(name: str, revision: str | None) -> Path:
+    """The folder with the checkpoints and the configuration of a repository of the Hub.
+
+    Raises:
+        DownloadError: it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [*(f"*{suffix}" for suffix in SUFFIXES), "config.json"]
+    with hub_errors():
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """What the Hub's client raises, as DownloadError.
+
+    Its HTTP errors derive from the base class of the HTTP client that it uses, and a broken transfer is not an OSError in every
+    version.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    http_error: Any = HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except (OSError, HFValidationError, http_error) as error:
+        raise DownloadError(_first_line(error)) from error
+
+
 def _from_hub(row: Weights, cache_dir: str | Path | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # The base class of whatever HTTP client the Hub's client uses: a broken transfer is not an OSError in every version.
-    http_error: Any = HfHubHTTPError.__bases__[0]
     known = isinstance(try_to_load_from_cache(row.hub, MODEL_FILE, cache_dir=cache_dir), str)
-    try:
+    with hub_errors():
         path = Path(hf_hub_download(row.hub, MODEL_FILE, cache_dir=cache_dir))
-    except http_error as error:
-        raise DownloadError(_first_line(error)) from error
     if not known:
         _show_license(row)
     return path
