@@ -5,6 +5,7 @@ The folder holds model.safetensors, config.json (timm's form) and README.md (a m
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -41,6 +42,7 @@ class Converted:
     license: str
     row: Weights | None = None
     dtype: torch.dtype = torch.float32
+    model_args: dict[str, Any] = field(default_factory=dict)  # what timm must be told to build the model again
     resampled: list[str] = field(default_factory=list)  # "name [old] -> [new]"
     initial: list[str] = field(default_factory=list)  # names that keep their initial value
 
@@ -111,9 +113,11 @@ def convert(
     stem = native.state.get(f"{base.first_conv}.weight")
     chans = stem.shape[1] if stem is not None and stem.ndim > 1 else 3
     license = license or config.get("license") or "unstated"
-    args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans")}
+    args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans", "global_pool")}
+    if _pair(size) != base.input_size[1:]:
+        args["img_size"] = _pair(size)
     cfg = _pretrained_cfg(base, config, row, arch, license, classes, (chans, *_pair(size)))
-    model = create_model(arch, pretrained_cfg=cfg, num_classes=classes, in_chans=chans, img_size=size, **args)
+    model = create_model(arch, pretrained_cfg=cfg, num_classes=classes, in_chans=chans, **args)
     state = family.adapt(native, model)
     check_fits(state, model.state_dict(), model=arch)
     model.load_state_dict(state)
@@ -124,7 +128,7 @@ def convert(
     ]
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
-    return Converted(arch, model, native, checkpoint, source, license, row, dtype, resampled, initial)
+    return Converted(arch, model, native, checkpoint, source, license, row, dtype, args, resampled, initial)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -178,6 +182,18 @@ def check_target(folder: Path, force: bool) -> None:
         raise ValueError(f"{folder} cannot be written: no permission")
 
 
+def write_config(converted: Converted, path: Path) -> None:
+    """config.json in timm's form, with the provenance added.
+
+    timm repeats the number of classes among the model's arguments; transformers, which passes it itself, then fails to load the
+    folder. So only those arguments are kept that differ from what the architecture and the rest of the file say.
+    """
+    save_config_for_hf(converted.model, str(path), {"hiermim_zoo": converted.provenance()})
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model_args"] = converted.model_args
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
 def write_folder(converted: Converted, folder: Path, force: bool = False) -> None:
     """Write model.safetensors, config.json and README.md beside ``folder`` and rename them into place together.
 
@@ -190,7 +206,7 @@ def write_folder(converted: Converted, folder: Path, force: bool = False) -> Non
     part.mkdir(parents=True)
     try:
         save_file(converted.state(), part / MODEL_FILE, metadata={"format": "pt"})
-        save_config_for_hf(converted.model, str(part / "config.json"), {"hiermim_zoo": converted.provenance()})
+        write_config(converted, part / "config.json")
         (part / MODEL_FILE).chmod((part / "config.json").stat().st_mode)  # safetensors writes for the owner alone
         (part / "README.md").write_text(model_card(converted.model, converted.arch, converted.provenance()), encoding="utf-8")
         if folder.exists():
