@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from safetensors import SafetensorError
 from timm.models import create_model, is_model, list_models
 from torch import nn
 
@@ -55,5 +56,5 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
         check_arch(name)
     try:
         return create_model(name, **kwargs)
-    except (RuntimeError, AssertionError, TypeError) as error:  # what timm raises for bad names and arguments
+    except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # timm's, for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error

@@ -23,6 +23,7 @@ from .checkpoints import store
 from .checkpoints.download import download
 from .checkpoints.export import MODEL_FILE, Converted, check_target, convert, write_folder
 from .checkpoints.files import Checkpoint, read_checkpoint
+from .checkpoints.layouts import LAYOUTS
 from .cli import check_arch, run
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -77,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--install", nargs="?", const="", metavar="TAG", help="put it into the local store, where pretrained=True finds it"
     )
-    parser.add_argument("--layout", help="force a layout instead of recognising it")
+    parser.add_argument("--layout", help=f"force a layout instead of recognising it: {', '.join(x.name for x in LAYOUTS)}")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")

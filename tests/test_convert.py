@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
-from hiermim_zoo.cli import run
+from hiermim_zoo.cli import make_model, run
 
 
 @pytest.fixture
@@ -223,6 +223,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert lines[0].startswith("error: ")
     assert re.search(message, lines[0]), lines[0]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("spoil_it", ["truncated", "not json", "no architecture"])
+def test_a_folder_that_is_damaged_later_is_one_line_too(atto: Path, tmp_path: Path, spoil_it: str) -> None:
+    out = tmp_path / "out"
+    command(atto, "--model", "hivit_atto", "-o", out)
+    if spoil_it == "truncated":
+        (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:1000])
+    else:
+        (out / "config.json").write_text("{}" if spoil_it == "no architecture" else "{")
+    with pytest.raises((ValueError, OSError)) as error:
+        make_model(f"local-dir:{out}", pretrained=True)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

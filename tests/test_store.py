@@ -168,18 +168,22 @@ def test_an_origin_file_is_installed_once_even_by_two_at_a_time(origin_file: Pat
     assert not list((store.user_store() / "downloads").iterdir())
 
 
-def test_the_local_store_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_local_store_is_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """$HIERMIM_WEIGHTS, the cache folder given, the user's cache, the weights that ship; each hides those behind it."""
     row = toy_row("")
-    assert store.find_local(row) is None
+    monkeypatch.setenv("HIERMIM_WEIGHTS", str(tmp_path / "mine"))
+    monkeypatch.setattr(store, "weights_dir", lambda: tmp_path / "shipped")
     places = [
         tmp_path / "mine" / "hivit_atto.toy.safetensors",
+        tmp_path / "given" / "hiermim_zoo" / "hivit_atto.toy" / "model.safetensors",
         tmp_path / "cache" / "hiermim_zoo" / "hivit_atto.toy" / "model.safetensors",
+        tmp_path / "shipped" / "hivit_atto.toy.safetensors",
     ]
+    assert store.find_local(row, tmp_path / "given") is None
     for place in reversed(places):
         place.parent.mkdir(parents=True)
         place.touch()
-        monkeypatch.setenv("HIERMIM_WEIGHTS", str(tmp_path / "mine")) if place == places[0] else None
-        assert store.locate(row) == place
+        assert store.locate(row, tmp_path / "given") == place
 
 
 SCRIPT = """

@@ -26,18 +26,23 @@ class WeightsNotFound(OSError):
     """No place had the weights; the message lists the places and the command that helps."""
 
 
+def _roots(cache_dir: str | Path | None) -> list[Path]:
+    """The folders of the local store, in the order in which they are searched; new weights go into the first."""
+    chosen = os.environ.get("HIERMIM_WEIGHTS")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    roots = [Path(chosen)] if chosen else []
+    roots += [Path(cache_dir) / "hiermim_zoo"] if cache_dir is not None else []
+    return [root.expanduser() for root in (*roots, user_cache / "hiermim_zoo", weights_dir())]
+
+
 def user_store(cache_dir: str | Path | None = None) -> Path:
     """The folder that new weights are put into: $HIERMIM_WEIGHTS, else ``cache_dir``, else the user's cache."""
-    if chosen := os.environ.get("HIERMIM_WEIGHTS"):
-        return Path(chosen).expanduser()
-    if cache_dir is not None:
-        return Path(cache_dir) / "hiermim_zoo"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hiermim_zoo"
+    return _roots(cache_dir)[0]
 
 
 def find_local(row: Weights, cache_dir: str | Path | None = None) -> Path | None:
     """The file with the weights in the local store, or None."""
-    for root in dict.fromkeys((user_store(cache_dir), user_store(), weights_dir())):
+    for root in _roots(cache_dir):
         for path in (root / row.name / MODEL_FILE, root / f"{row.name}.safetensors"):
             if path.is_file():
                 return path
@@ -57,7 +62,7 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
     path = find_local(row, cache_dir)
     if path is not None:
         return path
-    tried = [f"local store {user_store(cache_dir)} (not there)"]
+    tried = [f"local store {', '.join(map(str, _roots(cache_dir)))} (not there)"]
     for place, fetch in ((f"Hub repository {row.hub}", _from_hub), (f"origin {row.url or '(none)'}", _from_origin)):
         try:
             return fetch(row, cache_dir)
