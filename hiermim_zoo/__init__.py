@@ -11,10 +11,11 @@ from __future__ import annotations
 import fnmatch
 
 from . import manifest
+from .mae import create_mae
 from .models import ARCHITECTURES
 from .version import __version__
 
-__all__ = ["__version__", "list_models"]
+__all__ = ["__version__", "create_mae", "list_models"]
 
 
 def list_models(family: str | None = None, pretrained: bool = False, license: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""How a family becomes timm models: registration, pretrained configs, construction, weights on request."""
+"""How a family becomes timm models: pretrained configs, construction, weights on request."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from timm.layers import to_2tuple
 from timm.models import (
     build_model_with_cfg,
     generate_default_cfgs,
-    is_model,
-    model_entrypoint,
-    register_model,
 )
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
@@ -21,21 +18,6 @@ from torch import Tensor, nn
 
 from . import manifest
 from .checkpoints import store
-
-
-def register(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """Register an architecture with timm under the name of its function.
-
-    Raises:
-        ValueError: somebody else already registered the name. (timm itself would overwrite theirs with a warning.)
-    """
-    name = entrypoint.__name__
-    if not is_model(name):
-        return register_model(entrypoint)
-    owner = model_entrypoint(name).__module__
-    if owner != entrypoint.__module__:
-        raise ValueError(f"the model name {name!r} is taken: {owner} registered it with timm")
-    return entrypoint
 
 
 def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:

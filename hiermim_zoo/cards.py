@@ -6,19 +6,14 @@ python -m hiermim_zoo.cards [--check]
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from timm.models import create_model
-from torch.utils.flop_counter import FlopCounterMode
 
 from . import list_models, manifest
 from .cli import run
 from .manifest import Weights
+from .measure import measure
 
 BEGIN, END = "<!-- models: made by python -m hiermim_zoo.cards -->", "<!-- end of models -->"
 INTRO = """# Model cards
@@ -47,29 +42,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"wrote {path}")
 
 
-@functools.cache
-def measure(arch: str) -> tuple[float, float, tuple[int, ...]]:
-    """Parameters in millions and multiply-adds in billions of an architecture, and the input that they are counted at."""
-    with torch.device("meta"), torch.no_grad():
-        model: Any = create_model(arch).eval()
-        with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, *model.pretrained_cfg["input_size"]))
-    return (
-        sum(p.numel() for p in model.parameters()) / 1e6,
-        counter.get_total_flops() / 2e9,
-        model.pretrained_cfg["input_size"],
-    )
-
-
 def with_table(readme: str) -> str:
     """The README with its table of models made anew."""
     lines = ["| model | parameters | GMACs (input) | weights | licence of the weights |", "| --- | --- | --- | --- | --- |"]
     for arch in list_models():
-        parameters, gmacs, size = measure(arch)
+        size = measure(arch)
         rows = [row for row in manifest.records().values() if row.arch == arch]
         tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
         licences = "<br>".join(row.license for row in rows) or "-"
-        lines.append(f"| `{arch}` | {parameters:.2f} M | {gmacs:.2f} ({size[-1]}) | {tags} | {licences} |")
+        counts = f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({size.input_size[-1]})"
+        lines.append(f"| `{arch}` | {counts} | {tags} | {licences} |")
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     if not pattern.search(readme):
         raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")

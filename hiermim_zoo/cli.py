@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.models import create_model, is_model, list_models
+from timm.models import create_model
 from torch import nn
+
+from .registry import check_arch
 
 BAD_INPUT = 2  # exit code
 
@@ -30,20 +31,6 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def check_arch(name: str) -> str:
-    """The architecture of "arch" or "arch.tag".
-
-    Raises:
-        ValueError: timm knows no such architecture, with the names that come close.
-    """
-    arch = name.partition(".")[0]
-    if not is_model(arch):
-        close = difflib.get_close_matches(arch, list_models(), n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "python -c 'import timm; print(timm.list_models())' lists them"
-        raise ValueError(f"model {arch!r} is unknown; {hint}")
-    return arch
 
 
 def make_model(name: str, **kwargs: Any) -> nn.Module:

@@ -24,7 +24,10 @@ from .checkpoints.download import download
 from .checkpoints.export import MODEL_FILE, Converted, check_target, convert, write_folder
 from .checkpoints.files import Checkpoint, read_checkpoint
 from .checkpoints.layouts import LAYOUTS
-from .cli import check_arch, run
+from .checkpoints.rules import check_fits
+from .cli import run
+from .mae import create_mae, decoder_state
+from .registry import check_arch
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             dtype=DTYPES[args.dtype],
             license=args.license,
             row=row,
+            decoder=args.mae,
         )
+        if args.mae:
+            check_decoder(converted)
     print(report(converted, every=args.dry_run))
     if target is None:
         return
@@ -82,6 +88,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
     parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
+    parser.add_argument(
+        "--mae", action="store_true", help="keep the decoder: hiermim_zoo.create_mae(ARCH, checkpoint=DIR) continues"
+    )
     parser.add_argument("--license", default="", help="of the weights, written into configuration and card")
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--dry-run", action="store_true", help="report on every tensor, write nothing")
@@ -97,9 +106,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("--install and -o exclude each other")
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
+    if args.mae and (args.img_size or args.install):
+        raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install")
     if args.verify and args.dry_run:
         raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
     return args
+
+
+def check_decoder(converted: Converted) -> None:
+    """Refuse a decoder that the architecture's autoencoder cannot take."""
+    model: Any = converted.model
+    size = {"img_size": converted.model_args["img_size"]} if "img_size" in converted.model_args else {}
+    mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
+    check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 
 def known_row(name: str) -> manifest.Weights | None:

@@ -35,15 +35,16 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
         raise ValueError(f"keep must be ascending without repeats, row {row} is {keep[row].tolist()}")
 
 
-def random_keep(batch: int, units: int, keep: int, *, generator: torch.Generator | None = None) -> Tensor:
+def random_keep(
+    batch: int, units: int, keep: int, *, generator: torch.Generator | None = None, device: torch.device | None = None
+) -> Tensor:
     """Choose ``keep`` of ``units`` at random for every sample, by ranking uniform noise.
 
     Returns:
-        int64 [batch, keep], ascending, on the generator's device.
+        int64 [batch, keep], ascending.
     """
     if not 0 < keep <= units:
         raise ValueError(f"cannot keep {keep} of {units} units")
-    device = generator.device if generator is not None else None
     noise = torch.rand(batch, units, generator=generator, device=device)
     return noise.argsort(dim=1)[:, :keep].sort(dim=1).values
 

@@ -5,6 +5,7 @@ The folder holds model.safetensors, config.json (timm's form) and README.md (a m
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..manifest import Weights
+from ..registry import family_of
 from ..version import __version__
 from .card import model_card
 from .files import Checkpoint
@@ -28,6 +30,7 @@ from .layouts import Native, to_native
 from .rules import check_fits
 
 MODEL_FILE = "model.safetensors"
+DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
 
 
 @dataclass
@@ -62,12 +65,14 @@ class Converted:
 
 
 def family_module(arch: str) -> ModuleType:
-    """The module of this package that defines an architecture.
+    """The module of this package that defines an architecture (or, for plain ViTs, adapts timm's).
 
     Raises:
-        ValueError: the architecture is not of this package.
+        ValueError: the architecture is neither.
     """
     name = model_entrypoint(arch).__module__
+    if name == "timm.models.vision_transformer":
+        return importlib.import_module("hiermim_zoo.models.vit")
     if not name.startswith(__package__.partition(".")[0] + "."):
         raise ValueError(f"--model {arch} is a model of {name}, not of this package; hiermim_zoo.list_models() names ours")
     return sys.modules[name]
@@ -84,6 +89,7 @@ def convert(
     dtype: torch.dtype = torch.float32,
     license: str = "",
     row: Weights | None = None,
+    decoder: bool = False,
 ) -> Converted:
     """Carry a checkpoint over into a model of this package.
 
@@ -97,14 +103,16 @@ def convert(
         dtype: of the tensors written.
         license: of the weights, where the manifest or a configuration beside the file does not say.
         row: the manifest's record, if the file belongs to one.
+        decoder: keep the decoder of a masked autoencoder (``Converted.native.decoder``).
 
     Raises:
         ValueError: the file does not fit the architecture; names the first tensor in the way.
     """
     family = family_module(arch)
-    native = to_native(checkpoint.state, family.__name__.rpartition(".")[2], layout)
+    native = to_native(checkpoint.state, family_of(arch), layout, decoder=decoder)
     base: Any = get_pretrained_cfg(arch)
-    config = {**(row.pretrained_cfg() if row else {}), **checkpoint.config.get("pretrained_cfg", {})}
+    known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
+    config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     saved = checkpoint.config.get("model_args", {})
     size = img_size or family.checkpoint_img_size(
         native.state, (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
@@ -195,7 +203,9 @@ def write_config(converted: Converted, path: Path) -> None:
 
 
 def write_folder(converted: Converted, folder: Path, force: bool = False) -> None:
-    """Write model.safetensors, config.json and README.md beside ``folder`` and rename them into place together.
+    """Write model.safetensors, config.json and README.md (and decoder.safetensors, if there is one).
+
+    They are written beside ``folder`` and renamed into place together.
 
     Raises:
         ValueError: see :func:`check_target`.
@@ -207,6 +217,10 @@ def write_folder(converted: Converted, folder: Path, force: bool = False) -> Non
     try:
         save_file(converted.state(), part / MODEL_FILE, metadata={"format": "pt"})
         write_config(converted, part / "config.json")
+        if converted.native.decoder:
+            tensors = {name: tensor.to(converted.dtype).contiguous() for name, tensor in converted.native.decoder.items()}
+            save_file(tensors, part / DECODER_FILE, metadata={"format": "pt"})
+            (part / DECODER_FILE).chmod((part / "config.json").stat().st_mode)
         (part / MODEL_FILE).chmod((part / "config.json").stat().st_mode)  # safetensors writes for the owner alone
         (part / "README.md").write_text(model_card(converted.model, converted.arch, converted.provenance()), encoding="utf-8")
         if folder.exists():

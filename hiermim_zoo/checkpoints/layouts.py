@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from .rules import Drop, Keep, Rule, Step, apply_rules
+from .rules import Drop, Keep, Rename, Rule, Step, apply_rules
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class Layout:
     lacks: tuple[str, ...]  # ... and none of these matches any
     rules: tuple[Rule, ...]
     may_be_missing: tuple[str, ...] = ()  # target names that start from their initial value
+    decoder: tuple[
+        Rename, ...
+    ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
 
     def fits(self, names: Collection[str]) -> bool:
         return all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
@@ -40,6 +45,7 @@ class Native(NamedTuple):
     state: dict[str, Tensor]
     layout: Layout
     steps: list[Step]
+    decoder: dict[str, Tensor]  # "fusion.*" and "decoder.*"; empty unless asked for
 
 
 def _any(pattern: str, names: Collection[str]) -> bool:
@@ -58,9 +64,24 @@ _HIVIT_ENCODER = (
     Keep(r"blocks\.\d+\.reduction\.weight"),
     Keep(r"blocks\.\d+\.attn\.relative_position_bias_table"),
 )
+_MAE_DECODER = (
+    Rename("mask_token", "decoder.mask_token"),
+    Rename("decoder_pos_embed", "decoder.pos_embed"),
+    Rename(r"decoder_(embed|norm|pred)\.(weight|bias)", r"decoder.\1.\2"),
+    Rename(r"decoder_blocks\.(\d+)\.(.+)", r"decoder.blocks.\1.\2"),
+)
 _HEAD = (Keep(r"(fc_norm|head)\.(weight|bias)"),)
 _INDEX_REASON = "integer index, recomputed from the grid"
 _TABLES = r"blocks\.\d+\.attn\.relative_position_bias_table"
+
+# ---- plain ViT (https://github.com/facebookresearch/mae)
+
+_VIT_ENCODER = (
+    Keep("cls_token|pos_embed"),
+    Keep(r"(patch_embed\.proj|norm)\.(weight|bias)"),
+    Keep(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
+)
+_VIT_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"norm\.weight")
 
 LAYOUTS = (
     Layout(
@@ -85,12 +106,27 @@ LAYOUTS = (
         "HiViT authors, masked pre-training: encoder (trained without relative bias), norm of the joined levels, decoder",
         has=(*_HIVIT_SIGNATURE, r"norm\.weight|mask_token"),
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX, "relative_position_index"),
-        rules=(
-            *_HIVIT_ENCODER,
-            Drop(r"norm\.(weight|bias)", "norm of the joined levels, used by the decoder alone"),
-            Drop(r"mask_token|decoder_.*", "decoder"),
-        ),
+        rules=(*_HIVIT_ENCODER,),
         may_be_missing=(_TABLES, r"fc_norm\.(weight|bias)"),
+        decoder=(Rename(r"norm\.(weight|bias)", r"fusion.norm.\1"), *_MAE_DECODER),
+    ),
+    Layout(
+        "vit_mae",
+        "vision_transformer",
+        "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth)",
+        has=(*_VIT_SIGNATURE, "mask_token"),
+        lacks=(),
+        rules=_VIT_ENCODER,
+        decoder=_MAE_DECODER,
+        preprocessing={"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"},
+    ),
+    Layout(
+        "vit_timm",
+        "vision_transformer",
+        "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
+        has=_VIT_SIGNATURE,
+        lacks=("mask_token", r"(head|fc_norm)\.weight"),
+        rules=_VIT_ENCODER,
     ),
     Layout(
         "hivit_timm",
@@ -133,19 +169,26 @@ def recognise(names: Collection[str], family: str) -> Layout:
     raise ValueError(f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {known}")
 
 
-def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = None) -> Native:
+def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = None, *, decoder: bool = False) -> Native:
     """Carry a checkpoint of any known layout over into the family's own names.
 
     Args:
         state: as read from the file.
         family: "hivit", ...
         layout: forces a layout instead of recognising it.
+        decoder: keep the decoder of a masked autoencoder, apart from the encoder.
 
     Raises:
-        ValueError: unknown layout, one of another family, or a tensor that it does not know.
+        ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
     """
     table = find_layout(layout) if layout else recognise(state.keys(), family)
     if table.family != family:
         raise ValueError(f"layout {table.name!r} is of {table.family}, not of {family}")
-    native, steps = apply_rules(state, table.rules, table.name)
-    return Native(native, table, steps)
+    if decoder and not table.decoder:
+        raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder")
+    rest: tuple[Rule, ...] = table.decoder
+    if not decoder:
+        rest = tuple(Drop(rule.pattern, "decoder of the masked autoencoder") for rule in table.decoder)
+    native, steps = apply_rules(state, (*table.rules, *rest), table.name)
+    apart = {name: native.pop(name) for name in list(native) if name.startswith(("fusion.", "decoder."))}
+    return Native(native, table, steps, apart)

@@ -29,7 +29,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..build import build_model, default_cfgs_for, register, source_grid
+from ..build import build_model, default_cfgs_for, source_grid
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
 from ..geometry import from_units, sincos_table, to_units
@@ -37,6 +37,7 @@ from ..layers.padding import pad_to_multiple
 from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
+from ..registry import register
 
 UNIT = 16  # pixels along a side of a mask unit
 STEM = 4  # pixels along a side of a token of the first stage

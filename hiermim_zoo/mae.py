@@ -1,0 +1,375 @@
+"""The masked autoencoder: one for every encoder of the protocol (MAE, arXiv 2111.06377; HiViT, arXiv 2205.14949, section 3.3).
+
+    images --keep--> encoder --stages--> fusion --tokens--> decoder --pixels--> loss on what was hidden
+
+Letters: B inputs; U units, K of them visible; t tokens of a unit in the last stage; N = U t decoder tokens in raster order; C
+channels of a stage, D decoder width; P values of the patch of pixels under a decoder token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import create_model
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from .checkpoints.export import DECODER_FILE, family_module
+from .checkpoints.files import read_checkpoint
+from .checkpoints.layouts import to_native
+from .checkpoints.rules import check_fits
+from .geometry import from_units, sincos_table, to_units
+from .masking import random_keep
+from .models.vit import MaskableViT
+from .protocol import MaskableEncoder, MaskLayout, Visible
+from .registry import check_arch, family_of
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the autoencoders of the families: rows of data, no branches."""
+
+    fusion: str  # a key of FUSIONS
+    depth: int  # blocks of the decoder
+    dim: int = 512
+    heads: int = 16
+    learned_positions: bool = False  # of the decoder; else fixed sine-cosine
+    pixel_order: str = "hwc"  # of the values of a patch: row, column, colour; "chw": colour, row, column
+    mask_ratio: float = 0.75
+    encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
+    xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
+
+
+RECIPES = {
+    "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
+    "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
+}
+
+
+class MAEOutput(NamedTuple):
+    loss: Tensor  # [], float32
+    pred: Tensor  # [B, N, P] in raster order, for visible tokens too
+    hidden: Tensor  # bool [B, N]
+    keep: Tensor  # int64 [B, K], the visible units
+
+
+# ---- fusion: levels of the visible units -> one latent per decoder token
+
+
+class LastStage(nn.Module):
+    """The tokens of the last stage as they are."""
+
+    def __init__(self, layout: MaskLayout) -> None:
+        super().__init__()
+        self.dim = layout.stages[-1].dim
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        return stages[-1].flatten(2, -2)  # [B, K, t, C]
+
+
+class ConcatNorm(nn.Module):
+    """All values of a unit at all levels side by side, then one LayerNorm (HiViT: 2048 + 1024 + 512 values at base size)."""
+
+    def __init__(self, layout: MaskLayout) -> None:
+        super().__init__()
+        self.dim = sum(math.prod(stage.tokens) * stage.dim for stage in layout.stages)
+        self.norm = nn.LayerNorm(self.dim, eps=EPS)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        return self.norm(torch.cat([x.flatten(2) for x in stages], dim=-1))[:, :, None]  # [B, K, 1, sum]
+
+
+class ConvSum(nn.Module):
+    """Each finer level brought to the last one by a convolution whose kernel is its stride; their sum, then LayerNorm (Hiera)."""
+
+    def __init__(self, layout: MaskLayout) -> None:
+        super().__init__()
+        last = layout.stages[-1]
+        self.dim = last.dim
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(last.tokens) - 1]
+        self.heads = nn.ModuleList()
+        for stage in layout.stages[:-1]:
+            kernel: Any = tuple(a // b for a, b in zip(stage.tokens, last.tokens, strict=True))
+            self.heads.append(conv(stage.dim, last.dim, kernel, kernel))
+        self.norm = nn.LayerNorm(self.dim, eps=EPS)
+
+    def forward(self, stages: Sequence[Tensor]) -> Tensor:
+        total = stages[-1].flatten(2, -2)  # [B, K, t, C]
+        for head, x in zip(self.heads, stages, strict=False):
+            y = head(x.flatten(0, 1).movedim(-1, 1))  # [B K, C, *tokens of the last stage]
+            total = total + y.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
+        return self.norm(total)
+
+
+FUSIONS: dict[str, type[Any]] = {"last": LastStage, "concat": ConcatNorm, "conv": ConvSum}
+
+
+# ---- decoder
+
+
+class Decoder(nn.Module):
+    """A plain transformer over all tokens; hidden ones start as one learned token (MAE, section 3)."""
+
+    def __init__(self, recipe: Recipe, layout: MaskLayout, latent: int, values: int) -> None:
+        super().__init__()
+        self.layout = layout
+        grid = _token_grid(layout)
+        self.embed = nn.Linear(latent, recipe.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, recipe.dim))
+        positions = torch.zeros(1, layout.prefix + math.prod(grid), recipe.dim)
+        self.pos_embed = nn.Parameter(positions, requires_grad=recipe.learned_positions)
+        norm_layer: Any = partial(nn.LayerNorm, eps=EPS)
+        self.blocks = nn.Sequential(
+            *(
+                Block(recipe.dim, recipe.heads, qkv_bias=True, norm_layer=norm_layer)  # MLP ratio 4
+                for _ in range(recipe.depth)
+            )
+        )
+        self.norm = nn.LayerNorm(recipe.dim, eps=EPS)
+        self.pred = nn.Linear(recipe.dim, values)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier-uniform linear layers, tokens (and learned positions) normal 0.02, else fixed sine-cosine positions."""
+        self.apply(_xavier)
+        nn.init.normal_(self.mask_token, std=0.02)
+        with torch.no_grad():
+            if self.pos_embed.requires_grad:
+                nn.init.trunc_normal_(self.pos_embed, std=0.02)
+            else:
+                rows, cols = _token_grid(self.layout)
+                self.pos_embed[:, self.layout.prefix :] = sincos_table((rows, cols), self.pos_embed.shape[-1])
+
+    def forward(self, latent: Tensor, prefix: Tensor | None, keep: Tensor) -> Tensor:
+        """Latents of the visible units [B, K, t, C] (and of prefix tokens [B, prefix, C]) -> pixels [B, N, P]."""
+        x = self.embed(latent)  # [B, K, t, D]
+        units = math.prod(self.layout.units)
+        everything = self.mask_token[:, None].to(x.dtype).expand(x.shape[0], units, *x.shape[2:])
+        x = everything.scatter(1, keep[:, :, None, None].expand_as(x), x)  # [B, U, t, D]
+        x = _raster(x, self.layout)  # [B, N, D]
+        if prefix is not None:
+            x = torch.cat([self.embed(prefix), x], dim=1)
+        x = self.norm(self.blocks(x + self.pos_embed))
+        return self.pred(x)[:, self.layout.prefix :]
+
+
+# ---- the autoencoder
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, fusion and decoder; state-dict names ``encoder.*``, ``fusion.*``, ``decoder.*``.
+
+    Args:
+        encoder: of the protocol, or a plain VisionTransformer of timm.
+        recipe: a row of RECIPES.
+        mask_ratio: share of units that are hidden, in (0, 1); int(U (1 - ratio)) stay visible.
+        norm_pix: predict the pixels of a patch normalised by its own mean and (unbiased) variance.
+
+    Raises:
+        ValueError: a ratio that hides nothing or everything.
+    """
+
+    def __init__(self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool = True) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.recipe = recipe
+        self.norm_pix = norm_pix
+        self.mask_ratio = recipe.mask_ratio if mask_ratio is None else mask_ratio
+        layout = self.maskable.mask_layout
+        self.layout = layout
+        self.units = math.prod(layout.units)
+        self.kept = int(self.units * (1 - self.mask_ratio))
+        if not 0 < self.mask_ratio < 1 or not 0 < self.kept < self.units:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} keeps {self.kept} of {self.units} units; it must be in (0, 1) and keep some"
+            )
+        self.in_chans: int = encoder.in_chans  # type: ignore[assignment]
+        self.fusion = FUSIONS[recipe.fusion](layout)
+        self.decoder = Decoder(recipe, layout, self.fusion.dim, math.prod(layout.stride) * self.in_chans)
+        if recipe.xavier:
+            self.encoder.apply(_xavier)
+
+    @property
+    def maskable(self) -> MaskableEncoder:
+        """The encoder through the protocol."""
+        encoder: Any = self.encoder
+        return MaskableViT(encoder) if isinstance(encoder, VisionTransformer) else encoder
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> MAEOutput:
+        """Hide units, predict their pixels.
+
+        Args:
+            images: [B, C, H, W], normalised, of the size that the encoder was built for.
+            keep: int64 [B, K], visible units; drawn at random where None.
+
+        Returns:
+            See MAEOutput. The loss is the mean squared error over the hidden tokens of the whole batch (over all tokens, if
+            ``keep`` hides none), in float32.
+
+        Raises:
+            ValueError: another size, or a ``keep`` that does not fit.
+        """
+        self._check(images)
+        if keep is None:
+            keep = random_keep(images.shape[0], self.units, self.kept, device=images.device)
+        visible: Visible = self.maskable.forward_visible(images, keep)
+        pred = self.decoder(self.fusion(visible.stages), visible.prefix, keep)  # [B, N, P]
+        hidden = self._hidden(keep)
+        with torch.autocast(images.device.type, enabled=False):
+            error = (pred.float() - self.target(images)).square().mean(dim=-1)  # [B, N]
+            count = hidden.shape[0] * hidden.shape[1] * (self.units - keep.shape[1]) // self.units
+            loss = (error * hidden).sum() / count if count else error.mean()
+        return MAEOutput(loss, pred, hidden, keep)
+
+    def _check(self, images: Tensor) -> None:
+        size = [u * t * s for u, t, s in zip(self.layout.units, self.layout.stages[-1].tokens, self.layout.stride, strict=True)]
+        if list(images.shape[1:]) != [self.in_chans, *size]:
+            raise ValueError(
+                f"the autoencoder was built for [B, {', '.join(map(str, [self.in_chans, *size]))}], got {list(images.shape)}; "
+                "build it with another img_size"
+            )
+
+    def _hidden(self, keep: Tensor) -> Tensor:
+        """Bool [B, N] in raster order."""
+        hidden = torch.ones(keep.shape[0], self.units, dtype=torch.bool, device=keep.device).scatter(1, keep, False)
+        tokens = math.prod(self.layout.stages[-1].tokens)
+        return _raster(hidden[:, :, None, None].expand(-1, -1, tokens, 1), self.layout)[..., 0]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Pixels under each decoder token: [B, C, *sides] -> [B, N, P], in the order of the recipe."""
+        x = to_units(images.movedim(1, -1), self.layout.stride)  # [B, N, *p, C]
+        return (x if self.recipe.pixel_order == "hwc" else x.movedim(-1, 2)).flatten(2)
+
+    def from_patches(self, patches: Tensor) -> Tensor:
+        """The inverse of :meth:`patches`."""
+        stride = self.layout.stride
+        if self.recipe.pixel_order == "hwc":
+            x = patches.unflatten(2, (*stride, self.in_chans))
+        else:
+            x = patches.unflatten(2, (self.in_chans, *stride)).movedim(2, -1)
+        return from_units(x, _token_grid(self.layout)).movedim(-1, 1)
+
+    def target(self, images: Tensor) -> Tensor:
+        """What is to be predicted: [B, N, P], float32."""
+        x = self.patches(images.float())
+        if not self.norm_pix:
+            return x
+        mean, scale = _statistics(x)
+        return (x - mean) / scale
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, out: MAEOutput, statistics: str = "true") -> Tensor:
+        """The images with their hidden parts filled in.
+
+        Args:
+            images: as given to the forward pass.
+            out: its result.
+            statistics: how normalised predictions become pixels again: "true" with each hidden patch's own mean and variance
+                (which only whoever knows the original has), "visible" with the average of those of the image's visible patches.
+
+        Returns:
+            [B, C, H, W], float32, in the scale of the input; visible patches are the input's own.
+
+        Raises:
+            ValueError: unknown ``statistics``.
+        """
+        if statistics not in ("true", "visible"):
+            raise ValueError(f"statistics={statistics!r} is unknown, use 'true' or 'visible'")
+        pixels, pred = self.patches(images.float()), out.pred.float()
+        if self.norm_pix:
+            mean, scale = _statistics(pixels)
+            if statistics == "visible":
+                shown = (~out.hidden).float()[..., None]
+                mean, scale = ((s * shown).sum(1, keepdim=True) / shown.sum(1, keepdim=True) for s in (mean, scale))
+            pred = pred * scale + mean
+        return self.from_patches(torch.where(out.hidden[..., None], pred, pixels))
+
+
+def create_mae(
+    name: str,
+    pretrained: bool = False,
+    checkpoint: str | Path | None = None,
+    mask_ratio: float | None = None,
+    norm_pix: bool = True,
+    decoder: str = "load",
+    **model_kwargs: Any,
+) -> MaskedAutoencoder:
+    """The masked autoencoder of an architecture, with the recipe of its family.
+
+    Args:
+        name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
+        pretrained: start the encoder from pretrained weights; the decoder starts fresh.
+        checkpoint: a folder written by ``convert --mae``; its encoder and decoder are loaded.
+        mask_ratio: share of units that are hidden; default: the family's.
+        norm_pix: see MaskedAutoencoder.
+        decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
+        **model_kwargs: of the encoder (img_size, in_chans, drop_path_rate, ...).
+
+    Raises:
+        ValueError: an unknown name, a family without a recipe, a checkpoint that does not fit or holds no decoder.
+    """
+    if decoder not in ("load", "fresh"):
+        raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
+    family = family_of(check_arch(name))
+    if family not in RECIPES:
+        raise ValueError(f"{name} cannot be pre-trained by masking here; families with a recipe are {', '.join(RECIPES)}")
+    recipe = RECIPES[family]
+    encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **recipe.encoder, **model_kwargs})
+    mae = MaskedAutoencoder(encoder, recipe, mask_ratio, norm_pix)
+    if checkpoint is not None:
+        _load(mae, name, Path(checkpoint), decoder)
+    return mae
+
+
+def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
+    """The part of the state dict that is not the encoder's."""
+    return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
+
+
+def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
+    """Load the folder that ``convert --mae`` wrote."""
+    arch = check_arch(name)
+    native = to_native(read_checkpoint(folder).state, family_of(arch))
+    mae.encoder.load_state_dict(family_module(arch).adapt(native, mae.encoder))
+    if decoder == "fresh":
+        return
+    file = folder / DECODER_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one")
+    state = read_checkpoint(file).state
+    check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
+    mae.load_state_dict({**mae.state_dict(), **state})
+
+
+# ---- small things
+
+
+def _token_grid(layout: MaskLayout) -> tuple[int, ...]:
+    return tuple(u * t for u, t in zip(layout.units, layout.stages[-1].tokens, strict=True))
+
+
+def _raster(x: Tensor, layout: MaskLayout) -> Tensor:
+    """Tokens by unit [B, U, t, C] -> tokens in raster order [B, N, C]."""
+    x = from_units(x.unflatten(2, layout.stages[-1].tokens), layout.units)
+    return x.flatten(1, -2)
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch, [B, N, 1]; the variance is the unbiased one, as in the published code."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + EPS).sqrt()
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,27 @@
+"""Sizes of a model: parameters and multiply-adds, counted without running it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import create_model
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Size(NamedTuple):
+    parameters: int
+    macs: int  # multiply-adds of one forward pass of one input
+    input_size: tuple[int, ...]
+
+
+@functools.cache
+def measure(arch: str) -> Size:
+    """Sizes of an architecture at its configured input, on the meta device."""
+    with torch.device("meta"), torch.no_grad():
+        model: Any = create_model(arch).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+    parameters = sum(p.numel() for p in model.parameters())
+    return Size(parameters, counter.get_total_flops() // 2, tuple(model.pretrained_cfg["input_size"]))

@@ -1,0 +1,45 @@
+"""The benchmark command reports what it ran; how long that took is nobody's business here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hiermim_zoo import benchmark
+from hiermim_zoo.cli import run
+
+
+def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["hivit_atto", "hivit_atto:train", "hivit_atto:pretrain"]
+    options = ["--versus", "hivit_atto:dense", "--batch-size", "2", "--rounds", "3", "--warmup", "1", "--device", "cpu"]
+    benchmark.main([*names, *options, "-o", str(tmp_path / "out.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("| `hivit_atto` |")]) == 4
+    assert "3 rounds" in lines[-1]
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["inference", "train", "pretrain", "dense"]
+    assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in rows)
+    assert [row["parameters"] for row in rows[:2]] == [510_910, 510_910]
+    assert rows[2]["parameters"] == rows[3]["parameters"] > 19e6, "a decoder of six wide blocks"
+    assert all(row["gmacs"] == pytest.approx(0.0117, rel=0.01) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["hivit_atto:dream"], "mode 'dream'"),
+        (["hivit_nano"], "'hivit_nano' is unknown"),
+        (["hivit_atto", "--device", "abacus"], "device 'abacus'"),
+        (["hivit_atto", "--rounds", "0"], "--rounds 0"),
+        (["resnet10t:pretrain"], "cannot be pre-trained"),
+        (["hivit_atto", "-o", "/nowhere/x.json"], "no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: benchmark.main(args))
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
