@@ -103,7 +103,7 @@ class ConvSum(nn.Module):
 
     def forward(self, stages: Sequence[Tensor]) -> Tensor:
         total = stages[-1].flatten(2, -2)  # [B, K, t, C]
-        for head, x in zip(self.heads, stages, strict=False):
+        for head, x in zip(self.heads, stages[:-1], strict=True):
             y = head(x.flatten(0, 1).movedim(-1, 1))  # [B K, C, *tokens of the last stage]
             total = total + y.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
         return self.norm(total)

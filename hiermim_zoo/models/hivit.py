@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from ..build import build_model, default_cfgs_for, source_grid
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
-from ..geometry import from_units, sincos_table, to_units
+from ..geometry import sincos_table, to_units
+from ..layers.maps import check_format, in_format, maps_of_units
 from ..layers.padding import pad_to_multiple
 from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table
 from ..masking import check_keep, gather_units
@@ -446,8 +447,7 @@ class HiViT(nn.Module):
         Raises:
             ValueError: an unknown format, an attention mask, a level that does not exist, a ``keep`` that does not fit.
         """
-        if output_fmt not in ("NCHW", "NHWC", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r} is unknown, use NCHW, NHWC or NLC")
+        check_format(output_fmt)
         if attn_mask is not None:
             raise ValueError("attn_mask is not supported: name the visible units with keep instead")
         count = len(self.feature_info) - (keep is not None)
@@ -459,34 +459,17 @@ class HiViT(nn.Module):
         final = taken[-1].flatten(1, 3)
         if norm:
             taken = [self.fc_norm(t) if t.shape[-1] == self.embed_dim else t for t in taken]
-        size = (x.shape[-2], x.shape[-1])
-        maps = _unit_levels(taken, output_fmt) if keep is not None else self._maps(taken, size, output_fmt)
-        maps = [maps[i] for i in sorted(take)]
+        if keep is None:
+            maps = maps_of_units(taken, (x.shape[-2], x.shape[-1]), UNIT)
+            maps += [self.downsample(maps[-1])] if len(maps) == 3 else []
+        else:
+            maps = [level.permute(0, 1, 4, 2, 3) for level in taken]  # [B, K, c, s, s]
+        maps = [in_format(maps[i], output_fmt) for i in sorted(take)]
+        if keep is not None and output_fmt == "NLC":
+            maps = [m.flatten(1, 2) for m in maps]  # [B, K, s s, c] -> [B, K s s, c]
         if output_dict:
             return {"image_intermediates": maps, **({} if intermediates_only else {"image_features": final})}
         return maps if intermediates_only else (final, maps)
-
-    def _maps(self, levels: list[Tensor], size: tuple[int, int], output_fmt: str) -> list[Tensor]:
-        """Levels [B, N, s, s, c] -> maps cropped to ceil(side / r); the last one pooled once more."""
-        grid = tuple(-(-side // UNIT) for side in size)
-        maps = []
-        for level, x in enumerate(levels):
-            r = STEM * 2**level
-            x = from_units(x, grid)[:, : -(-size[0] // r), : -(-size[1] // r)]  # [B, ceil(H/r), ceil(W/r), c]
-            maps.append(x.permute(0, 3, 1, 2))
-        if len(levels) == 3:
-            maps.append(self.downsample(maps[-1]))
-        if output_fmt == "NCHW":
-            return [m.contiguous() for m in maps]
-        maps = [m.permute(0, 2, 3, 1) for m in maps]
-        return [m.flatten(1, 2) if output_fmt == "NLC" else m.contiguous() for m in maps]
-
-
-def _unit_levels(levels: list[Tensor], output_fmt: str) -> list[Tensor]:
-    """Levels [B, K, s, s, c] of the visible units in the format asked for."""
-    if output_fmt == "NCHW":
-        return [x.permute(0, 1, 4, 2, 3).contiguous() for x in levels]
-    return [x.flatten(1, 3) if output_fmt == "NLC" else x for x in levels]
 
 
 def _taps(name: str, depths: Sequence[int], ends: tuple[int, int, int]) -> tuple[int, int, int]:
