@@ -266,7 +266,7 @@ class MaskedAutoencoder(nn.Module):
         return (x - mean) / scale
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, out: MAEOutput, statistics: str = "true") -> Tensor:
+    def reconstruct(self, images: Tensor, out: MAEOutput, statistics: str = "true", paste: bool = True) -> Tensor:
         """The images with their hidden parts filled in.
 
         Args:
@@ -275,8 +275,10 @@ class MaskedAutoencoder(nn.Module):
             statistics: how normalised predictions become pixels again: "true" with each hidden patch's own mean and variance
                 (which only whoever knows the original has), "visible" with the average of those of the image's visible patches.
 
+            paste: put the input's own pixels where they are visible; else the prediction is shown there too.
+
         Returns:
-            [B, C, H, W], float32, in the scale of the input; visible patches are the input's own.
+            [B, C, H, W], float32, in the scale of the input.
 
         Raises:
             ValueError: unknown ``statistics``.
@@ -290,7 +292,7 @@ class MaskedAutoencoder(nn.Module):
                 shown = (~out.hidden).float()[..., None]
                 mean, scale = ((s * shown).sum(1, keepdim=True) / shown.sum(1, keepdim=True) for s in (mean, scale))
             pred = pred * scale + mean
-        return self.from_patches(torch.where(out.hidden[..., None], pred, pixels))
+        return self.from_patches(torch.where(out.hidden[..., None], pred, pixels) if paste else pred)
 
 
 def create_mae(

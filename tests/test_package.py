@@ -208,7 +208,7 @@ LEVELS = [
     {"models"},
     {"mae", "measure"},
     {"cli", "__init__"},
-    {"convert", "extract", "cards", "benchmark"},
+    {"convert", "extract", "cards", "benchmark", "reconstruct"},
 ]
 
 
