@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from timm.layers import to_2tuple
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn

@@ -272,6 +272,7 @@ def test_a_wrong_origin_file_is_refused_with_all_places_named(tmp_path: Path) ->
     assert f"Hub repository hiermim-zoo/{NAME} (404" in error
     assert error.endswith(f"python -m hiermim_zoo.convert FILE --install {NAME}")
     assert not (tmp_path / "cache" / "hiermim_zoo" / NAME).exists()
+    assert not list((tmp_path / "cache" / "hiermim_zoo" / "downloads").iterdir())
 
 
 @pytest.mark.slow

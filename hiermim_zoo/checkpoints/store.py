@@ -93,21 +93,22 @@ def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
     with WeakFileLock(root / f"{row.name}.lock"):
         if not (folder / MODEL_FILE).is_file():  # else another process was faster
             raw = fetch_origin(row, root / "downloads")
-            write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row), folder)
-            raw.unlink()
+            try:
+                write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row), folder)
+            finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
+                raw.unlink()
     return folder
 
 
 def fetch_origin(row: Weights, folder: Path) -> Path:
-    """Download the origin file of a tag into ``folder`` (at once if it lies there already, verified)."""
+    """Download the origin file of a tag into ``folder``, verified as far as the manifest knows it."""
     if not row.url:
         raise DownloadError("the manifest names no origin")
     if _offline():
         raise DownloadError("offline mode, HF_HUB_OFFLINE is set")
     suffix = Path(urlsplit(row.url).path).suffix or ".pth"
     target = folder / f"{row.name}{suffix}"
-    if not target.is_file():
-        download(row.url, target, sha256=row.sha256, size=row.bytes)
+    download(row.url, target, sha256=row.sha256, size=row.bytes)
     return target
 
 
