@@ -44,14 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def with_table(readme: str) -> str:
     """The README with its table of models made anew."""
-    lines = ["| model | parameters | GMACs (input) | weights | licence of the weights |", "| --- | --- | --- | --- | --- |"]
+    head = ("model", "parameters", "GMACs (input)", "weights", "trained by", "licence of the weights")
+    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for arch in list_models():
         size = measure(arch)
         rows = [row for row in manifest.records().values() if row.arch == arch]
         tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
         licences = "<br>".join(row.license for row in rows) or "-"
         counts = f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({size.input_size[-1]})"
-        lines.append(f"| `{arch}` | {counts} | {tags} | {licences} |")
+        sources = "<br>".join(row.source.partition(" (")[0] for row in rows) or "-"
+        lines.append(f"| `{arch}` | {counts} | {tags} | {sources} | {licences} |")
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     if not pattern.search(readme):
         raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")
