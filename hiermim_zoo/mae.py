@@ -194,8 +194,6 @@ class MaskedAutoencoder(nn.Module):
         self.in_chans: int = encoder.in_chans  # type: ignore[assignment]
         self.fusion = FUSIONS[recipe.fusion](layout)
         self.decoder = Decoder(recipe, layout, self.fusion.dim, math.prod(layout.stride) * self.in_chans)
-        if recipe.xavier:
-            self.encoder.apply(_xavier)
 
     @property
     def maskable(self) -> MaskableEncoder:
@@ -274,7 +272,6 @@ class MaskedAutoencoder(nn.Module):
             out: its result.
             statistics: how normalised predictions become pixels again: "true" with each hidden patch's own mean and variance
                 (which only whoever knows the original has), "visible" with the average of those of the image's visible patches.
-
             paste: put the input's own pixels where they are visible; else the prediction is shown there too.
 
         Returns:
@@ -325,6 +322,8 @@ def create_mae(
         raise ValueError(f"{name} cannot be pre-trained by masking here; families with a recipe are {', '.join(RECIPES)}")
     recipe = RECIPES[family]
     encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **recipe.encoder, **model_kwargs})
+    if recipe.xavier and not pretrained:
+        encoder.apply(_xavier)
     mae = MaskedAutoencoder(encoder, recipe, mask_ratio, norm_pix)
     if checkpoint is not None:
         _load(mae, name, Path(checkpoint), decoder)

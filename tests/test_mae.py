@@ -166,6 +166,9 @@ def test_patches_and_back(mae: MaskedAutoencoder) -> None:
     assert torch.equal(mae.from_patches(mae.patches(images)), images)
     patch = images[0, :, :16, 16:32]
     assert torch.equal(mae.patches(images)[0, 1], patch.permute(1, 2, 0).flatten())
+    mae.recipe = replace(mae.recipe, pixel_order="chw")
+    assert torch.equal(mae.patches(images)[0, 1], patch.flatten())
+    assert torch.equal(mae.from_patches(mae.patches(images)), images)
 
 
 def test_reconstruction_shows_the_visible_and_undoes_the_normalisation(mae: MaskedAutoencoder) -> None:
@@ -260,6 +263,18 @@ def test_a_decoder_is_carried_over_or_started_anew(tmp_path: Path) -> None:
     fresh = create_mae("hivit_atto", checkpoint=bare, decoder="fresh")
     assert torch.equal(fresh.encoder.blocks[-1].mlp.fc1.weight, published["blocks.9.mlp.fc1.weight"])
     assert not torch.equal(fresh.decoder.pred.weight, published["decoder_pred.weight"])
+
+
+@pytest.mark.parametrize("family", ["hivit", "vit"])
+def test_pretrained_encoders_keep_their_weights(family: str) -> None:
+    name, kwargs = TOYS[family]
+    encoder = timm.create_model(name, num_classes=0, **kwargs)
+    source = {"state_dict": encoder.state_dict(), "num_classes": 0, "input_size": (3, 64, 64)}
+    mae = create_mae(name, pretrained=True, pretrained_cfg_overlay=source, **kwargs)
+    found = mae.encoder.state_dict()
+    assert found.keys() <= encoder.state_dict().keys()
+    assert all(torch.equal(tensor, encoder.state_dict()[key]) for key, tensor in found.items())
+    assert not torch.equal(create_mae(name, **kwargs).encoder.blocks[-1].mlp.fc1.weight, mae.encoder.blocks[-1].mlp.fc1.weight)
 
 
 def test_decoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
