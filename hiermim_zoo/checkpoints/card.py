@@ -1,4 +1,4 @@
-"""The model card that goes beside converted weights."""
+"""The model card that goes beside weights."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 
-def model_card(model: nn.Module, arch: str, provenance: Mapping[str, str]) -> str:
+def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str) -> str:
     """README.md in the form of the Hub: front matter, origin, how to use.
 
     Args:
-        model: the converted model (its ``pretrained_cfg`` and sizes are stated).
+        model: the model (its ``pretrained_cfg`` and sizes are stated).
         arch: its name in timm.
-        provenance: source, file, sha256, layout, license and package version.
+        provenance: where the weights come from, a row each; "license" among it.
+        made: a sentence about how they came about.
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     task = "image-classification" if cfg["num_classes"] else "image-feature-extraction"
@@ -52,11 +53,8 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, str]) -> st
 
         ## Provenance
 
-        Converted by `python -m hiermim_zoo.convert`; every tensor of the source was carried over or dropped for a stated reason.
-
-        | | |
-        | --- | --- |
         """)
+        + f"{made}\n\n| | |\n| --- | --- |\n"
         + rows
         + "\n"
     )

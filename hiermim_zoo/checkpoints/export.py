@@ -1,36 +1,28 @@
-"""A checkpoint of any known layout becomes a folder in the form of the Hub that timm loads.
-
-The folder holds model.safetensors, config.json (timm's form) and README.md (a model card with provenance).
-"""
+"""A checkpoint of any known layout becomes a model of this package, ready to be written in the form of the Hub."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import shutil
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from timm.models import create_model, get_pretrained_cfg, model_entrypoint
-from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ..manifest import Weights
 from ..registry import family_of
 from ..version import __version__
-from .card import model_card
 from .files import Checkpoint
+from .folder import Contents, own_cfg
 from .layouts import Native, to_native
 from .rules import check_fits
 
-MODEL_FILE = "model.safetensors"
-DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
+CONVERTED = (
+    "Converted by `python -m hiermim_zoo.convert`; every tensor of the source was carried over or dropped for a stated reason."
+)
 
 
 @dataclass
@@ -49,10 +41,6 @@ class Converted:
     resampled: list[str] = field(default_factory=list)  # "name [old] -> [new]"
     initial: list[str] = field(default_factory=list)  # names that keep their initial value
 
-    def state(self) -> dict[str, Tensor]:
-        """What is written: the model's tensors in the chosen type."""
-        return {name: tensor.detach().to(self.dtype).contiguous() for name, tensor in self.model.state_dict().items()}
-
     def provenance(self) -> dict[str, str]:
         return {
             "source": self.source,
@@ -62,6 +50,12 @@ class Converted:
             "license": self.license,
             "hiermim_zoo": __version__,
         }
+
+    def contents(self) -> Contents:
+        """What is written."""
+        return Contents(
+            self.arch, self.model, self.provenance(), CONVERTED, self.model_args, self.dtype, decoder=self.native.decoder
+        )
 
 
 def family_module(arch: str) -> ModuleType:
@@ -124,7 +118,9 @@ def convert(
     args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans", "global_pool")}
     if _pair(size) != base.input_size[1:]:
         args["img_size"] = _pair(size)
-    cfg = _pretrained_cfg(base, config, row, arch, license, classes, (chans, *_pair(size)))
+    cfg = own_cfg(arch, config, license, classes, (chans, *_pair(size)))
+    if row:
+        cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
     model = create_model(arch, pretrained_cfg=cfg, num_classes=classes, in_chans=chans, **args)
     state = family.adapt(native, model)
     check_fits(state, model.state_dict(), model=arch)
@@ -156,76 +152,3 @@ def _classes(state: dict[str, Tensor], classifier: str, wanted: int | None) -> i
             state.pop(name, None)
         return 0
     return found
-
-
-def _pretrained_cfg(
-    base: Any, config: dict[str, Any], row: Weights | None, arch: str, license: str, classes: int, input_size: tuple[int, ...]
-) -> dict[str, Any]:
-    """timm's config of the weights: preprocessing of the file's own config or of the architecture; names of its own only."""
-    preprocessing = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "pool_size")
-    cfg = {key: config.get(key, getattr(base, key)) for key in preprocessing}
-    labels = config.get("label_names")
-    if labels and classes == len(labels):
-        cfg["label_names"] = labels
-    if row:
-        cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
-    cfg.update(architecture=arch, license=license, num_classes=classes, input_size=input_size)
-    return cfg
-
-
-def check_target(folder: Path, force: bool) -> None:
-    """Refuse a target before any work is done.
-
-    Raises:
-        ValueError: it exists and is no folder, or is not empty and ``force`` is off, or cannot be written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise ValueError(f"{folder} is not empty; use --force to replace it")
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK | os.X_OK) or (folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)):
-        raise ValueError(f"{folder} cannot be written: no permission")
-
-
-def write_config(converted: Converted, path: Path) -> None:
-    """config.json in timm's form, with the provenance added.
-
-    timm repeats the number of classes among the model's arguments; transformers, which passes it itself, then fails to load the
-    folder. So only those arguments are kept that differ from what the architecture and the rest of the file say.
-    """
-    save_config_for_hf(converted.model, str(path), {"hiermim_zoo": converted.provenance()})
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model_args"] = converted.model_args
-    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def write_folder(converted: Converted, folder: Path, force: bool = False) -> None:
-    """Write model.safetensors, config.json and README.md (and decoder.safetensors, if there is one).
-
-    They are written beside ``folder`` and renamed into place together.
-
-    Raises:
-        ValueError: see :func:`check_target`.
-    """
-    check_target(folder, force)
-    folder = folder.absolute()
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    part.mkdir(parents=True)
-    try:
-        save_file(converted.state(), part / MODEL_FILE, metadata={"format": "pt"})
-        write_config(converted, part / "config.json")
-        if converted.native.decoder:
-            tensors = {name: tensor.to(converted.dtype).contiguous() for name, tensor in converted.native.decoder.items()}
-            save_file(tensors, part / DECODER_FILE, metadata={"format": "pt"})
-            (part / DECODER_FILE).chmod((part / "config.json").stat().st_mode)
-        (part / MODEL_FILE).chmod((part / "config.json").stat().st_mode)  # safetensors writes for the owner alone
-        (part / "README.md").write_text(model_card(converted.model, converted.arch, converted.provenance()), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)

@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 from ..manifest import Weights, weights_dir
 from .download import DownloadError, download
-from .export import MODEL_FILE, convert, write_folder
+from .export import convert
 from .files import SUFFIXES, read_checkpoint
+from .folder import MODEL_FILE, write_folder
 
 _logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
         if not (folder / MODEL_FILE).is_file():  # else another process was faster
             raw = fetch_origin(row, root / "downloads")
             try:
-                write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row), folder)
+                write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row).contents(), folder)
             finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
                 raw.unlink()
     return folder
