@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from timm.models import create_model
 from torch import nn
@@ -14,6 +16,7 @@ from torch import nn
 from .registry import check_arch
 
 BAD_INPUT = 2  # exit code
+AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # what --amp may say
 
 
 def run(main: Callable[[], None]) -> None:
@@ -45,3 +48,21 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
         return create_model(name, **kwargs)
     except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # timm's, for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """A type of options: whole numbers from ``minimum`` on."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return int(text)
+
+    return integer
+
+
+def share_of_one(text: str) -> float:
+    """A type of options: numbers from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,9 +22,11 @@ from timm.models import create_model
 from . import manifest
 from .checkpoints import store
 from .checkpoints.download import download
-from .checkpoints.export import MODEL_FILE, Converted, check_target, convert, write_folder
+from .checkpoints.export import Converted, convert
 from .checkpoints.files import Checkpoint, read_checkpoint
-from .checkpoints.layouts import LAYOUTS
+from .checkpoints.folder import DECODER_FILE, MODEL_FILE, check_target, write_folder
+from .checkpoints.layouts import LAYOUTS, find_layout
+from .checkpoints.published import check_file, to_published, write_published
 from .checkpoints.rules import check_fits
 from .cli import run
 from .mae import create_mae, decoder_state
@@ -46,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--install {row.name}: these weights ship with the package")
     check_arch(arch)
     target = target_folder(args, row)
-    if target is not None:
+    if args.to:
+        check_file(args.output, args.force)
+    elif target is not None:
         check_target(target, args.force)
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -68,7 +73,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(report(converted, every=args.dry_run))
     if target is None:
         return
-    write_folder(converted, target, args.force)
+    if args.to:
+        write_back(converted, args.to, target, args.force)
+        return
+    write_folder(converted.contents(), target, args.force)
     print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
     if args.verify:
         print(verify(converted, target))
@@ -91,6 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--mae", action="store_true", help="keep the decoder: hiermim_zoo.create_mae(ARCH, checkpoint=DIR) continues"
     )
+    parser.add_argument(
+        "--to", metavar="LAYOUT", help="the other way round: -o FILE gets a folder with decoder under the names of its authors"
+    )
     parser.add_argument("--license", default="", help="of the weights, written into configuration and card")
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--dry-run", action="store_true", help="report on every tensor, write nothing")
@@ -106,11 +117,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("--install and -o exclude each other")
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
+    if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size):
+        raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
     if args.mae and (args.img_size or args.install):
         raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install")
     if args.verify and args.dry_run:
         raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
     return args
+
+
+def write_back(converted: Converted, layout: str, file: Path, force: bool) -> None:
+    """Write encoder and decoder of a folder as their authors would."""
+    beside = converted.checkpoint.path.with_name(DECODER_FILE)
+    decoder = read_checkpoint(beside).state if beside.is_file() else {}
+    contents = replace(converted.contents(), decoder=decoder)
+    with torch.random.fork_rng(devices=[]):
+        fresh = create_model(converted.arch, num_classes=0, **converted.model_args)
+    write_published(to_published(contents.state(), contents.decoder_state(), find_layout(layout), fresh), file, force)
+    print(f"wrote {file}: encoder and decoder under the names of {layout}")
 
 
 def check_decoder(converted: Converted) -> None:
@@ -188,7 +212,7 @@ def verify(converted: Converted, folder: Path) -> str:
     Raises:
         ValueError: naming the tensor that differs.
     """
-    written, meant = load_file(folder / MODEL_FILE), converted.state()
+    written, meant = load_file(folder / MODEL_FILE), converted.contents().state()
     for name in meant.keys() | written.keys():
         if name not in written or name not in meant or not torch.equal(written[name], meant[name]):
             raise ValueError(f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one")

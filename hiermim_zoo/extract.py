@@ -22,21 +22,21 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from huggingface_hub.utils import tqdm
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .cli import make_model, run
+from .cli import AMP, at_least, make_model, run
+from .data import MODES, data_config
+from .distributed import share, start, stop
 from .version import __version__
 
 NEEDED = {  # what is asked for -> the methods of timm's models that give it
@@ -44,33 +44,28 @@ NEEDED = {  # what is asked for -> the methods of timm's models that give it
     "tokens": ("forward_features",),
     "maps": ("forward_intermediates",),
 }
-AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls pictures with as many
 MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun sets them
-    if world > 1:  # one may finish hours before another; torchrun, not a timeout, ends those that wait in vain
-        dist.init_process_group("gloo", timeout=timedelta(days=7))
-    files, parts = (find_pictures(args.images), reserve(args.output, args.force)) if rank == 0 else ([], "")
+    world = start(args.device)
+    args.device = world.device
+    files, parts = (find_pictures(args.images), reserve(args.output, args.force)) if world.first else ([], "")
     try:
         files, parts = share((files, parts))[0]
-        args.device = pick_device(args.device)
         model = load_model(args).to(args.device)
-        pictures = Pictures(files, data_config(model, args.img_size))
-        logs = share(extract(model, pictures, args, Path(parts), rank, world))
-        if rank == 0:
+        pictures = Pictures(files, data_config(model, args.img_size and (args.img_size, args.img_size)))
+        logs = share(extract(model, pictures, args, Path(parts), world.rank, world.size))
+        if world.first:
             print(merge(logs, pictures, args, Path(parts)))
         share("done")
     finally:  # in every process: one that fails may be the only one that gets here
         if parts:
             shutil.rmtree(parts, ignore_errors=True)
-    if world > 1:
-        dist.destroy_process_group()
+    stop()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,27 +98,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("--seed is of the random weights: add --no-pretrained")
     args.levels = sorted(set(args.levels)) if args.levels else None
     return args
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return int(text)
-
-    return integer
-
-
-def share(value: Any) -> list[Any]:
-    """What every process of the run has to say, by rank; waits for all of them."""
-    values = [value]
-    if dist.is_initialized():
-        values *= dist.get_world_size()
-        try:
-            dist.all_gather_object(values, value)
-        except RuntimeError as error:  # the connection broke
-            raise ValueError("another process of this run failed") from error
-    return values
 
 
 # ---- what can be refused before any work is done
@@ -173,19 +147,6 @@ def reserve(output: Path, force: bool) -> str:
         raise ValueError(f"{output} cannot be written: {error.strerror}") from error
 
 
-def pick_device(name: str | None) -> torch.device:
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    try:
-        torch.zeros(1, device=name).item()
-        if name.startswith("cuda"):
-            torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
-    return torch.device(name)
-
-
 # ---- the model and its pictures
 
 
@@ -215,19 +176,6 @@ def load_model(args: argparse.Namespace) -> Any:
         with asking(args.model, f"--img-size {args.img_size}"):
             model.set_input_size((args.img_size, args.img_size))
     return model
-
-
-def data_config(model: Any, img_size: int | None) -> dict[str, Any]:
-    """timm's preprocessing for the model, with the channels that it really has."""
-    config = resolve_model_data_config(model)
-    chans = getattr(model, "in_chans", config["input_size"][0])
-    if chans not in MODES:
-        raise ValueError(f"the model wants {chans} channels; pictures can be given {', '.join(map(str, MODES))}")
-    config["input_size"] = (chans, *((img_size, img_size) if img_size else config["input_size"][1:]))
-    for key in ("mean", "std"):  # averaged where they do not fit, as in timm's loader
-        values = config[key]
-        config[key] = values if len(values) == chans else (sum(values) / len(values),) * chans
-    return config
 
 
 class Pictures(Dataset[tuple[int, Any]]):

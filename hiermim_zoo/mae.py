@@ -8,9 +8,10 @@ channels of a stage, D decoder width; P values of the patch of pixels under a de
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from timm.models import create_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from .checkpoints.export import DECODER_FILE, family_module
+from .checkpoints.export import family_module
 from .checkpoints.files import read_checkpoint
+from .checkpoints.folder import CONFIG_KEY, DECODER_FILE
 from .checkpoints.layouts import to_native
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
@@ -158,7 +160,7 @@ class Decoder(nn.Module):
         if prefix is not None:
             x = torch.cat([self.embed(prefix), x], dim=1)
         x = self.norm(self.blocks(x + self.pos_embed))
-        return self.pred(x)[:, self.layout.prefix :]
+        return self.pred(x[:, self.layout.prefix :])
 
 
 # ---- the autoencoder
@@ -201,6 +203,12 @@ class MaskedAutoencoder(nn.Module):
         encoder: Any = self.encoder
         return MaskableViT(encoder) if isinstance(encoder, VisionTransformer) else encoder
 
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Pixels (and frames) along each axis of the images that it was built for."""
+        grid = _token_grid(self.layout)
+        return tuple(tokens * pixels for tokens, pixels in zip(grid, self.layout.stride, strict=True))
+
     def forward(self, images: Tensor, keep: Tensor | None = None) -> MAEOutput:
         """Hide units, predict their pixels.
 
@@ -228,11 +236,10 @@ class MaskedAutoencoder(nn.Module):
         return MAEOutput(loss, pred, hidden, keep)
 
     def _check(self, images: Tensor) -> None:
-        size = [u * t * s for u, t, s in zip(self.layout.units, self.layout.stages[-1].tokens, self.layout.stride, strict=True)]
-        if list(images.shape[1:]) != [self.in_chans, *size]:
+        if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(
-                f"the autoencoder was built for [B, {', '.join(map(str, [self.in_chans, *size]))}], got {list(images.shape)}; "
-                "build it with another img_size"
+                f"the autoencoder was built for [B, {', '.join(map(str, (self.in_chans, *self.input_size)))}], "
+                f"got {list(images.shape)}; build it with another img_size"
             )
 
     def _hidden(self, keep: Tensor) -> Tensor:
@@ -299,6 +306,7 @@ def create_mae(
     mask_ratio: float | None = None,
     norm_pix: bool = True,
     decoder: str = "load",
+    recipe: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
 ) -> MaskedAutoencoder:
     """The masked autoencoder of an architecture, with the recipe of its family.
@@ -306,10 +314,12 @@ def create_mae(
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
         pretrained: start the encoder from pretrained weights; the decoder starts fresh.
-        checkpoint: a folder written by ``convert --mae``; its encoder and decoder are loaded.
+        checkpoint: a folder written by ``convert --mae`` or by pre-training; its encoder and decoder are loaded, and what it
+            says of image size, channels and recipe holds where the arguments say nothing.
         mask_ratio: share of units that are hidden; default: the family's.
         norm_pix: see MaskedAutoencoder.
         decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
+        recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe.
         **model_kwargs: of the encoder (img_size, in_chans, drop_path_rate, ...).
 
     Raises:
@@ -317,17 +327,37 @@ def create_mae(
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
-    family = family_of(check_arch(name))
-    if family not in RECIPES:
-        raise ValueError(f"{name} cannot be pre-trained by masking here; families with a recipe are {', '.join(RECIPES)}")
-    recipe = RECIPES[family]
-    encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **recipe.encoder, **model_kwargs})
-    if recipe.xavier and not pretrained:
+    saved_recipe, saved_args = _saved(Path(checkpoint)) if checkpoint is not None else ({}, {})
+    chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
+    encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs})
+    if chosen.xavier and not pretrained:
         encoder.apply(_xavier)
-    mae = MaskedAutoencoder(encoder, recipe, mask_ratio, norm_pix)
+    mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
     if checkpoint is not None:
         _load(mae, name, Path(checkpoint), decoder)
     return mae
+
+
+def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe of an architecture's family, with some values changed.
+
+    Raises:
+        ValueError: unknown architecture, family without recipe, unknown value.
+    """
+    family = family_of(check_arch(name))
+    if family not in RECIPES:
+        raise ValueError(f"{name} cannot be pre-trained by masking here; families with a recipe are {', '.join(RECIPES)}")
+    known = [f.name for f in fields(Recipe)]
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"recipe has no {key!r}, it has {', '.join(known)}")
+    recipe = replace(RECIPES[family], **changes)
+    if recipe.dim % recipe.heads or recipe.dim % 4 or recipe.depth < 1:
+        raise ValueError(
+            f"a decoder of depth {recipe.depth}, width {recipe.dim} and {recipe.heads} heads cannot be built: "
+            "depth must be at least 1, width a multiple of 4 and of the heads"
+        )
+    return recipe
 
 
 def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
@@ -335,8 +365,19 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
 
 
+def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json of a folder says of recipe and encoder, if there is one."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}, {}
+    config = json.loads(file.read_text(encoding="utf-8"))
+    args = {key: tuple(v) if isinstance(v, list) else v for key, v in (config.get("model_args") or {}).items()}
+    chans = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
+    return config.get(CONFIG_KEY, {}).get("recipe", {}), {**args, "in_chans": chans}
+
+
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
-    """Load the folder that ``convert --mae`` wrote."""
+    """Load the folder that ``convert --mae`` or pre-training wrote."""
     arch = check_arch(name)
     native = to_native(read_checkpoint(folder).state, family_of(arch))
     mae.encoder.load_state_dict(family_module(arch).adapt(native, mae.encoder))

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from timm.data import create_transform, resolve_data_config
+from timm.data import create_transform
 from torch import Tensor
 
 from .cli import run
+from .data import data_config
 from .mae import MAEOutput, MaskedAutoencoder, create_mae
 from .masking import random_keep
 
@@ -27,15 +28,15 @@ SIDE, GAP, HEADER, FOOTER = 224, 8, 28, 48  # pixels of the drawing
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     mae = create_mae(args.model, checkpoint=args.checkpoint, mask_ratio=args.mask_ratio, norm_pix=not args.raw_pixels).eval()
-    cfg: Any = mae.encoder.pretrained_cfg
-    images = torch.stack([read(path, cfg, mae) for path in args.images])  # [B, 3, H, W]
+    transform = create_transform(**preprocessing(mae), is_training=False)
+    images = torch.stack([transform(read(path)) for path in args.images])  # [B, 3, H, W]
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(args.seed))
     with torch.inference_mode():
         out = mae(images, keep)
-        rows = [[to_picture(x[i], cfg) for x in panels(mae, images, out, args.statistics)] for i in range(len(images))]
-    sheet = draw(rows, legend(mae, args))
+    title = f"{args.model}, {args.checkpoint or 'random weights'}"
+    picture = sheet(mae, images, out, title, args.statistics)
     part = args.output.with_name(f".{args.output.name}.part")
-    sheet.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
+    picture.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
     part.replace(args.output)
     print(f"wrote {args.output}: loss {out.loss.item():.4f} on what is hidden of {len(images)} pictures")
 
@@ -59,18 +60,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def read(path: Path, cfg: dict[str, Any], mae: MaskedAutoencoder) -> Tensor:
-    """A picture in the size of the autoencoder, resized and cropped as timm does: [3, H, W]."""
+def preprocessing(mae: MaskedAutoencoder) -> dict[str, Any]:
+    """timm's preprocessing of the encoder, at the size for which the autoencoder was built."""
     if mae.in_chans != 3:
         raise ValueError(f"the model wants {mae.in_chans} channels, pictures have 3")
-    size = tuple(u * t * s for u, t, s in zip(mae.layout.units, mae.layout.stages[-1].tokens, mae.layout.stride, strict=True))
+    return data_config(mae.encoder, mae.input_size)
+
+
+def read(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            return file.convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error})") from error
-    config = resolve_data_config({"input_size": (3, *size)}, pretrained_cfg=cfg)
-    return create_transform(**config, is_training=False)(picture)
+
+
+def sheet(mae: MaskedAutoencoder, images: Tensor, out: MAEOutput, title: str, statistics: str = "true") -> Image.Image:
+    """All panels of all images, with a legend.
+
+    Args:
+        images: [B, 3, H, W], as given to the autoencoder.
+        out: what it said of them.
+        title: names model and weights.
+        statistics: see :meth:`MaskedAutoencoder.reconstruct`.
+    """
+    cfg = preprocessing(mae)
+    rows = [[to_picture(x[i].cpu(), cfg) for x in panels(mae, images, out, statistics)] for i in range(len(images))]
+    scale = f"normalised pixels, undone with {statistics} statistics" if mae.norm_pix else "raw pixels"
+    return draw(rows, f"{title}\n{out.keep.shape[1]} of {mae.units} units visible; {scale}")
 
 
 def panels(mae: MaskedAutoencoder, images: Tensor, out: MAEOutput, statistics: str) -> list[Tensor]:
@@ -87,12 +104,6 @@ def to_picture(x: Tensor, cfg: dict[str, Any]) -> Image.Image:
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     scale = SIDE / max(picture.size)
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST)
-
-
-def legend(mae: MaskedAutoencoder, args: argparse.Namespace) -> str:
-    weights = str(args.checkpoint) if args.checkpoint else "random weights"
-    scale = "raw pixels" if args.raw_pixels else f"normalised pixels, undone with {args.statistics} statistics"
-    return f"{args.model}, {weights}\n{mae.kept} of {mae.units} units visible, seed {args.seed}; {scale}"
 
 
 def draw(rows: list[list[Image.Image]], text: str) -> Image.Image:

@@ -7,15 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
+from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.cli import make_model, run
+from hiermim_zoo.mae import create_mae, decoder_state
 
 
 @pytest.fixture
@@ -249,3 +253,34 @@ def test_the_command_line_itself(atto: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: tensor ")
     assert "Traceback" not in done.stderr
+
+
+# ---- and back
+
+
+def test_only_what_a_layout_can_hold_goes_back(tmp_path: Path) -> None:
+    mae = create_mae("hivit_atto", recipe={"depth": 1, "dim": 32, "heads": 2})
+    folder, file = tmp_path / "encoder", str(tmp_path / "back.pth")
+    make: Any = ["--model", "hivit_atto", "--to"]
+
+    def write(encoder: Any, decoder: dict[str, Tensor]) -> None:
+        encoder.pretrained_cfg = own_cfg("hivit_atto", {}, "mit", 0, (3, 64, 64))
+        write_folder(Contents("hivit_atto", encoder, {"license": "mit"}, "Made by a test.", decoder=decoder), folder, force=True)
+
+    write(mae.encoder, {})
+    with pytest.raises(ValueError, match="needs a decoder"):
+        convert.main([str(folder), *make, "hivit_mae", "-o", file])
+    write(mae.encoder, decoder_state(mae))
+    with pytest.raises(ValueError, match="--to hivit_timm: only layouts of masked autoencoders"):
+        convert.main([str(folder), *make, "hivit_timm", "-o", file])
+    biased = timm.create_model("hivit_atto", num_classes=0)
+    with torch.no_grad():
+        biased.blocks[-1].attn.relative_position_bias_table.add_(1)
+    write(biased, decoder_state(mae))
+    with pytest.raises(ValueError, match=r"'blocks.*bias_table' is trained, but the layout 'hivit_mae' has no place"):
+        convert.main([str(folder), *make, "hivit_mae", "-o", file])
+    assert not Path(file).exists()
+    with pytest.raises(ValueError, match="is a folder; name a file"):
+        convert.main([str(folder), *make, "hivit_mae", "-o", str(tmp_path)])
+    with pytest.raises(ValueError, match="--to goes with"):
+        convert.main([str(folder), *make, "hivit_mae", "-o", file, "--verify"])

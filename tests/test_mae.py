@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
+from hiermim_zoo.checkpoints.files import read_checkpoint
 from hiermim_zoo.mae import ConvSum, MaskedAutoencoder, create_mae
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.protocol import MaskLayout, Stage
@@ -42,6 +43,17 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     golden(case).publish(folder / "published.pth")
     convert.main([str(folder / "published.pth"), "--model", arch, "--mae", "-o", str(folder / "out"), "--verify"])
     return golden(case), create_mae(arch, checkpoint=folder / "out").eval()
+
+
+@pytest.mark.parametrize(("case", "layout"), [("mae_hivit_base", "hivit_mae"), ("mae_vit_base", "vit_mae")])
+def test_published_files_come_back_as_they_were(case: str, layout: str, tmp_path: Path) -> None:
+    arch, published, back = PUBLISHED[case], tmp_path / "published.pth", tmp_path / "back.pth"
+    golden(case).publish(published)
+    convert.main([str(published), "--model", arch, "--mae", "-o", str(tmp_path / "out")])
+    convert.main([str(tmp_path / "out"), "--model", arch, "--to", layout, "-o", str(back)])
+    before, after = (read_checkpoint(path).state for path in (published, back))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @torch.inference_mode()

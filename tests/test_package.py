@@ -206,9 +206,11 @@ LEVELS = [
     {"layers", "checkpoints"},
     {"build"},
     {"models"},
-    {"mae", "measure"},
-    {"cli", "__init__"},
-    {"convert", "extract", "cards", "benchmark", "reconstruct"},
+    {"cli", "mae", "measure", "data", "distributed", "optim", "resume", "journal"},
+    {"probe", "finetune", "labelled"},
+    {"reconstruct", "__init__"},
+    {"watch"},
+    {"convert", "extract", "cards", "benchmark", "pretrain", "evaluate"},
 ]
 
 

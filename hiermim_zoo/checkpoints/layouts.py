@@ -30,6 +30,7 @@ class Layout:
     decoder: tuple[
         Rename, ...
     ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
+    back: tuple[Rename, ...] = ()  # the names of ``decoder`` the other way round
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
 
     def fits(self, names: Collection[str]) -> bool:
@@ -70,6 +71,12 @@ _MAE_DECODER = (
     Rename(r"decoder_(embed|norm|pred)\.(weight|bias)", r"decoder.\1.\2"),
     Rename(r"decoder_blocks\.(\d+)\.(.+)", r"decoder.blocks.\1.\2"),
 )
+_MAE_DECODER_BACK = (
+    Rename(r"decoder\.mask_token", "mask_token"),
+    Rename(r"decoder\.pos_embed", "decoder_pos_embed"),
+    Rename(r"decoder\.(embed|norm|pred)\.(weight|bias)", r"decoder_\1.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.(.+)", r"decoder_blocks.\1.\2"),
+)
 _HEAD = (Keep(r"(fc_norm|head)\.(weight|bias)"),)
 _INDEX_REASON = "integer index, recomputed from the grid"
 _TABLES = r"blocks\.\d+\.attn\.relative_position_bias_table"
@@ -109,6 +116,7 @@ LAYOUTS = (
         rules=(*_HIVIT_ENCODER,),
         may_be_missing=(_TABLES, r"fc_norm\.(weight|bias)"),
         decoder=(Rename(r"norm\.(weight|bias)", r"fusion.norm.\1"), *_MAE_DECODER),
+        back=(Rename(r"fusion\.norm\.(weight|bias)", r"norm.\1"), *_MAE_DECODER_BACK),
     ),
     Layout(
         "vit_mae",
@@ -118,6 +126,7 @@ LAYOUTS = (
         lacks=(),
         rules=_VIT_ENCODER,
         decoder=_MAE_DECODER,
+        back=_MAE_DECODER_BACK,
         preprocessing={"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"},
     ),
     Layout(

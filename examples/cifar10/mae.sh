@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# How the embedded weights hivit_atto.mae_cifar10 and hivit_atto.mae_cifar10_ft_cifar10 were made, and the table of MODEL_CARDS.md.
+#
+#     bash examples/cifar10/mae.sh DATA RUNS pretrain|scratch|finetune|ship|probes
+#
+# DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Steps marked (*) need those before.
+set -euo pipefail
+data=$1 runs=$2 step=$3
+model=hivit_atto
+seeds=${SEEDS:-0 1 2}
+fast=(--amp bf16 --compile --workers 1)
+recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --batch-size 200 --auto-augment none --erase 0 --crop-scale 0.6 1
+  --mixup 0.2 --cutmix 1 --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
+
+evaluate() { python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" "$@"; }
+
+case $step in
+pretrain) # labels are not used
+  python -m hiermim_zoo.pretrain "$data/train.tar" --model $model -o "$runs/pretrain" --resume auto --license apache-2.0 \
+    --epochs 30 --warmup 2 --batch-size 250 --opt nmuon --lr 2e-3 --decoder-depth 2 --decoder-dim 128 --decoder-heads 4 \
+    --max-bad 0 --look-every 10 --log-steps 100 "${fast[@]}"
+  ;;
+scratch) # supervised only
+  for seed in $seeds; do
+    evaluate --model $model --no-pretrained --method finetune --epochs 8 --layer-decay 1 --seed "$seed" \
+      "${recipe[@]}" "${fast[@]}" --json "$runs/scratch-$seed.json"
+  done
+  ;;
+finetune) # (*)
+  for seed in $seeds; do
+    evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 8 --layer-decay 0.85 --seed "$seed" \
+      "${recipe[@]}" "${fast[@]}" --json "$runs/finetune-$seed.json"
+  done
+  ;;
+ship) # (*) the same with more epochs
+  evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 40 --layer-decay 0.85 --seed 0 \
+    "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+  ;;
+probes) # (*) features as they are; random weights with three seeds
+  for method in knn linear; do
+    for seed in $seeds; do
+      evaluate --model $model --no-pretrained --seed "$seed" --method $method --json "$runs/random-$method-$seed.json"
+    done
+    evaluate --model "local-dir:$runs/pretrain/encoder" --method $method --json "$runs/pretrain-$method.json"
+    evaluate --model "local-dir:$runs/ship" --method $method --json "$runs/ship-$method.json"
+  done
+  ;;
+*)
+  echo "unknown step $step" >&2
+  exit 2
+  ;;
+esac

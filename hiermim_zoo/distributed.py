@@ -1,0 +1,164 @@
+"""The processes of a run (torchrun starts them) and the device each computes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+TIMEOUT = timedelta(days=7)  # one may finish hours before another; torchrun, not a timeout, ends those that wait in vain
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def start(device: str | None = None) -> World:
+    """Join the other processes, if torchrun started several.
+
+    Args:
+        device: name of a device; default: CUDA where there is one, one GPU each.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = pick_device(device)
+    if size > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return World(rank, size, chosen)
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, tried out.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=name).item()
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    return torch.device(name)
+
+
+def share(value: Any) -> list[Any]:
+    """What every process of the run has to say, by rank; waits for all of them.
+
+    Raises:
+        ValueError: another process failed.
+    """
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:  # the connection broke
+            raise ValueError("another process of this run failed") from error
+    return values
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, on the device of ``values``."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+# ---- models over processes
+
+
+def spread(model: nn.Module, blocks: Iterable[nn.Module], world: World, fsdp: bool, compiled: bool) -> nn.Module:
+    """The module to call: compiled and spread over the processes as asked for.
+
+    Args:
+        model: on the device, unless its weights are to be spread too.
+        blocks: the parts whose weights are gathered and let go one after the other.
+        fsdp: spread weights and optimiser, not only the batch.
+
+    Raises:
+        ValueError: there is nothing to spread weights over.
+    """
+    if fsdp:
+        if world.size == 1:
+            raise ValueError("--fsdp spreads a model over processes: start them with torchrun")
+        for block in blocks:
+            if compiled:
+                block.compile()
+            fully_shard(block)
+        fully_shard(model)
+        return model
+    if compiled:
+        model.compile(fullgraph=True)
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+
+
+def unsynchronised(model: nn.Module, more: bool) -> AbstractContextManager[None]:
+    """Gradients are not exchanged while ``more`` of them are to be accumulated."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync() if more else nullcontext()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not more)
+    return nullcontext()
+
+
+# ---- what all processes do alike
+
+
+def catch_signals() -> list[int]:
+    """SIGTERM and Ctrl-C are noted here and heeded after the step; a second Ctrl-C is not."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number in caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    for number in SIGNALS:
+        signal.signal(number, note)
+    return caught
+
+
+def agree(loss: Tensor, norm: Tensor, caught: Sequence[int], scaled: bool) -> tuple[float, bool, int]:
+    """What all processes must do alike: the sum of their losses, whether any is not finite, the signal that any caught.
+
+    Where gradients are ``scaled``, those that are too large are the scaler's business, and the loss alone counts.
+    """
+    bad = ~loss.isfinite() if scaled else ~(loss.isfinite() & norm.isfinite())
+    signals = [float(number in caught) for number in SIGNALS]
+    total, wrong, term, interrupt = summed(
+        torch.stack([loss.double(), bad.double(), *loss.new_tensor(signals).double()])
+    ).tolist()
+    return total, bool(wrong), signal.SIGTERM if term else signal.SIGINT if interrupt else 0

@@ -1,0 +1,96 @@
+"""What a training run says of itself: a progress bar, JSON lines, and TensorBoard where that is installed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+
+LOG = "log.jsonl"
+
+
+class Journal:
+    """Notes of the first process; those of other processes go nowhere.
+
+    Args:
+        folder: gets log.jsonl and TensorBoard's events.
+        start: step from which the run goes on; what an interrupted run noted beyond it is dropped.
+        total: steps of the whole run.
+        active: False in all processes but the first.
+    """
+
+    def __init__(self, folder: Path, start: int, total: int, active: bool) -> None:
+        self.active, self.file = active, folder / LOG
+        self.bar = tqdm(total=total, initial=start, unit="step", disable=True if not active else None)
+        self.board: Any = None
+        if active:
+            _forget(self.file, start)
+            self.board = _tensorboard(folder, start)
+
+    def progress(self, **shown: Any) -> None:
+        """One step is done."""
+        self.bar.update()
+        self.bar.set_postfix(shown, refresh=False)
+
+    def note(self, step: int, **values: Any) -> None:
+        """Append a line of values."""
+        if not self.active:
+            return
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        if self.board is not None:
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(key, value, step)
+            self.board.flush()
+
+    def say(self, text: str) -> None:
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; one that a killed process left unfinished is left out."""
+    file = folder / LOG
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    notes = []
+    for line in lines:
+        try:
+            notes.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return notes
+
+
+def _forget(file: Path, start: int) -> None:
+    kept: list[Mapping[str, Any]] = [note for note in read_log(file.parent) if note["step"] <= start]
+    part = file.with_suffix(".part")
+    part.write_text("".join(json.dumps(note) + "\n" for note in kept), encoding="utf-8")
+    part.replace(file)
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest amount of memory so far, in GiB: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB

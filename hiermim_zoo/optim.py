@@ -1,0 +1,105 @@
+"""Optimisers and schedules: the recipes of the papers as rows, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info, param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a family is pre-trained by masking; tensors of one dimension and biases have no weight decay."""
+
+    blr: float  # peak learning rate per 256 pictures of a batch
+    epochs: int = 1600
+    batch: int = 4096
+    warmup: int = 40  # epochs
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a pre-trained encoder becomes a classifier."""
+
+    epochs: int
+    blr: float  # peak learning rate per 256 pictures of a batch
+    layer_decay: float
+    drop_path: float
+    batch: int = 1024
+    warmup: int = 5  # epochs
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    min_lr: float = 1e-6
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    erase: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    head_std: float = 2e-5  # of the new classifier
+
+
+PRETRAINING = {
+    "hivit": Pretraining(blr=1e-4),  # arXiv 2205.14949, and the released code
+    "vision_transformer": Pretraining(blr=1.5e-4),  # arXiv 2111.06377, table 8
+}
+FINE_TUNING = {  # by architecture, else by family
+    "hivit": FineTuning(epochs=100, blr=5e-4, layer_decay=0.85, drop_path=0.2),
+    "vision_transformer": FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),  # arXiv 2111.06377, table 9
+    "vit_large_patch16_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
+    "vit_huge_patch14_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+}
+
+
+def lr_at(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
+    """The learning rate of a step: linear warm-up from 0, then a cosine down to ``floor``.
+
+    Args:
+        step: counted from 0; ``total`` and ``warmup`` are numbers of steps too.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the rate, times its own scale where it has one (layer decay)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def make_optimizer(
+    model: nn.Module,
+    name: str,
+    weight_decay: float,
+    betas: Iterable[float],
+    layer_decay: float | None = None,
+    no_decay: Iterable[str] = (),
+) -> torch.optim.Optimizer:
+    """An optimiser of timm; learning rates are set before each step.
+
+    Args:
+        name: any that timm knows.
+        betas: for those that have them.
+        layer_decay: factor from one layer to the one below, by the model's ``group_matcher``.
+        no_decay: names without weight decay, beside tensors of one dimension and biases.
+
+    Raises:
+        ValueError: unknown optimiser.
+    """
+    if layer_decay is None:
+        groups: Any = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=set(no_decay))
+    else:
+        groups = param_groups_layer_decay(model, weight_decay, no_weight_decay_list=set(no_decay), layer_decay=layer_decay)
+    try:
+        extra: dict[str, Any] = {"betas": tuple(betas)} if get_optimizer_info(name).has_betas else {}
+        return create_optimizer_v2(groups, name, lr=0.0, **extra)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise ValueError(f"optimiser {name!r} cannot be made: {error}") from error

@@ -1,0 +1,465 @@
+"""hiermim_zoo.pretrain: a run goes on where it stopped, says what happened, and leaves an encoder that timm loads."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hiermim_zoo import optim, pretrain, resume
+from hiermim_zoo.journal import read_log
+from hiermim_zoo.mae import create_mae
+
+MODEL = ("--model", "hivit_atto", "--img-size", "32", "--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
+SHORT = ("--batch-size", "8", "--epochs", "1", "--warmup", "0", "--workers", "0", "--device", "cpu", "--look-every", "0")
+SMALL = (*MODEL, *SHORT)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """One thread, as the numbers of two may differ in the last bit; and pytest's own answer to signals afterwards."""
+    threads, handlers = torch.get_num_threads(), [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers:
+        signal.signal(number, handler)
+
+
+def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor]:
+    """Run the command in this process; the weights of its last checkpoint."""
+    pretrain.main([data, *SMALL, "-o", str(output), *map(str, argv)])
+    return weights(output)
+
+
+def weights(output: Path) -> dict[str, Tensor]:
+    return resume.load(resume.found(output / "checkpoints")[-1])["model"]
+
+
+def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def command(*argv: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*start, "hiermim_zoo.pretrain", *map(str, argv)], capture_output=True, text=True, env=env, check=False, timeout=300
+    )
+
+
+# ---- a run and what it leaves
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on digits, with looks."""
+    output = tmp_path_factory.mktemp("runs") / "out"
+    torch.set_num_threads(1)
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    argv = ["--batch-size", "64", "--epochs", "2", "--lr", "2e-3", "--look-every", "1", "--log-steps", "5", "--license", "mit"]
+    pretrain.main(["digits", *SMALL, "-o", str(output), *argv])
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    return output
+
+
+def test_the_loss_falls(finished: Path) -> None:
+    losses = [note["loss"] for note in read_log(finished) if "loss" in note]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_log_says_what_a_person_wants_to_know(finished: Path) -> None:
+    notes = read_log(finished)
+    lines = [note for note in notes if "loss" in note]
+    assert [note["step"] for note in lines] == [*range(5, 46, 5), 46]
+    assert all(note["images_s"] > 0 and note["gib"] > 0 and 0 <= note["waiting"] <= 1 for note in lines)
+    assert lines[-1]["epoch"] == 2.0
+    assert [note["step"] for note in notes if "knn" in note] == [23, 46]
+    assert all(note["knn"] > 20 for note in notes if "knn" in note)  # chance is 10
+
+
+def test_pictures_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> None:
+    drawn = sorted(finished.glob("looks/*.png"))
+    assert [path.name for path in drawn] == ["step-00000023.png", "step-00000046.png"]
+    first, second = (np.asarray(Image.open(path)) for path in drawn)
+    assert first.shape == second.shape
+    assert (first != second).any()
+
+
+def test_the_exported_encoder_is_the_trained_one_bit_for_bit(finished: Path) -> None:
+    trained = weights(finished)
+    exported = load_file(finished / "encoder" / "model.safetensors")
+    assert exported.keys() == {name.removeprefix("encoder.") for name in trained if name.startswith("encoder.")}
+    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in exported.items())
+    decoder = load_file(finished / "encoder" / "decoder.safetensors")
+    assert {**{f"encoder.{name}": tensor for name, tensor in exported.items()}, **decoder}.keys() == trained.keys()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in decoder.items())
+
+
+@torch.inference_mode()
+def test_timm_loads_the_encoder_and_create_mae_the_whole(finished: Path) -> None:
+    mae = create_mae("hivit_atto", checkpoint=finished / "encoder").eval()  # decoder and size as the folder says
+    assert largest_difference(mae.state_dict(), weights(finished)) == 0
+    model = timm.create_model(f"local-dir:{finished / 'encoder'}", pretrained=True, num_classes=0).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.forward_features(images), mae.encoder.forward_features(images))
+    assert list(model.pretrained_cfg["input_size"]) == [3, 32, 32]
+
+
+def test_the_card_holds_how_the_weights_came_about(finished: Path) -> None:
+    card = (finished / "encoder" / "README.md").read_text()
+    losses = [note["loss"] for note in read_log(finished) if "loss" in note]
+    for words in ("license: mit", "| data | `digits` |", "| epochs | `2.0` |", f"`{round(losses[-1], 4)}`", "nearest neighbours"):
+        assert words in card
+
+
+def test_a_finished_run_goes_on_as_the_start_of_another(finished: Path, tmp_path: Path) -> None:
+    started = train(tmp_path / "out", "--checkpoint", finished / "encoder", "--lr", "0", "--weight-decay", "0", "--steps", "1")
+    assert largest_difference(started, weights(finished)) == 0
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    train(tmp_path / "out", "--steps", "5", "--save-steps", "1", "--keep", "2")
+    assert [resume.step_of(path) for path in resume.found(tmp_path / "out" / "checkpoints")] == [4, 5]
+
+
+# ---- going on
+
+
+def test_six_steps_are_three_and_three_more_bit_for_bit(tmp_path: Path) -> None:
+    argv = ("--steps", "6", "--lr", "1e-2", "--drop-path", "0.2", "--log-steps", "1")  # drop path: random numbers of the model
+    whole = train(tmp_path / "whole", *argv)
+    train(tmp_path / "parts", *argv, "--stop-after", "3")
+    assert not (tmp_path / "parts" / "encoder").exists()
+    parts = train(tmp_path / "parts", *argv, "--resume", "auto", "--workers", "1")
+    assert largest_difference(whole, parts) == 0
+    states = [resume.load(resume.found(tmp_path / run / "checkpoints")[-1])["optimizer"]["state"] for run in ("whole", "parts")]
+    for name, state in states[0].items():
+        assert all(torch.equal(value, states[1][name][key]) for key, value in state.items())
+    assert [note["step"] for note in read_log(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    first, again, other = (
+        train(tmp_path / name, "--steps", "3", "--lr", "1e-2", "--seed", seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert largest_difference(first, again) == 0
+    assert largest_difference(first, other) > 1e-3
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    argv = ("--steps", "2", "--opt", "momentum", "--lr", "0.1")
+    whole, parts = train(tmp_path / "a", *argv), train(tmp_path / "b", *argv, "--accumulate", "4")
+    assert 0 < largest_difference(whole, parts) < 1e-6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_with_its_code(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train(tmp_path / "whole", "--steps", "6")
+    agree, steps = pretrain.agree, []
+
+    def signalled(*args: Any) -> tuple[float, bool, int]:
+        steps.append(len(steps) + 1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+        return agree(*args)
+
+    monkeypatch.setattr(pretrain, "agree", signalled)
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path / "out", "--steps", "6")
+    assert left.value.code == 128 + number
+    assert f"stopped by {number.name} after step" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "encoder").exists()
+    saved = resume.step_of(resume.found(tmp_path / "out" / "checkpoints")[-1])
+    assert saved == len(steps) < 6
+    assert largest_difference(train(tmp_path / "out", "--steps", "6", "--resume", "auto"), whole) == 0
+
+
+KILLER = """
+import os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from hiermim_zoo import pretrain
+from hiermim_zoo.cli import run
+output, kills, *argv = sys.argv[1:]
+chance, killed = random.Random(0), 0
+while True:
+    child = os.fork()
+    if child == 0:
+        try:
+            run(lambda: pretrain.main([*argv, "-o", output, "--resume", "auto"]))
+        except SystemExit as error:
+            os._exit(error.code)
+        os._exit(0)
+    if killed < int(kills):
+        time.sleep(chance.uniform(0.1, 0.6))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+    else:
+        print(killed, os.waitstatus_to_exitcode(status))
+        break
+"""
+
+
+@pytest.mark.slow
+def test_twenty_deaths_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
+    argv = ["digits", *SMALL, "--epochs", "3", "--steps", "400", "--save-steps", "1", "--log-steps", "1", "--lr", "1e-3"]
+    whole = command(*argv, "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killer = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path / "out"), "20", *argv],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert killer.stdout.split()[-2:] == ["20", "0"], killer.stdout + killer.stderr
+    assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
+    assert (tmp_path / "out" / "encoder" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "encoder" / "model.safetensors"
+    ).read_bytes()
+    assert [note["step"] for note in read_log(tmp_path / "out") if "loss" in note] == list(range(1, 401))
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tmp_path: Path) -> None:
+    output, argv = tmp_path / "out", ("--steps", "3", "--save-steps", "1")
+    whole = train(output, *argv)
+    *_, before, last = resume.found(output / "checkpoints")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{last.name} is damaged.*--resume .*{before.name}"):
+        train(output, *argv, "--resume", "auto")
+    assert largest_difference(train(output, *argv, "--resume", before), whole) == 0
+    assert [path.name for path in output.glob("checkpoints/*.abandoned")] == [last.with_suffix(".abandoned").name]
+
+
+def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
+    train(tmp_path / "out", "--steps", "1")
+    (only,) = resume.found(tmp_path / "out" / "checkpoints")
+    only.write_bytes(only.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"is damaged.*there is none before it"):
+        train(tmp_path / "out", "--steps", "1", "--resume", "auto")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--steps", "3"), "holds another run"),
+        (("--steps", "3", "--resume", "auto", "--seed", "9"), "--seed is 9, but the run of .* was started with 0"),
+        (("--steps", "4", "--resume", "auto"), "--steps is 4"),
+        (("--steps", "3", "--resume", "auto", "--decoder-depth", "2"), "--decoder-depth is 2"),
+        (("--steps", "3", "--resume", "auto", "--model", "vit_tiny_patch16_224"), "--model is vit_tiny_patch16_224"),
+        (("--steps", "3", "--resume", "missing.pt"), "missing.pt does not exist"),
+    ],
+)
+def test_another_run_does_not_go_on_here(finished_short: Path, argv: tuple[str, ...], words: str) -> None:
+    before = sorted(finished_short.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        train(finished_short, *argv)
+    assert sorted(finished_short.rglob("*")) == before
+
+
+@pytest.fixture(scope="module")
+def finished_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "short"
+    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+    train(output, "--steps", "3")
+    for number, handler in handlers:
+        signal.signal(number, handler)
+    return output
+
+
+def test_export_on_demand(tmp_path: Path) -> None:
+    train(tmp_path / "out", "--steps", "4", "--stop-after", "2")
+    assert not (tmp_path / "out" / "encoder").exists()
+    trained = train(tmp_path / "out", "--steps", "4", "--resume", "auto", "--export-only")
+    exported = load_file(tmp_path / "out" / "encoder" / "model.safetensors")
+    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in exported.items())
+    assert [resume.step_of(path) for path in resume.found(tmp_path / "out" / "checkpoints")] == [2]
+
+
+# ---- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+    """One step of gradient descent at rate 1 turns gradients into weights; fully sharded ones are the same."""
+    argv = ("digits", *SMALL, "--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
+    for name, processes, more in (("one", 1, ()), ("two", 2, ()), ("spread", 2, ("--fsdp",)), ("other", 1, ("--seed", "1"))):
+        done = command(*argv, *more, "-o", tmp_path / name, processes=processes)
+        assert done.returncode == 0, done.stderr
+    one = weights(tmp_path / "one")
+    assert largest_difference(weights(tmp_path / "two"), one) < 1e-6
+    assert largest_difference(weights(tmp_path / "spread"), one) < 1e-6
+    assert largest_difference(weights(tmp_path / "other"), one) > 1e-3
+
+
+# ---- what is not finite
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agree, calls = pretrain.agree, []
+
+    def second_is_bad(loss: Tensor, norm: Tensor, *args: Any) -> tuple[float, bool, int]:
+        calls.append(loss)
+        return agree(loss * (torch.nan if len(calls) == 2 else 1), norm, *args)
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    before = train(tmp_path / "short", "--steps", "2", "--epochs", "2", "--stop-after", "1", data=str(folder))
+    monkeypatch.setattr(pretrain, "agree", second_is_bad)
+    after = train(tmp_path / "out", "--steps", "2", "--epochs", "2", data=str(folder))
+    assert largest_difference(before, after) == 0  # the second step changed nothing
+    (listed,) = (tmp_path / "out" / "nonfinite").iterdir()
+    assert "step 2:" in capsys.readouterr().err
+    assert listed.name == "step-00000002-rank-0.txt"
+    assert len({Path(line) for line in listed.read_text().splitlines()} & set(folder.iterdir())) == 8
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"step \d+: 4 steps in a row were not finite \(--max-nonfinite 3\)"):
+        train(tmp_path / "out", "--lr", "1e30", "--max-nonfinite", "3")
+
+
+# ---- precision and speed
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns_the_same_more_or_less(tmp_path: Path, amp: str) -> None:
+    full, mixed = train(tmp_path / "full", "--steps", "3"), train(tmp_path / "mixed", "--steps", "3", "--amp", amp)
+    assert 0 < largest_difference(full, mixed) < 1e-2
+    assert all(tensor.dtype == torch.float32 for tensor in mixed.values())
+
+
+@pytest.mark.slow
+def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
+    argv = ("--steps", "2", "--opt", "momentum", "--lr", "0.1")
+    assert largest_difference(train(tmp_path / "a", *argv), train(tmp_path / "b", *argv, "--compile")) < 1e-5
+
+
+def test_a_plain_vit_is_trained_too(tmp_path: Path) -> None:
+    argv = ("--model", "vit_tiny_patch16_224", "--img-size", "32", "64", "--steps", "2", "--mask-ratio", "0.5")
+    trained = train(tmp_path / "out", *argv)
+    model = timm.create_model(f"local-dir:{tmp_path / 'out' / 'encoder'}", pretrained=True, num_classes=0)
+    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in model.state_dict().items())
+
+
+def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
+    trained = train(tmp_path / "out", "--steps", "2", "--lr", "1e-2")
+    assert torch.equal(trained["encoder.fc_norm.weight"], torch.ones(96))
+    assert not torch.equal(trained["fusion.norm.weight"], torch.ones_like(trained["fusion.norm.weight"]))
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--model", "hivit_huge"), "'hivit_huge' is unknown.*did you mean"),
+        (("--model", "resnet18"), "resnet18.*no recipe.*hivit"),
+        (("--mask-ratio", "1.5"), "mask_ratio=1.5"),
+        (("--mask-ratio", "0"), "mask_ratio=0.0"),
+        (("--img-size", "40"), "--img-size 40 is not a whole number of mask units; 48 x 48 is"),
+        (("--img-size", "8"), "8"),
+        (("--img-size", "32", "32", "32"), "--img-size 32 32 32: one number, or height and width"),
+        (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
+        (("--batch-size", "5000"), "batch of 5000 is more than the 1497 pictures"),
+        (("--decoder-dim", "30"), "width 30"),
+        (("--warmup", "3"), "--warmup 3.0"),
+        (("--epochs", "-1"), "--epochs -1"),
+        (("--mean", "0.5", "0.5"), "--mean has 2 values"),
+        (("--opt", "adamwish"), "'adamwish'"),
+        (("--fsdp",), "--fsdp.*torchrun"),
+        (("--checkpoint", "missing"), "missing"),
+        (("--checkpoint", "missing", "--pretrained"), "exclude each other"),
+        (("--export-only",), "--resume auto"),
+        (("--export-only", "--resume", "auto"), "holds no checkpoint"),
+        (("--device", "tpu"), "'tpu' cannot be used"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path, argv: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path / "out", *argv)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("empty", "holds no pictures|cannot be read as pictures"), ("missing", "no such folder")]
+)
+def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=words):
+        train(tmp_path / "out", data=str(tmp_path / name))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
+    done = command("digits", *SMALL, "-o", tmp_path / "out", "--mask-ratio", "2")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("error: mask_ratio=2.0")
+
+
+# ---- the schedule
+
+
+def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
+    rates = [optim.lr_at(step, 100, 10, 1.0, 0.1) for step in range(101)]
+    assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
+    assert rates[55] == pytest.approx(0.55)  # half-way down from 1 to 0.1
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_recipes_of_the_papers_apply_where_nothing_is_said(tmp_path: Path) -> None:
+    args = pretrain.parse(["digits", "--model", "vit_base_patch16_224", "-o", str(tmp_path)])
+    pretrain.complete(args)
+    assert (args.epochs, args.batch_size, args.warmup, args.lr) == (1600, 4096, 40, pytest.approx(2.4e-3))
+    assert args.betas == [0.9, 0.95]
+
+
+def test_biases_and_norms_have_no_weight_decay_positions_and_mask_token_have() -> None:
+    mae = create_mae("hivit_atto", recipe={"depth": 1, "dim": 32, "heads": 2})
+    groups = optim.make_optimizer(mae, "adamw", 0.05, (0.9, 0.95)).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in mae.named_parameters():
+        if parameter.requires_grad:
+            assert (id(parameter) in decayed) == (parameter.ndim > 1), name
+
+
+def test_unknown_values_of_a_recipe_are_refused() -> None:
+    with pytest.raises(ValueError, match="recipe has no 'width'"):
+        create_mae("hivit_atto", recipe={"width": 3})
+
+
+def test_a_log_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1}) + '\n{"step": 2, "lo')
+    assert read_log(tmp_path) == [{"step": 1}]
