@@ -24,13 +24,12 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
-from .cli import make_model, run
+from .cli import AMP, make_model, run
 from .mae import create_mae
 from .measure import measure
 from .registry import check_arch
 from .version import __version__
 
-AMP = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("inference", "train", "pretrain", "dense")
 MASKED = ("pretrain", "dense")  # of the masked autoencoder
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,11 @@ Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's
 the Hub repository, the origin. A licence marked *unstated* means that the authors published the file without naming one: ask them
 before any use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
 named.
+"""
+MEASURED = """## Measured: what pre-training brings
+
+Top-1 accuracy in percent on the 10,000 test pictures of CIFAR-10, by the commands of `examples/cifar10/mae.sh`; mean and
+standard deviation over seeds. A single number is one run; 10,000 pictures leave it a 95 % interval of about 0.8 to either side.
 """
 
 
@@ -61,7 +67,24 @@ def with_table(readme: str) -> str:
 
 
 def model_cards() -> str:
-    return "\n".join([INTRO, *(section(row) for row in manifest.records().values())])
+    return "\n".join([INTRO, *(section(row) for row in manifest.records().values()), measured()])
+
+
+def measured() -> str:
+    """What this project measured, as a table."""
+    head = ("encoder", "20 nearest neighbours", "linear probe", "fine-tuned", "budget")
+    lines = [MEASURED, f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for row in manifest.measurements():
+        figures = " | ".join(spread(values) for values in (row.knn, row.linear, row.finetuned))
+        lines.append(f"| `{row.arch}`, {row.start} | {figures} | {row.note} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else "-"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
 
 
 def section(row: Weights) -> str:

@@ -68,6 +68,18 @@ class Weights:
         }
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """What this project measured of encoders on the way to its embedded weights; a number for each seed."""
+
+    arch: str
+    start: str  # where the weights come from, in words
+    knn: tuple[float, ...]  # top-1 accuracy in percent of 20 nearest neighbours in the frozen features
+    linear: tuple[float, ...]  # of a linear probe on them
+    finetuned: tuple[float, ...]  # after fine-tuning
+    note: str = ""  # about the budget
+
+
 def weights_dir() -> Path:
     """The folder with the manifest and the embedded weights: inside the wheel, or beside the package in a checkout."""
     for folder in (_PACKAGE / "weights", _PACKAGE.parent / "weights"):
@@ -77,17 +89,27 @@ def weights_dir() -> Path:
 
 
 @functools.cache
+def _table() -> Mapping[str, Any]:
+    return tomllib.loads((weights_dir() / "manifest.toml").read_text(encoding="utf-8"))
+
+
+@functools.cache
 def records() -> Mapping[str, Weights]:
     """All rows of the manifest by name, in its order (the first tag of an architecture is its default)."""
-    table = tomllib.loads((weights_dir() / "manifest.toml").read_text(encoding="utf-8"))
     known = {field.name for field in fields(Weights)}
     rows: dict[str, Weights] = {}
-    for row in table["weights"]:
+    for row in _table()["weights"]:
         assert not row.keys() - known, f"manifest.toml: unknown keys {row.keys() - known} in {row.get('name')}"
         assert row["name"] not in rows, f"manifest.toml: {row['name']} stands there twice"
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
         rows[row["name"]] = Weights(**values)
     return rows
+
+
+def measurements() -> list[Measurement]:
+    """All measurements, in their order."""
+    rows = _table().get("measurements", ())
+    return [Measurement(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}) for row in rows]
 
 
 def archs() -> set[str]:

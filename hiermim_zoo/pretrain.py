@@ -125,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     noted, waited, since = first, 0.0, time.perf_counter()
     model.train()
     for step in range(first + 1, last + 1):
+        began = time.perf_counter()
         lr = lr_at(step - 1, total, round(args.warmup * plan.per_epoch), args.lr)
         set_lr(optimizer, lr)
         losses: list[Tensor] = []
@@ -168,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 gib=peak_memory(world.device),
             )
             window, noted, waited, since = [], step, 0.0, time.perf_counter()
-        journal.progress(loss=f"{loss_sum / world.size:.4f}", lr=f"{lr:.2e}", gib=f"{peak_memory(world.device):.1f}")
+        speed = plan.batch / (time.perf_counter() - began)
+        journal.progress(loss=f"{loss_sum / world.size:.4f}", images_s=f"{speed:.0f}", gib=f"{peak_memory(world.device):.1f}")
         if step % (args.save_steps or plan.per_epoch) == 0 or step == last or left:
             save(step)
         if args.look_every and (step % max(1, round(args.look_every * plan.per_epoch)) == 0 or step == last):

@@ -23,13 +23,13 @@ pretrain) # labels are not used
 scratch) # supervised only
   for seed in $seeds; do
     evaluate --model $model --no-pretrained --method finetune --epochs 8 --layer-decay 1 --seed "$seed" \
-      "${recipe[@]}" "${fast[@]}" --json "$runs/scratch-$seed.json"
+      "${recipe[@]}" "${fast[@]}" --json "$runs/scratch-$seed.json" -o "$runs/scratch-$seed"
   done
   ;;
 finetune) # (*)
   for seed in $seeds; do
     evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 8 --layer-decay 0.85 --seed "$seed" \
-      "${recipe[@]}" "${fast[@]}" --json "$runs/finetune-$seed.json"
+      "${recipe[@]}" "${fast[@]}" --json "$runs/finetune-$seed.json" -o "$runs/finetune-$seed"
   done
   ;;
 ship) # (*) the same with more epochs
