@@ -33,16 +33,18 @@ finetune) # (*)
   done
   ;;
 ship) # (*) the same with more epochs
-  evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 40 --layer-decay 0.85 --seed 0 \
+  evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 20 --layer-decay 0.85 --seed 0 \
     "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 probes) # (*) features as they are; random weights with three seeds
   for method in knn linear; do
+    probe=(--method $method --amp bf16 --batch-size 250 --workers 1)
     for seed in $seeds; do
-      evaluate --model $model --no-pretrained --seed "$seed" --method $method --json "$runs/random-$method-$seed.json"
+      evaluate --model $model --no-pretrained --seed "$seed" "${probe[@]}" --json "$runs/random-$method-$seed.json"
     done
-    evaluate --model "local-dir:$runs/pretrain/encoder" --method $method --json "$runs/pretrain-$method.json"
-    evaluate --model "local-dir:$runs/ship" --method $method --json "$runs/ship-$method.json"
+    for run in pretrain/encoder scratch-2 finetune-0 ship; do
+      evaluate --model "local-dir:$runs/$run" "${probe[@]}" --json "$runs/${run%/*}-$method.json"
+    done
   done
   ;;
 *)
