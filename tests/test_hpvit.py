@@ -67,8 +67,8 @@ def test_without_pooling_it_is_timms_plain_vit(patch: int, side: int) -> None:
 @pytest.mark.parametrize(("name", "plain"), [("hpvit_base", "vit_base_patch16_224"), ("hpvit_huge", "vit_huge_patch14_224")])
 def test_parameters_are_the_plain_vits_but_for_positions_and_pooling(name: str, plain: str) -> None:
     with torch.device("meta"):
-        ours = timm.create_model(name).state_dict()
-        conv = timm.create_model(name, pool="conv").state_dict()
+        ours = timm.create_model(name, num_classes=1000).state_dict()
+        conv = timm.create_model(name, num_classes=1000, pool="conv").state_dict()
         theirs = timm.create_model(plain, class_token=False, global_pool="avg", num_classes=1000).state_dict()
     shapes = {n: t.shape for n, t in theirs.items()}
     width = theirs["pos_embed"].shape[-1]
@@ -232,7 +232,7 @@ def test_unused_parts_are_pruned_for_fine_features() -> None:
 def test_layers_are_counted_as_in_the_plain_vits_finetuning() -> None:
     """0 for stem and positions, 1 to 12 for the blocks, a pooling with the block before it, 13 for norm and head."""
     with torch.device("meta"):
-        model = timm.create_model("hpvit_base", pool="conv")
+        model = timm.create_model("hpvit_base", num_classes=10, pool="conv")
     layer = {name: i for i, names in group_parameters(model, model.group_matcher()).items() for name in names}
     assert {layer[n] for n in ("pos_embed", "patch_embed.proj.weight")} == {0}
     assert [layer[f"blocks.{i}.norm2.weight"] for i in range(12)] == list(range(1, 13))

@@ -90,7 +90,8 @@ def test_list_models_filters() -> None:
     assert tags == list(manifest.records())
     assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == ["hivit_atto.sup_cifar10"]
     assert hiermim_zoo.list_models(license="unstated") == ["hivit_small", "hivit_base"]
-    assert hiermim_zoo.list_models(pretrained=True, license="cc-by*") == []
+    plain = [f"hpvit_{size}.mae_in1k" for size in ("base", "large", "huge")]
+    assert hiermim_zoo.list_models(pretrained=True, license="cc-by*") == hiermim_zoo.list_models("hpvit", True) == plain
     with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit, hpvit"):
         hiermim_zoo.list_models("resnet")
 

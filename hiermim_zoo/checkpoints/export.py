@@ -113,7 +113,8 @@ def convert(
     base: Any = get_pretrained_cfg(arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
-    saved = checkpoint.config.get("model_args", {})
+    ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
+    saved = checkpoint.config.get("model_args", {}) if ours else {}
     sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
     size = img_size or family.checkpoint_img_size(native, sizes, saved)
     classes = _classes(native.state, base.classifier, num_classes)
