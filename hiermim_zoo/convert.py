@@ -116,6 +116,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     if args.install == "":
         args.install = args.source
+    if args.install and (args.pool or args.depths):
+        raise ValueError("--install puts weights into the store as their tag describes them: leave out --pool and --depths")
     if args.install and args.output:
         raise ValueError("--install and -o exclude each other")
     if not (args.output or args.install or args.dry_run):

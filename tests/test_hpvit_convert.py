@@ -341,6 +341,7 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
         (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),
         (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
         (["--model", "hivit_atto"], "which is no hivit checkpoint"),
+        (["--install", "hpvit_base.mae_in1k", "--pool", "conv"], "leave out --pool and --depths"),
         (["--model", "hpvit_atto", "--mae"], "holds no decoder"),
         (["--model", "hpvit_base"], r"'blocks\.6\.norm1\.weight' .* is missing"),
     ],
@@ -395,3 +396,20 @@ def test_safetensors_and_state_dict_keys_are_read_too(tmp_path: Path) -> None:
     save_file(transformers(plain()), tmp_path / "hub.safetensors")
     command(tmp_path / "hub.safetensors", "--model", "hpvit_atto", "-o", tmp_path / "hub")
     assert same(load_file(tmp_path / "hub" / "model.safetensors"), expected)
+
+
+@pytest.mark.slow
+def test_a_published_file_of_the_base_size_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MAE's fine-tuned classifier, values made up: command, verification, timm, one picture."""
+    case = golden("vit_base_mae_ft")
+    case.publish(tmp_path / "mae_finetuned_vit_base.pth")
+    command(
+        tmp_path / "mae_finetuned_vit_base.pth", "--model", "hpvit_base", "--pool", "conv", "-o", tmp_path / "out", "--verify"
+    )
+    assert "features are those of the plain ViT without class token" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    state = case.state()
+    assert torch.equal(model.head.weight, state["head.weight"])
+    assert torch.equal(model.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"])
+    with torch.inference_mode():
+        assert torch.isfinite(model(torch.randn(1, 3, 224, 224))).all()
