@@ -44,6 +44,7 @@ def build_model(
     pretrained: bool,
     filter_fn: Callable[..., dict[str, Tensor]],
     *,
+    levels: int = 4,
     pretrained_cfg: Any = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
@@ -52,7 +53,8 @@ def build_model(
     """timm's builder, with this package's way of finding weights in front of it.
 
     A source that the caller names (local-dir:, hf-hub:, an overlay with a file, state dict, URL or repository) is left to timm;
-    weights of the manifest are looked for by :func:`hiermim_zoo.checkpoints.store.locate`.
+    weights of the manifest are looked for by :func:`hiermim_zoo.checkpoints.store.locate`. With ``features_only`` the model gives
+    all its ``levels`` unless the caller says otherwise.
 
     Raises:
         ValueError: a tag that the manifest does not have.
@@ -82,7 +84,7 @@ def build_model(
         pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeatureGetter},
+        feature_cfg={"out_indices": tuple(range(levels)), "feature_cls": FeatureGetter},
         cache_dir=cache_dir,
         **kwargs,
     )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import list_models, manifest
+from .checkpoints.store import HUB
 from .cli import run
 from .manifest import Weights
 from .measure import measure
@@ -89,7 +90,9 @@ def spread(values: Sequence[float]) -> str:
 
 def section(row: Weights) -> str:
     """One set of weights, in the words of the manifest."""
-    where = f"`weights/{row.file}`, embedded in the package" if row.file else f"<{row.url}> (layout `{row.layout}`)"
+    repository = row.url.removeprefix(HUB)
+    link = f"<{row.url}>" if repository == row.url else f"[{repository}](https://huggingface.co/{repository}), converted"
+    where = f"`weights/{row.file}`, embedded in the package" if row.file else f"{link} (layout `{row.layout}`)"
     facts = {
         "trained by": row.source,
         "origin": where,

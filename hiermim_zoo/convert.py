@@ -22,7 +22,7 @@ from timm.models import create_model
 from . import manifest
 from .checkpoints import store
 from .checkpoints.download import download
-from .checkpoints.export import Converted, convert
+from .checkpoints.export import Converted, convert, family_module
 from .checkpoints.files import Checkpoint, read_checkpoint
 from .checkpoints.folder import DECODER_FILE, MODEL_FILE, check_target, write_folder
 from .checkpoints.layouts import LAYOUTS, find_layout
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             license=args.license,
             row=row,
             decoder=args.mae,
+            model_args={name: value for name in ("pool", "depths") if (value := getattr(args, name)) is not None},
         )
         if args.mae:
             check_decoder(converted)
@@ -94,6 +95,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--layout", help=f"force a layout instead of recognising it: {', '.join(x.name for x in LAYOUTS)}")
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
+    parser.add_argument("--pool", help="HPViT: what stands between the stages, avg or conv")
+    parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="HPViT: blocks of each stage")
     parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
     parser.add_argument(
@@ -113,11 +116,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     if args.install == "":
         args.install = args.source
+    if args.install and (args.pool or args.depths):
+        raise ValueError("--install puts weights into the store as their tag describes them: leave out --pool and --depths")
     if args.install and args.output:
         raise ValueError("--install and -o exclude each other")
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
-    if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size):
+    if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or args.pool or args.depths):
         raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
     if args.mae and (args.img_size or args.install):
         raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install")
@@ -194,7 +199,7 @@ def report(converted: Converted, every: bool) -> str:
         for s in steps
     ]
     counts = Counter(step.action for step in native.steps)
-    lines.append("tensors " + ", ".join(f"{counts[a]} {a}" for a in ("kept", "renamed", "reshaped", "dropped")))
+    lines.append("tensors " + ", ".join(f"{counts[a]} {a}" for a in ("kept", "renamed", "reshaped", "joined", "dropped")))
     reasons = Counter(step.why for step in native.steps if step.action == "dropped")
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
@@ -207,7 +212,7 @@ def verify(converted: Converted, folder: Path) -> str:
     """Reload what was written and compare it with what was meant.
 
     Every tensor of the file must equal the converted one bit by bit, and the model that timm makes from the folder must compute
-    what the model in memory computes.
+    what the model in memory computes. Families may promise more.
 
     Raises:
         ValueError: naming the tensor that differs.
@@ -223,7 +228,10 @@ def verify(converted: Converted, folder: Path) -> str:
         difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
     if difference:
         raise ValueError(f"verification failed: the reloaded model's output differs by {difference:.3g}")
-    return f"verified: {len(meant)} tensors equal bit by bit, outputs of the reloaded model and of the model in memory equal"
+    found = f"verified: {len(meant)} tensors equal bit by bit, outputs of the reloaded model and of the model in memory equal"
+    promises = getattr(family_module(converted.arch), "verify", None)
+    more = promises(converted.native, converted.model) if promises else ""
+    return f"{found}, {more}" if more else found
 
 
 if __name__ == "__main__":

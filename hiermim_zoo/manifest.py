@@ -27,7 +27,7 @@ class Weights:
     license: str  # licence of the weights; "unstated" where the authors name none
     source: str  # who trained them, in words
     paper: str  # arXiv number
-    url: str = ""  # where the origin file can be downloaded
+    url: str = ""  # where the origin file can be downloaded; "hf-hub:ORG/NAME" for somebody else's repository on the Hub
     file: str = ""  # file name in weights/, for those that ship with the package
     sha256: str = ""  # of the origin file (or of the shipped one), where known
     bytes: int = 0  # likewise

@@ -54,6 +54,10 @@ FINE_TUNING = {  # by architecture, else by family
     "vision_transformer": FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),  # arXiv 2111.06377, table 9
     "vit_large_patch16_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
     "vit_huge_patch14_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+    # Nothing was published for HPViT: what the plain ViT of its size is fine-tuned with.
+    "hpvit": FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),
+    "hpvit_large": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
+    "hpvit_huge": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
 }
 
 

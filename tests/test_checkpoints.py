@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from hiermim_zoo.checkpoints.files import read_checkpoint
 from hiermim_zoo.checkpoints.layouts import LAYOUTS, find_layout, recognise, to_native
-from hiermim_zoo.checkpoints.rules import Drop, Keep, Rename, Reshape, apply_rules, check_fits
+from hiermim_zoo.checkpoints.rules import Drop, Join, Keep, Refuse, Rename, Reshape, apply_rules, check_fits
 
 from .golden.case import golden
 
@@ -48,6 +48,28 @@ def test_a_tensor_that_no_rule_covers_is_named() -> None:
 def test_two_tensors_cannot_end_under_one_name() -> None:
     with pytest.raises(ValueError, match="another tensor of the layout 'toy' already became 'a'"):
         apply_rules({"a": torch.ones(1), "b": torch.ones(2)}, (Keep("a"), Rename("b", "a")), "toy")
+
+
+def test_parts_are_joined_in_the_order_of_the_rule() -> None:
+    rules = (Join(r"(\d)\.(?P<part>k|q)\.w", r"\1.qk", ("q", "k"), "stacked"),)
+    state = {"0.k.w": torch.tensor([3, 4]), "0.q.w": torch.tensor([1, 2]), "1.q.w": torch.zeros(1), "1.k.w": torch.ones(1)}
+    out, steps = apply_rules(state, rules, "toy")
+    assert {name: tensor.tolist() for name, tensor in out.items()} == {"0.qk": [1, 2, 3, 4], "1.qk": [0, 1]}
+    assert [(s.source, s.action, s.target, s.why) for s in steps[:2]] == [
+        ("0.k.w", "joined", "0.qk", "stacked"),
+        ("0.q.w", "joined", "0.qk", "stacked"),
+    ]
+    with pytest.raises(ValueError, match=r"'0\.k\.w' is missing"):
+        apply_rules({"0.q.w": torch.ones(2)}, rules, "toy")
+    with pytest.raises(ValueError, match=r"'0\.k\.w' is \[3\] in the checkpoint, but '0\.q\.w' is \[2\]"):
+        apply_rules({"0.q.w": torch.ones(2), "0.k.w": torch.ones(3)}, rules, "toy")
+    with pytest.raises(ValueError, match=r"'0\.q\.w': another tensor of 'toy' already became '0\.qk'"):
+        apply_rules({**state, "0.qk": torch.ones(2)}, (*rules, Keep(".*")), "toy")
+
+
+def test_what_would_change_the_function_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"'gain' \[2\]: no gains here"):
+        apply_rules({"gain": torch.ones(2)}, (Refuse("gain", "no gains here"), Keep(".*")), "toy")
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,15 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(params=["hivit_atto", "hpvit_atto"])
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(params=["classifier", "features_only", "another size"])
-def model_and_size(request: pytest.FixtureRequest) -> tuple[nn.Module, int]:
+def model_and_size(name: str, request: pytest.FixtureRequest) -> tuple[nn.Module, int]:
     kwargs = {"features_only": True} if request.param == "features_only" else {"num_classes": 5}
-    return timm.create_model("hivit_atto", exportable=True, **kwargs).eval(), 96 if request.param == "another size" else 64
+    return timm.create_model(name, exportable=True, **kwargs).eval(), 96 if request.param == "another size" else 64
 
 
 def flat(out: object) -> list[torch.Tensor]:

@@ -56,7 +56,8 @@ import importlib
 for name in [n for n in sys.modules if n.startswith("hiermim_zoo.models")] + ["hiermim_zoo"]:
     importlib.reload(sys.modules[name])
 assert timm.list_models() == names
-assert timm.list_models(module="hivit") == sorted(hiermim_zoo.list_models("hivit"))
+for family in ("hivit", "hpvit"):
+    assert timm.list_models(module=family) == sorted(hiermim_zoo.list_models(family))
 """
     done = python(code, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -84,13 +85,14 @@ def test_no_name_of_ours_is_timms() -> None:
 
 def test_list_models_filters() -> None:
     everything = hiermim_zoo.list_models()
-    assert everything == hiermim_zoo.list_models("hivit")
+    assert everything == hiermim_zoo.list_models("hivit") + hiermim_zoo.list_models("hpvit")
     tags = hiermim_zoo.list_models(pretrained=True)
     assert tags == list(manifest.records())
     assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == ["hivit_atto.sup_cifar10"]
     assert hiermim_zoo.list_models(license="unstated") == ["hivit_small", "hivit_base"]
-    assert hiermim_zoo.list_models(pretrained=True, license="cc-by*") == []
-    with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit"):
+    plain = [f"hpvit_{size}.mae_in1k" for size in ("base", "large", "huge")]
+    assert hiermim_zoo.list_models(pretrained=True, license="cc-by*") == hiermim_zoo.list_models("hpvit", True) == plain
+    with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit, hpvit"):
         hiermim_zoo.list_models("resnet")
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 
 import hiermim_zoo
 from hiermim_zoo import convert, manifest
@@ -273,6 +275,56 @@ def test_a_wrong_origin_file_is_refused_with_all_places_named(tmp_path: Path) ->
     assert error.endswith(f"python -m hiermim_zoo.convert FILE --install {NAME}")
     assert not (tmp_path / "cache" / "hiermim_zoo" / NAME).exists()
     assert not list((tmp_path / "cache" / "hiermim_zoo" / "downloads").iterdir())
+
+
+ELSEWHERE = """
+import dataclasses, sys
+import hiermim_zoo
+from hiermim_zoo.checkpoints import store
+from hiermim_zoo.manifest import Weights
+row = Weights("hpvit_atto.toy", "hiermim-zoo/hpvit_atto.toy", "vit_timm", "cc-by-nc-4.0", "a test", "0000.00000")
+try:
+    print(store.locate(dataclasses.replace(row, url="hf-hub:someone/plain", sha256=sys.argv[1])))
+except OSError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.slow
+def test_somebody_elses_repository_is_an_origin(tmp_path: Path) -> None:
+    """A plain ViT on the Hub is converted while loading; its file stays in the Hub's cache, the result goes into the store."""
+    plain = VisionTransformer(img_size=64, embed_dim=96, depth=6, num_heads=3, num_classes=0)
+    save_file(plain.state_dict(), tmp_path / "plain.safetensors")
+    content = (tmp_path / "plain.safetensors").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    paths = {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+    def locate(sha256: str, **env: str) -> tuple[str, str]:
+        done = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, sha256],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **paths, **env},
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip(), done.stderr
+
+    files = {f"/someone/plain/resolve/main/{name}": content for name in ("model.safetensors", "pytorch_model.bin")}
+    with serving(files, hub=True) as hub:
+        error, _ = locate("0" * 64, HF_ENDPOINT=hub.url)
+        assert error.startswith("WeightsNotFound")
+        assert f"sha256 is {digest} instead of {'0' * 64}" in error
+        found, said = locate(digest, HF_ENDPOINT=hub.url)
+        fetched = {path for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
+    assert Path(found) == tmp_path / "cache" / "hiermim_zoo" / "hpvit_atto.toy" / "model.safetensors"
+    assert {path.rpartition("/")[2] for path in fetched} == {"model.safetensors"}
+    assert said.count("non-commercial use only") == 1
+    assert torch.equal(load_file(found)["blocks.5.attn.qkv.weight"], plain.blocks[5].attn.qkv.weight)
+    about = json.loads(Path(found).with_name("config.json").read_text())
+    assert (about["hiermim_zoo"]["source"], about["hiermim_zoo"]["sha256"]) == ("hf-hub:someone/plain", digest)
+    assert list((tmp_path / "hf").rglob("model.safetensors")), "the Hub's cache is left alone"
+    assert locate(digest, HF_HUB_OFFLINE="1")[0] == found
 
 
 @pytest.mark.slow

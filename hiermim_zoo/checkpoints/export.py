@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -84,6 +85,7 @@ def convert(
     license: str = "",
     row: Weights | None = None,
     decoder: bool = False,
+    model_args: Mapping[str, Any] | None = None,
 ) -> Converted:
     """Carry a checkpoint over into a model of this package.
 
@@ -98,24 +100,29 @@ def convert(
         license: of the weights, where the manifest or a configuration beside the file does not say.
         row: the manifest's record, if the file belongs to one.
         decoder: keep the decoder of a masked autoencoder (``Converted.native.decoder``).
+        model_args: what the family lets a conversion choose (``CONVERT_ARGS`` of its module).
 
     Raises:
         ValueError: the file does not fit the architecture; names the first tensor in the way.
     """
     family = family_module(arch)
+    for name in model_args or ():
+        if name not in getattr(family, "CONVERT_ARGS", ()):
+            raise ValueError(f"--{name} is nothing that a conversion to {arch} can choose")
     native = to_native(checkpoint.state, family_of(arch), layout, decoder=decoder)
     base: Any = get_pretrained_cfg(arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
-    saved = checkpoint.config.get("model_args", {})
-    size = img_size or family.checkpoint_img_size(
-        native.state, (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
-    )
+    ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
+    saved = checkpoint.config.get("model_args", {}) if ours else {}
+    sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
+    size = img_size or family.checkpoint_img_size(native, sizes, saved)
     classes = _classes(native.state, base.classifier, num_classes)
     stem = native.state.get(f"{base.first_conv}.weight")
     chans = stem.shape[1] if stem is not None and stem.ndim > 1 else 3
     license = license or config.get("license") or "unstated"
     args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans", "global_pool")}
+    args.update(model_args or {})
     if _pair(size) != base.input_size[1:]:
         args["img_size"] = _pair(size)
     cfg = own_cfg(arch, config, license, classes, (chans, *_pair(size)))

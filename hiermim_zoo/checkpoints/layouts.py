@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from .rules import Drop, Keep, Rename, Rule, Step, apply_rules
+from .rules import Drop, Join, Keep, Refuse, Rename, Reshape, Rule, Step, apply_rules, then
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Layout:
     """How one kind of published file names its tensors."""
 
     name: str
-    family: str
+    families: tuple[str, ...]  # that can read it
     about: str  # whose files these are
     has: tuple[str, ...]  # signature: each pattern matches some name
     lacks: tuple[str, ...]  # ... and none of these matches any
@@ -83,17 +83,88 @@ _TABLES = r"blocks\.\d+\.attn\.relative_position_bias_table"
 
 # ---- plain ViT (https://github.com/facebookresearch/mae)
 
-_VIT_ENCODER = (
+_VIT_ENCODER: tuple[Rule, ...] = (
     Keep("cls_token|pos_embed"),
     Keep(r"(patch_embed\.proj|norm)\.(weight|bias)"),
     Keep(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
 )
-_VIT_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"norm\.weight")
+_VIT_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight")
+_PLAIN_ONLY = "only ViTs as MAE has them are read: "
+_NO_SUCH_VIT = (
+    Refuse(r".*(\bls[12]\.gamma|layer_scale|\bgamma_?[12]\b).*", _PLAIN_ONLY + "blocks of this package have no layer scale"),
+    Refuse(r".*(reg_token|register_token).*", _PLAIN_ONLY + "pooling has no place for register tokens"),
+    Refuse(
+        r".*(mlp\.(fc1_[gx]|w\d+|w12|weights_in|gate_proj|norm)|ffn\.w\d+)\b.*",
+        _PLAIN_ONLY + "blocks of this package have a plain MLP, no SwiGLU",
+    ),
+)
+_PROBE = "classifier of the class token, of no use to mean pooling"
+_DECODER_REASON = "decoder of the masked autoencoder"
+_MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
+
+# transformers: names on disk, and those that 5.x has in memory
+_HF_BLOCK = r"(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\."
+_HF_JOINED = "query, key and value one below the other"
+_HF_ENCODER: tuple[Rule, ...] = (
+    Rename(r"(?:vit\.)?embeddings\.cls_token", "cls_token"),
+    Rename(r"(?:vit\.)?embeddings\.position_embeddings", "pos_embed"),
+    Rename(r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
+    Join(
+        _HF_BLOCK + r"attention\.attention\.(?P<part>query|key|value)\.(weight|bias)",
+        r"blocks.\1.attn.qkv.\3",
+        ("query", "key", "value"),
+        _HF_JOINED,
+    ),
+    Join(
+        _HF_BLOCK + r"attention\.(?P<part>q_proj|k_proj|v_proj)\.(weight|bias)",
+        r"blocks.\1.attn.qkv.\3",
+        ("q_proj", "k_proj", "v_proj"),
+        _HF_JOINED,
+    ),
+    Rename(_HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
+    Rename(_HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    Rename(_HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    Rename(_HF_BLOCK + r"layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
+    Rename(_HF_BLOCK + r"layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
+    Rename(r"(?:vit\.)?layernorm\.(weight|bias)", r"norm.\1"),
+)
+_HF_LAYER_PART = (
+    r"(attention\.(attention\.(query|key|value)|[qkvo]_proj|output\.dense)|intermediate\.dense|output\.dense|mlp\.fc[12]"
+    r"|layernorm_before|layernorm_after)\.(weight|bias)"
+)
+
+# mmpretrain, https://github.com/open-mmlab/mmpretrain
+_MM_ENCODER: tuple[Rule, ...] = (
+    Rename(r"(?:backbone\.)?(cls_token|pos_embed)", r"\1"),
+    Rename(r"(?:backbone\.)?patch_embed\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
+    Rename(r"(?:backbone\.)?layers\.(\d+)\.ln([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
+    Rename(r"(?:backbone\.)?layers\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
+    Rename(r"(?:backbone\.)?layers\.(\d+)\.ffn\.layers\.0\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
+    Rename(r"(?:backbone\.)?layers\.(\d+)\.ffn\.layers\.1\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
+    Rename(r"(?:backbone\.)?ln1\.(weight|bias)", r"norm.\1"),
+    Rename(r"(?:backbone\.)?ln2\.(weight|bias)", r"fc_norm.\1"),
+)
+_MM_SIGNATURE = (
+    r"(backbone\.)?cls_token",
+    r"(backbone\.)?patch_embed\.projection\.weight",
+    r"(backbone\.)?layers\.0\.ln1\.weight",
+)
+
+# What a family leaves behind of a plain ViT, whoever named its tensors.
+_FROM_PLAIN: dict[str, tuple[Rule, ...]] = {
+    "hpvit": (
+        Drop("cls_token", "pooling has no place for a class token"),
+        Drop(r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"),
+        Reshape("pos_embed", "pos_embed", lambda table: table[:, 1:], "row of the class token left out"),
+        Keep(".*"),
+    )
+}
+_UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)")
 
 LAYOUTS = (
     Layout(
         "hivit_supervised",
-        "hivit",
+        ("hivit",),
         "HiViT authors, supervised training (an index in every attention block)",
         has=(*_HIVIT_SIGNATURE, _BLOCK_INDEX),
         lacks=(*_HIVIT_NOT, "relative_position_index"),
@@ -101,7 +172,7 @@ LAYOUTS = (
     ),
     Layout(
         "hivit_finetuned",
-        "hivit",
+        ("hivit",),
         "HiViT authors, fine-tuned after masked pre-training (one index at the top)",
         has=(*_HIVIT_SIGNATURE, "relative_position_index"),
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX),
@@ -109,7 +180,7 @@ LAYOUTS = (
     ),
     Layout(
         "hivit_mae",
-        "hivit",
+        ("hivit",),
         "HiViT authors, masked pre-training: encoder (trained without relative bias), norm of the joined levels, decoder",
         has=(*_HIVIT_SIGNATURE, r"norm\.weight|mask_token"),
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX, "relative_position_index"),
@@ -120,26 +191,105 @@ LAYOUTS = (
     ),
     Layout(
         "vit_mae",
-        "vision_transformer",
+        ("vision_transformer", "hpvit"),
         "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth)",
-        has=(*_VIT_SIGNATURE, "mask_token"),
+        has=(*_VIT_SIGNATURE, r"norm\.weight", "mask_token"),
         lacks=(),
-        rules=_VIT_ENCODER,
+        rules=(*_VIT_ENCODER, *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED,
         decoder=_MAE_DECODER,
         back=_MAE_DECODER_BACK,
-        preprocessing={"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"},
+        preprocessing=_MAE_PREPROCESSING,
     ),
     Layout(
         "vit_timm",
-        "vision_transformer",
+        ("vision_transformer", "hpvit"),
         "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
-        has=_VIT_SIGNATURE,
-        lacks=("mask_token", r"(head|fc_norm)\.weight"),
-        rules=_VIT_ENCODER,
+        has=(*_VIT_SIGNATURE, r"norm\.weight"),
+        lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight"),
+        rules=(*_VIT_ENCODER, *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED,
+    ),
+    Layout(
+        "vit_finetuned",
+        ("hpvit",),
+        "MAE authors, fine-tuned with mean pooling (mae_finetuned_vit_*.pth); timm's names of such a ViT",
+        has=(*_VIT_SIGNATURE, r"fc_norm\.weight"),
+        lacks=("mask_token", r"norm\.weight"),
+        rules=(*_VIT_ENCODER, *_HEAD, *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED[1:],
+        preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_class_token",
+        ("hpvit",),
+        "a plain ViT whose classifier reads the class token, as in MAE's linear probes; only the encoder is of use",
+        has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.(1\.)?weight"),
+        lacks=("mask_token", r"fc_norm\.weight"),
+        rules=(
+            *_VIT_ENCODER,
+            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|(1\.)?(weight|bias))", _PROBE),
+            *_NO_SUCH_VIT,
+        ),
+        may_be_missing=_UNTRAINED,
+    ),
+    Layout(
+        "vit_mae_transformers",
+        ("hpvit",),
+        "transformers' ViTMAE, with or without decoder (facebook/vit-mae-*)",
+        has=(r"(vit\.)?embeddings\.cls_token", r"(vit\.)?embeddings\.position_embeddings", r"(vit\.)?layernorm\.weight"),
+        lacks=(),
+        rules=(
+            *_HF_ENCODER,
+            Drop(r"decoder\.(mask_token|decoder_pos_embed)", _DECODER_REASON),
+            Drop(r"decoder\.decoder_(embed|norm|pred)\.(weight|bias)", _DECODER_REASON),
+            Drop(r"decoder\.(decoder_layers|decoder_encoder\.layer)\.\d+\." + _HF_LAYER_PART, _DECODER_REASON),
+            *_NO_SUCH_VIT,
+        ),
+        may_be_missing=_UNTRAINED,
+        preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_mae_mmpretrain",
+        ("hpvit",),
+        "mmpretrain, masked pre-training with or without decoder",
+        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight"),
+        lacks=(r"(backbone\.)?ln2\.weight",),
+        rules=(
+            *_MM_ENCODER,
+            Drop(r"neck\.(mask_token|decoder_pos_embed)", _DECODER_REASON),
+            Drop(r"neck\.(decoder_embed|decoder_pred|ln1)\.(weight|bias)", _DECODER_REASON),
+            Drop(
+                r"neck\.decoder_blocks\.\d+\.(ln1|ln2|attn\.qkv|attn\.proj|ffn\.layers\.0\.0|ffn\.layers\.1)\.(weight|bias)",
+                _DECODER_REASON,
+            ),
+            *_NO_SUCH_VIT,
+        ),
+        may_be_missing=_UNTRAINED,
+        preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_finetuned_mmpretrain",
+        ("hpvit",),
+        "mmpretrain, fine-tuned with mean pooling",
+        has=(*_MM_SIGNATURE, r"(backbone\.)?ln2\.weight"),
+        lacks=(r"(backbone\.)?ln1\.weight",),
+        rules=(*_MM_ENCODER, Rename(r"head\.fc\.(weight|bias)", r"head.\1"), *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED[1:],
+        preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "hpvit_timm",
+        ("hpvit",),
+        "this package's own files, and timm's names of a plain ViT without class token under mean pooling",
+        has=("pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"fc_norm\.weight"),
+        lacks=("cls_token", "mask_token", r"norm\.weight", r"blocks\.\d+\.proj\.weight"),  # the last: Hiera
+        rules=(*_VIT_ENCODER, *_HEAD, Keep(r"pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED[1:],
     ),
     Layout(
         "hivit_timm",
-        "hivit",
+        ("hivit",),
         "this package's own files",
         has=_HIVIT_SIGNATURE,
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX, "relative_position_index", r"norm\.weight", "mask_token"),
@@ -169,11 +319,11 @@ def recognise(names: Collection[str], family: str) -> Layout:
     """
     fitting = [layout for layout in LAYOUTS if layout.fits(names)]
     assert len(fitting) < 2, f"layouts must exclude each other: {[layout.name for layout in fitting]}"
-    if fitting and fitting[0].family == family:
+    if fitting and family in fitting[0].families:
         return fitting[0]
     if fitting:
         raise ValueError(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
-    known = ", ".join(layout.name for layout in LAYOUTS if layout.family == family)
+    known = ", ".join(layout.name for layout in LAYOUTS if family in layout.families)
     first = ", ".join(list(names)[:4])
     raise ValueError(f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {known}")
 
@@ -191,13 +341,16 @@ def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = Non
         ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
     """
     table = find_layout(layout) if layout else recognise(state.keys(), family)
-    if table.family != family:
-        raise ValueError(f"layout {table.name!r} is of {table.family}, not of {family}")
+    if family not in table.families:
+        raise ValueError(f"layout {table.name!r} is of {' and '.join(table.families)}, not of {family}")
     if decoder and not table.decoder:
         raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder")
     rest: tuple[Rule, ...] = table.decoder
     if not decoder:
-        rest = tuple(Drop(rule.pattern, "decoder of the masked autoencoder") for rule in table.decoder)
+        rest = tuple(Drop(rule.pattern, _DECODER_REASON) for rule in table.decoder)
     native, steps = apply_rules(state, (*table.rules, *rest), table.name)
+    if "cls_token" in native and family in _FROM_PLAIN:
+        native, more = apply_rules(native, _FROM_PLAIN[family], table.name)
+        steps = then(steps, more)
     apart = {name: native.pop(name) for name in list(native) if name.startswith(("fusion.", "decoder."))}
     return Native(native, table, steps, apart)

@@ -1,4 +1,4 @@
-"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, or dropped for a stated reason.
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or refused.
 
 Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no rule
 matches is an error, so nothing is ever lost by accident.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -47,14 +48,32 @@ class Drop:
     reason: str
 
 
-Rule = Keep | Rename | Reshape | Drop
+@dataclass(frozen=True)
+class Join:
+    """Several tensors of one shape become one: the rows of the first, then those of the second, and so on."""
+
+    pattern: str  # with a group called "part"
+    to: str
+    parts: tuple[str, ...]  # what "part" matches, in the order of the rows
+    why: str
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """No model of this package can hold the tensor, and leaving it behind would change what is computed."""
+
+    pattern: str
+    reason: str
+
+
+Rule = Keep | Rename | Reshape | Join | Drop | Refuse
 
 
 class Step(NamedTuple):
     """What became of one tensor."""
 
     source: str
-    action: str  # kept, renamed, reshaped, dropped
+    action: str  # kept, renamed, reshaped, joined, dropped
     target: str  # empty where dropped
     why: str
 
@@ -71,24 +90,78 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
         The new state dict, and one step for every source tensor.
 
     Raises:
-        ValueError: a tensor that no rule covers, or two that end under one name.
+        ValueError: a tensor that no rule covers or that one refuses, two that end under one name, a part of a join that is
+            missing or of another shape than the rest.
     """
     out: dict[str, Tensor] = {}
     steps: list[Step] = []
+    joins: dict[str, _Parts] = {}
     for name, tensor in state.items():
         rule, match = _first(rules, name)
         if rule is None or match is None:
             raise ValueError(f"tensor {name!r} {list(tensor.shape)} is not part of the layout {layout!r}")
+        if isinstance(rule, Refuse):
+            raise ValueError(f"tensor {name!r} {list(tensor.shape)}: {rule.reason}")
         if isinstance(rule, Drop):
             steps.append(Step(name, "dropped", "", rule.reason))
             continue
         target = name if isinstance(rule, Keep) else match.expand(rule.to)
+        if isinstance(rule, Join):
+            joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor)
+            steps.append(Step(name, "joined", target, rule.why))
+            continue
         if target in out:
             raise ValueError(f"tensor {name!r}: another tensor of the layout {layout!r} already became {target!r}")
         out[target] = rule.change(tensor) if isinstance(rule, Reshape) else tensor
         action = "reshaped" if isinstance(rule, Reshape) else "kept" if target == name else "renamed"
         steps.append(Step(name, action, target, rule.why if isinstance(rule, Reshape) else ""))
+    for target, parts in joins.items():
+        if target in out:
+            raise ValueError(
+                f"tensor {next(iter(parts.names.values()))!r}: another tensor of {layout!r} already became {target!r}"
+            )
+        out[target] = parts.joined()
     return out, steps
+
+
+class _Parts(NamedTuple):
+    """What has been found of a join."""
+
+    rule: Join
+    tensors: dict[str, Tensor]  # by part
+    names: dict[str, str]  # likewise, in the source
+
+    def add(self, match: re.Match[str], tensor: Tensor) -> None:
+        name, (start, end) = match.string, match.span("part")
+        self.tensors[match["part"]] = tensor
+        for part in self.rule.parts:
+            self.names[part] = name[:start] + part + name[end:]
+
+    def joined(self) -> Tensor:
+        rows = []
+        for part in self.rule.parts:
+            if part not in self.tensors:
+                raise ValueError(f"tensor {self.names[part]!r} is missing from the checkpoint")
+            rows.append(self.tensors[part])
+            if rows[-1].shape != rows[0].shape:
+                raise ValueError(
+                    f"tensor {self.names[part]!r} is {list(rows[-1].shape)} in the checkpoint, "
+                    f"but {self.names[self.rule.parts[0]]!r} is {list(rows[0].shape)}"
+                )
+        return torch.cat(rows)
+
+
+def then(steps: Sequence[Step], more: Sequence[Step]) -> list[Step]:
+    """The steps of two applications of rules as one: ``more`` starts from the targets of ``steps``."""
+    later = {step.source: step for step in more}
+    out = []
+    for step in steps:
+        second = later.get(step.target)
+        if second is None or second.action == "kept":
+            out.append(step)
+        else:
+            out.append(Step(step.source, second.action, second.target, "; ".join(filter(None, (step.why, second.why)))))
+    return out
 
 
 def _first(rules: Iterable[Rule], name: str) -> tuple[Rule | None, re.Match[str] | None]:

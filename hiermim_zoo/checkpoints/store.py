@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 from ..manifest import Weights, weights_dir
 from .download import DownloadError, download
 from .export import convert
-from .files import SUFFIXES, read_checkpoint
+from .files import SUFFIXES, read_checkpoint, sha256_of
 from .folder import MODEL_FILE, write_folder
+
+HUB = "hf-hub:"
 
 _logger = logging.getLogger(__name__)
 
@@ -93,24 +95,47 @@ def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(root / f"{row.name}.lock"):
         if not (folder / MODEL_FILE).is_file():  # else another process was faster
-            raw = fetch_origin(row, root / "downloads")
+            raw = fetch_origin(row, root / "downloads", cache_dir)
             try:
                 write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row).contents(), folder)
             finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
-                raw.unlink()
+                if raw.parent == root / "downloads":  # the Hub's cache is not ours to tidy
+                    raw.unlink()
     return folder
 
 
-def fetch_origin(row: Weights, folder: Path) -> Path:
-    """Download the origin file of a tag into ``folder``, verified as far as the manifest knows it."""
+def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None) -> Path:
+    """Download the origin file of a tag, verified as far as the manifest knows it.
+
+    Args:
+        row: its origin is an address, or a repository of the Hub ("hf-hub:ORG/NAME").
+        folder: where a file from an address goes; one from the Hub goes into the Hub's cache.
+        cache_dir: instead of the Hub's own cache.
+
+    Raises:
+        DownloadError: it cannot be had, or is another file.
+    """
     if not row.url:
         raise DownloadError("the manifest names no origin")
+    if row.url.startswith(HUB):
+        return _from_repository(row, cache_dir)
     if _offline():
         raise DownloadError("offline mode, HF_HUB_OFFLINE is set")
     suffix = Path(urlsplit(row.url).path).suffix or ".pth"
     target = folder / f"{row.name}{suffix}"
     download(row.url, target, sha256=row.sha256, size=row.bytes)
     return target
+
+
+def _from_repository(row: Weights, cache_dir: str | Path | None) -> Path:
+    """The one file of another repository that a tag is made from."""
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors():
+        path = Path(hf_hub_download(row.url.removeprefix(HUB), MODEL_FILE, cache_dir=cache_dir))
+    if row.sha256 and (digest := sha256_of(path)) != row.sha256:
+        raise DownloadError(f"{row.url}: sha256 is {digest} instead of {row.sha256}: not the file that the manifest means")
+    return path
 
 
 def fetch_repository(name: str, revision: str | None) -> Path:

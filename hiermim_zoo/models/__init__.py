@@ -1,5 +1,5 @@
 """The model families. Importing this registers their architectures with timm."""
 
-from . import hivit
+from . import hivit, hpvit
 
-ARCHITECTURES = {"hivit": tuple(hivit.VARIANTS)}
+ARCHITECTURES = {"hivit": tuple(hivit.VARIANTS), "hpvit": tuple(hpvit.VARIANTS)}

@@ -33,6 +33,7 @@ from ..build import build_model, default_cfgs_for, source_grid
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
 from ..geometry import sincos_table, to_units
+from ..layers.arguments import MIN_SIDE, checked_pool, checked_size
 from ..layers.maps import check_format, in_format, maps_of_units
 from ..layers.padding import pad_to_multiple
 from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table
@@ -42,7 +43,6 @@ from ..registry import register
 
 UNIT = 16  # pixels along a side of a mask unit
 STEM = 4  # pixels along a side of a token of the first stage
-MIN_SIDE = 32  # the coarsest feature map has one cell for this many pixels
 TABLE = "attn.relative_position_bias_table"
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
@@ -200,14 +200,14 @@ class HiViT(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
-        img_size = _checked_size(img_size)
+        img_size = checked_size(img_size)
         if output_stride != 32:
             raise ValueError(f"output_stride={output_stride} is not available, HiViT has 32")
         if embed_dim % 4 or embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4 and of num_heads={num_heads}")
         self.in_chans = in_chans
         self.num_classes = num_classes
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = checked_pool(global_pool)
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.num_prefix_tokens = 0
         self.only_size = img_size if strict_img_size or not dynamic_img_size else None
@@ -309,7 +309,7 @@ class HiViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the head by a new one of ``num_classes`` (0: none), and the pooling if one is named."""
         if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
+            self.global_pool = checked_pool(global_pool)
         self.num_classes = num_classes
         like = self.patch_embed.proj.weight
         self.head = nn.Identity()
@@ -322,7 +322,7 @@ class HiViT(nn.Module):
         """Resample positions and bias tables for good (any size can be fed without this, resampling every time)."""
         if patch_size is not None and to_2tuple(patch_size) != (UNIT, UNIT):
             raise ValueError(f"patch_size={patch_size} cannot be set, a HiViT unit has {UNIT} pixels")
-        size, old = _checked_size(img_size), self.patch_embed.grid_size
+        size, old = checked_size(img_size), self.patch_embed.grid_size
         self.patch_embed.set_size(size)
         if self.only_size is not None:
             self.only_size = size
@@ -482,19 +482,6 @@ def _taps(name: str, depths: Sequence[int], ends: tuple[int, int, int]) -> tuple
     return depths[0] - 1, depths[0] + depths[1], ends[2]
 
 
-def _checked_size(img_size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = to_2tuple(img_size)
-    if min(height, width) < MIN_SIDE:
-        raise ValueError(f"img_size={img_size} is too small: both sides must be at least {MIN_SIDE}")
-    return int(height), int(width)
-
-
-def _checked_pool(name: str) -> str:
-    if name not in ("", "avg", "max", "avgmax"):
-        raise ValueError(f"global_pool={name!r} is unknown, use 'avg', 'max', 'avgmax' or ''")
-    return name
-
-
 def checkpoint_filter_fn(state: dict[str, Tensor], model: HiViT) -> dict[str, Tensor]:
     """Bring a checkpoint of any known HiViT layout and size into the form of ``model`` (called by timm when it loads weights)."""
     return adapt(to_native(state, family="hivit"), model)
@@ -526,9 +513,15 @@ def adapt(native: Native, model: HiViT) -> dict[str, Tensor]:
     return state
 
 
-def checkpoint_img_size(state: Mapping[str, Tensor], sizes: Sequence[Any]) -> tuple[int, int]:
-    """Pixels (height, width) of the images that a checkpoint was made for; ``sizes`` are candidates, the likeliest first."""
-    height, width = _grid(state, sizes)
+def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+    """Pixels (height, width) of the images that a checkpoint was made for.
+
+    Args:
+        native: the checkpoint.
+        sizes: candidates, the likeliest first.
+        model_args: of the folder that it stood in; they say nothing about sizes in this family.
+    """
+    height, width = _grid(native.state, sizes)
     return height * UNIT, width * UNIT
 
 

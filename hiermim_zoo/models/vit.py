@@ -77,10 +77,16 @@ def adapt(native: Native, model: VisionTransformer) -> dict[str, Tensor]:
     return state
 
 
-def checkpoint_img_size(state: Mapping[str, Tensor], sizes: Sequence[Any]) -> tuple[int, int]:
-    """Pixels (height, width) of the images that a checkpoint was made for; ``sizes`` are candidates, the likeliest first."""
-    height, width = _grid(state, 1, sizes)
-    patch = state["patch_embed.proj.weight"].shape[-1]
+def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+    """Pixels (height, width) of the images that a checkpoint was made for.
+
+    Args:
+        native: the checkpoint.
+        sizes: candidates, the likeliest first.
+        model_args: of the folder that it stood in; they say nothing about sizes in this family.
+    """
+    height, width = _grid(native.state, 1, sizes)
+    patch = native.state["patch_embed.proj.weight"].shape[-1]
     return height * patch, width * patch
 
 

@@ -1,0 +1,415 @@
+"""A plain ViT under anybody's names becomes the same HPViT."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from hiermim_zoo import convert
+from hiermim_zoo.checkpoints.layouts import LAYOUTS, recognise, to_native
+from hiermim_zoo.checkpoints.rules import check_fits
+from hiermim_zoo.cli import run
+from hiermim_zoo.models import hpvit
+
+from .golden.case import golden
+
+State = dict[str, Tensor]
+
+
+def plain(**kwargs: Any) -> State:
+    """A toy plain ViT of hpvit_atto's size, every value drawn, strong enough for attention to matter."""
+    torch.manual_seed(11)
+    shape: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 0}
+    model = VisionTransformer(**{**shape, **kwargs})
+    return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
+
+
+def renamed(state: State, *pairs: tuple[str, str]) -> State:
+    """Every pattern replaced by its names, in order."""
+    out = {}
+    for name, tensor in state.items():
+        for pattern, to in pairs:
+            name = re.sub(pattern, to, name)
+        out[name] = tensor
+    return out
+
+
+def with_decoder(state: State) -> State:
+    """MAE's own names; one block of a decoder is as good as eight."""
+    decoder = {f"decoder_blocks.0.{n[9:]}": t for n, t in state.items() if n.startswith("blocks.0.")}
+    ends = {f"decoder_{part}.{kind}": torch.ones(3) for part in ("embed", "norm", "pred") for kind in ("weight", "bias")}
+    return {**state, **decoder, **ends, "mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 17, 8)}
+
+
+def split(state: State, parts: tuple[str, str, str]) -> State:
+    """Query, key and value apart."""
+    out = {}
+    for name, tensor in state.items():
+        if ".attn.qkv." in name:
+            out.update({name.replace("attn.qkv", p): t for p, t in zip(parts, tensor.chunk(3), strict=True)})
+        else:
+            out[name] = tensor
+    return out
+
+
+def transformers(state: State, decoder: str = "decoder.decoder_layers") -> State:
+    """The names in files of transformers."""
+    return renamed(
+        split(state, ("attention.attention.query", "attention.attention.key", "attention.attention.value")),
+        (r"^(cls_token)", r"vit.embeddings.\1"),
+        (r"^pos_embed", "vit.embeddings.position_embeddings"),
+        (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
+        (r"^norm\.", "vit.layernorm."),
+        (r"^blocks\.", "vit.encoder.layer."),
+        (r"^(mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.)", r"decoder.\1"),
+        (r"^decoder_blocks", decoder),
+        (r"attn\.proj", "attention.output.dense"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+        (r"norm1", "layernorm_before"),
+        (r"norm2", "layernorm_after"),
+    )
+
+
+def transformers_in_memory(state: State) -> State:
+    """The names that models of transformers 5 have."""
+    return renamed(
+        transformers(state),
+        (r"encoder\.layer\.", "layers."),
+        (r"attention\.attention\.(query|key|value)", lambda m: f"attention.{m[1][0]}_proj"),  # type: ignore[arg-type]
+        (r"attention\.output\.dense", "attention.o_proj"),
+        (r"intermediate\.dense", "mlp.fc1"),
+        (r"output\.dense", "mlp.fc2"),
+    )
+
+
+def mmpretrain(state: State) -> State:
+    return renamed(
+        state,
+        (r"^(mask_token|decoder_pos_embed|decoder_(embed|pred)\.)", r"neck.\1"),
+        (r"^decoder_norm", "neck.ln1"),
+        (r"^decoder_blocks", "neck.decoder_blocks"),
+        (r"^(cls_token|pos_embed|patch_embed)", r"backbone.\1"),
+        (r"patch_embed\.proj", "patch_embed.projection"),
+        (r"^blocks", "backbone.layers"),
+        (r"norm([12])\.", r"ln\1."),
+        (r"mlp\.fc1", "ffn.layers.0.0"),
+        (r"mlp\.fc2", "ffn.layers.1"),
+        (r"^norm", "backbone.ln1"),
+        (r"^fc_norm", "backbone.ln2"),
+        (r"^head", "head.fc"),
+    )
+
+
+def without(state: State, prefix: str) -> State:
+    """A prefix taken off, and what does not have it left out."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
+    "MAE encoder": ("vit_timm", dict),
+    "MAE with decoder": ("vit_mae", with_decoder),
+    "class token classifier": ("vit_class_token", lambda s: {**s, "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)}),
+    "linear probe": (
+        "vit_class_token",
+        lambda s: {
+            **s,
+            "head.0.running_mean": torch.ones(96),
+            "head.0.running_var": torch.ones(96),
+            "head.0.num_batches_tracked": torch.tensor(3),
+            "head.1.weight": torch.ones(5, 96),
+            "head.1.bias": torch.ones(5),
+        },
+    ),
+    "transformers 4": ("vit_mae_transformers", lambda s: transformers(with_decoder(s))),
+    "transformers 5": ("vit_mae_transformers", lambda s: transformers(with_decoder(s), "decoder.decoder_encoder.layer")),
+    "transformers 5 in memory": ("vit_mae_transformers", lambda s: transformers_in_memory(with_decoder(s))),
+    "transformers encoder": ("vit_mae_transformers", lambda s: without(transformers(s), "vit.")),
+    "mmpretrain": ("vit_mae_mmpretrain", lambda s: mmpretrain(with_decoder(s))),
+    "mmpretrain encoder": ("vit_mae_mmpretrain", lambda s: without(mmpretrain(s), "backbone.")),
+}
+FINETUNED: dict[str, tuple[str, Callable[[State], State]]] = {
+    "MAE": ("vit_finetuned", dict),
+    "mmpretrain": ("vit_finetuned_mmpretrain", mmpretrain),
+    "no class token": (
+        "hpvit_timm",
+        lambda s: {n: t[:, 1:] if n == "pos_embed" else t for n, t in s.items() if n != "cls_token"},
+    ),
+}
+
+
+def command(*args: object) -> None:
+    convert.main([str(arg) for arg in args])
+
+
+def converted(state: State, folder: Path, *more: object, top_key: str = "model") -> State:
+    """What the command writes for a checkpoint."""
+    torch.save({top_key: state}, folder / "plain.pth")
+    command(folder / "plain.pth", "--model", "hpvit_atto", "-o", folder / "out", "--force", *more)
+    return load_file(folder / "out" / "model.safetensors")
+
+
+def same(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---- one set of weights, many names
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_layout_of_the_same_weights_gives_the_same_bits(kind: str, tmp_path: Path) -> None:
+    layout, rename = ENCODERS[kind]
+    state = plain()
+    written = converted(rename(state), tmp_path)
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert about["hiermim_zoo"]["layout"] == layout
+    assert about["num_classes"] == 0
+    encoder = {n: t for n, t in state.items() if n.startswith(("blocks.", "patch_embed."))}
+    table = resample_abs_pos_embed(state["pos_embed"][:, 1:], [16, 16], [4, 4], num_prefix_tokens=0)
+    fc_norm = {"fc_norm.weight": torch.ones(96), "fc_norm.bias": torch.zeros(96)}
+    assert same(written, {**encoder, **fc_norm, "pos_embed": table})
+    state["blocks.3.attn.qkv.bias"][100] += 1  # negative control
+    assert not same(written, converted(rename(state), tmp_path))
+
+
+@pytest.mark.parametrize("kind", FINETUNED)
+def test_a_classifier_behind_mean_pooling_is_carried_over(kind: str, tmp_path: Path) -> None:
+    layout, rename = FINETUNED[kind]
+    state = plain(num_classes=5, global_pool="avg")
+    written = converted(rename(state), tmp_path, "--verify")
+    about = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (about["hiermim_zoo"]["layout"], about["num_classes"]) == (layout, 5)
+    assert tuple(about["pretrained_cfg"]["input_size"]) == (3, 64, 64)
+    assert all(torch.equal(written[n], t) for n, t in state.items() if n not in ("pos_embed", "cls_token"))
+    assert same(written, converted(state, tmp_path))
+    assert same(converted(rename(state), tmp_path, "--num-classes", 0), {n: t for n, t in written.items() if "head." not in n})
+
+
+@pytest.mark.parametrize("kind", ENCODERS | FINETUNED)
+def test_every_layout_is_one_and_only_one(kind: str) -> None:
+    for kinds, state in ((ENCODERS, plain()), (FINETUNED, plain(num_classes=5, global_pool="avg"))):
+        if kind in kinds:
+            layout, rename = kinds[kind]
+            assert [table.name for table in LAYOUTS if table.fits(rename(state))] == [layout]
+
+
+def test_what_conversion_writes_converts_again(tmp_path: Path) -> None:
+    written = converted(plain(), tmp_path, "--pool", "conv", "--img-size", 96, 64)
+    command(tmp_path / "out", "--model", "hpvit_atto", "-o", tmp_path / "again", "--verify")
+    assert same(written, load_file(tmp_path / "again" / "model.safetensors"))
+    assert timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).pool == "conv"
+
+
+def test_positions_of_a_plain_vit_are_square_whatever_the_target(tmp_path: Path) -> None:
+    """8 x 2 patches of the target are as many as the 4 x 4 of the source, and mean something else."""
+    state = plain()
+    table = resample_abs_pos_embed(state["pos_embed"][:, 1:], [32, 8], [4, 4], num_prefix_tokens=0)
+    assert torch.equal(converted(state, tmp_path, "--img-size", 128, 32)["pos_embed"], table)
+
+
+def test_timm_itself_loads_a_plain_vit(tmp_path: Path) -> None:
+    expected = converted(plain(), tmp_path)
+    source = {"state_dict": transformers(plain()), "num_classes": 0}
+    model = timm.create_model("hpvit_atto", pretrained=True, pretrained_cfg_overlay=source, num_classes=0)
+    assert same(dict(model.state_dict()), expected)
+
+
+# ---- the report
+
+
+def test_what_became_of_every_tensor_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converted(transformers(with_decoder(plain())), tmp_path)
+    said = capsys.readouterr().out
+    assert "36 joined" in said
+    assert "resampled pos_embed [1, 16, 96] -> [1, 256, 96]" in said
+    assert "(row of the class token left out)" in said
+    assert "dropped 1: pooling has no place for a class token" in said
+    assert "dropped 2: norm over the tokens of pre-training" in said
+    assert "decoder of the masked autoencoder" in said
+    assert "initial values kept: fc_norm.weight, fc_norm.bias" in said
+    command(tmp_path / "plain.pth", "--model", "hpvit_atto", "--dry-run")
+    said = capsys.readouterr().out
+    for part in ("query", "key", "value"):
+        assert f"joined   vit.encoder.layer.5.attention.attention.{part}.bias -> blocks.5.attn.qkv.bias" in said
+    converted({**plain(), "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)}, tmp_path)
+    assert "dropped 2: classifier of the class token, of no use to mean pooling" in capsys.readouterr().out
+
+
+# ---- published layouts, complete
+
+PUBLISHED = {
+    "timm_vit_base_mae_layout": "vit_timm",
+    "mae_vit_base": "vit_mae",
+    "vit_base_mae_ft": "vit_finetuned",
+    "hf_vit_mae_base_layout": "vit_mae_transformers",
+}
+
+
+def base(state: State) -> None:
+    """Fit a checkpoint to hpvit_base, without memory for either."""
+    native = to_native(state, "hpvit")
+    classes = len(native.state["head.weight"]) if "head.weight" in native.state else 0
+    with torch.device("meta"):
+        model = timm.create_model("hpvit_base", num_classes=classes)
+    check_fits(hpvit.adapt(native, model), model.state_dict(), model="hpvit_base")
+
+
+@pytest.mark.parametrize(("case", "layout"), PUBLISHED.items())
+def test_published_files_are_converted_completely(case: str, layout: str) -> None:
+    def state() -> State:
+        return {name: torch.zeros(1).expand(shape) for name, shape in golden(case).about["manifest"].items()}
+
+    assert recognise(state(), "hpvit").name == layout
+    base(state())
+    name = next(n for n in state() if re.search(r"\.3\..*(mlp\.fc1|intermediate\.dense)\.weight", n))
+    native = "blocks.3.mlp.fc1.weight"
+    for spoil, message in (
+        (lambda s: s.update({name.replace("weight", "kernel"): s.pop(name)}), name.replace("weight", "kernel")),
+        (lambda s: s.pop(name), f"'{native}' .* is missing"),
+        (lambda s: s.update({name: torch.zeros(7, 768)}), rf"'{native}' is \[7, 768\]"),
+    ):
+        spoiled = state()
+        spoil(spoiled)
+        with pytest.raises(ValueError, match=message):
+            base(spoiled)
+
+
+def test_a_part_of_a_join_is_refused_by_its_own_name() -> None:
+    key = "vit.encoder.layer.2.attention.attention.key.weight"
+    state = transformers(plain())
+    with pytest.raises(ValueError, match=rf"'{key}' is \[95, 96\] in the checkpoint, but '.*query\.weight' is \[96, 96\]"):
+        to_native({**state, key: torch.ones(95, 96)}, "hpvit")
+    del state[key]
+    with pytest.raises(ValueError, match=rf"tensor '{key}' is missing"):
+        to_native(state, "hpvit")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("blocks.0.ls1.gamma", "no layer scale"),
+        ("reg_token", "no place for register tokens"),
+        ("blocks.0.mlp.w12.weight", "no SwiGLU"),
+        ("blocks.0.mlp.fc1_g.weight", "no SwiGLU"),
+        ("vit.encoder.layer.0.layer_scale1.lambda1", "no layer scale"),
+        ("vit.embeddings.register_tokens", "no place for register tokens"),
+        ("backbone.layers.0.attn.gamma1.weight", "no layer scale"),
+        ("backbone.layers.0.ffn.gamma2.weight", "no layer scale"),
+        ("backbone.layers.0.ffn.w12.weight", "no SwiGLU"),
+        ("blocks.0.attn.q_norm.weight", "is not part of the layout"),
+    ],
+)
+def test_vits_that_compute_something_else_are_refused_with_the_reason(name: str, reason: str) -> None:
+    state = plain()
+    state = transformers(state) if name.startswith("vit.") else mmpretrain(state) if name.startswith("backbone.") else state
+    with pytest.raises(ValueError, match=rf"tensor '{re.escape(name)}' \[96\].*{reason}"):
+        to_native({**state, name: torch.ones(96)}, "hpvit")
+
+
+# ---- what the command lets one choose
+
+
+def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converted(plain(), tmp_path, "--pool", "conv", "--depths", 2, 1, 2, 1, "--verify")
+    said = capsys.readouterr().out
+    assert "convolutional pooling equals averaging" in said
+    assert "features are those of the plain ViT without class token" in said
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_args"] == {"pool": "conv", "depths": [2, 1, 2, 1]}
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert (model.pool, model.depths) == ("conv", (2, 1, 2, 1))
+    assert same(dict(model.state_dict()), load_file(tmp_path / "out" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "hpvit_atto", "--pool", "max"], "pool='max' is unknown"),
+        (["--model", "hpvit_atto", "--depths", "1", "1", "2", "1"], r"'blocks\.5\.norm1\.weight' .* has no place"),
+        (["--model", "hpvit_atto", "--depths", "1", "1", "4", "1"], r"'blocks\.6\.norm1\.weight' .* is missing"),
+        (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),
+        (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
+        (["--model", "hivit_atto"], "which is no hivit checkpoint"),
+        (["--install", "hpvit_base.mae_in1k", "--pool", "conv"], "leave out --pool and --depths"),
+        (["--model", "hpvit_atto", "--mae"], "holds no decoder"),
+        (["--model", "hpvit_base"], r"'blocks\.6\.norm1\.weight' .* is missing"),
+    ],
+)
+def test_bad_choices_are_one_line(tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(plain(), tmp_path / "plain.pth")
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: command(tmp_path / "plain.pth", "-o", tmp_path / "out", *args))
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_decoder_has_no_place_in_a_model_that_is_not_pretrained(tmp_path: Path) -> None:
+    torch.save(with_decoder(plain()), tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="hpvit_atto cannot be pre-trained by masking"):
+        command(tmp_path / "mae.pth", "--model", "hpvit_atto", "--mae", "-o", tmp_path / "out")
+
+
+def test_trained_pooling_does_not_become_an_average(tmp_path: Path) -> None:
+    converted(plain(), tmp_path, "--pool", "conv")
+    with pytest.raises(ValueError, match=r"'pools\.0\.\w+' .* has no place"):
+        command(tmp_path / "out", "--model", "hpvit_atto", "--pool", "avg", "-o", tmp_path / "avg")
+
+
+def test_what_conversion_promises_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative controls: a pooling that is no mean, and other heads than those of the plain ViT."""
+    native = to_native(plain(), "hpvit")
+    model = timm.create_model("hpvit_atto", pool="conv", num_classes=0)
+    model.load_state_dict(hpvit.adapt(native, model))
+    assert "equals averaging" in hpvit.verify(native, model)
+    model.pools[0].weight.data[0] = 0.5
+    with pytest.raises(ValueError, match="pool='conv' computes something else than pool='avg'"):
+        hpvit.verify(native, model)
+    model.pools[0].weight.data[0] = 0.25
+    twin = hpvit._twin
+    monkeypatch.setattr(hpvit, "_twin", lambda m, **kwargs: twin(m, **kwargs, **({"num_heads": 6} if "depths" in kwargs else {})))
+    with pytest.raises(ValueError, match="without pooling the blocks compute something else than the plain ViT"):
+        hpvit.verify(native, model)
+
+
+def test_half_precision_and_gray_pictures(tmp_path: Path) -> None:
+    written = converted(plain(in_chans=1), tmp_path, "--dtype", "bfloat16", "--pool", "conv", "--verify")
+    assert {t.dtype for t in written.values()} == {torch.bfloat16}
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).in_chans == 1
+
+
+def test_safetensors_and_state_dict_keys_are_read_too(tmp_path: Path) -> None:
+    expected = converted(plain(), tmp_path)
+    assert same(converted(mmpretrain(plain()), tmp_path, top_key="state_dict"), expected)
+    save_file(transformers(plain()), tmp_path / "hub.safetensors")
+    command(tmp_path / "hub.safetensors", "--model", "hpvit_atto", "-o", tmp_path / "hub")
+    assert same(load_file(tmp_path / "hub" / "model.safetensors"), expected)
+
+
+@pytest.mark.slow
+def test_a_published_file_of_the_base_size_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MAE's fine-tuned classifier, values made up: command, verification, timm, one picture."""
+    case = golden("vit_base_mae_ft")
+    case.publish(tmp_path / "mae_finetuned_vit_base.pth")
+    command(
+        tmp_path / "mae_finetuned_vit_base.pth", "--model", "hpvit_base", "--pool", "conv", "-o", tmp_path / "out", "--verify"
+    )
+    assert "features are those of the plain ViT without class token" in capsys.readouterr().out
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    state = case.state()
+    assert torch.equal(model.head.weight, state["head.weight"])
+    assert torch.equal(model.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"])
+    with torch.inference_mode():
+        assert torch.isfinite(model(torch.randn(1, 3, 224, 224))).all()
