@@ -101,15 +101,19 @@ def records() -> Mapping[str, Weights]:
     for row in _table()["weights"]:
         assert not row.keys() - known, f"manifest.toml: unknown keys {row.keys() - known} in {row.get('name')}"
         assert row["name"] not in rows, f"manifest.toml: {row['name']} stands there twice"
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        rows[row["name"]] = Weights(**values)
+        rows[row["name"]] = Weights(**_frozen(row))
     return rows
 
 
 def measurements() -> list[Measurement]:
     """All measurements, in their order."""
     rows = _table().get("measurements", ())
-    return [Measurement(**{key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}) for row in rows]
+    return [Measurement(**_frozen(row)) for row in rows]
+
+
+def _frozen(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists of TOML as tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 def archs() -> set[str]:

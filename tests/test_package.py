@@ -88,7 +88,10 @@ def test_list_models_filters() -> None:
     assert everything == hiermim_zoo.list_models("hivit") + hiermim_zoo.list_models("hpvit")
     tags = hiermim_zoo.list_models(pretrained=True)
     assert tags == list(manifest.records())
-    assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == ["hivit_atto.sup_cifar10"]
+    assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == [
+        "hivit_atto.mae_cifar10_ft_cifar10",
+        "hivit_atto.mae_cifar10",
+    ]
     assert hiermim_zoo.list_models(license="unstated") == ["hivit_small", "hivit_base"]
     plain = [f"hpvit_{size}.mae_in1k" for size in ("base", "large", "huge")]
     assert hiermim_zoo.list_models(pretrained=True, license="cc-by*") == hiermim_zoo.list_models("hpvit", True) == plain
