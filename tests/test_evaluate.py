@@ -151,7 +151,7 @@ def test_classify_gives_the_known_share(tmp_path: Path, capsys: pytest.CaptureFi
     args = [str(PICTURES), "--model", "hivit_atto", "--method", "classify", "--workers", "0"]
     found = result(capsys, *args, "--json", str(file))
     assert (found["top1"], found["pictures"]) == (81.5, 200)
-    assert found["interval"] == pytest.approx([82.20, 91.39], abs=0.005)
+    assert found["interval"] == pytest.approx([75.54, 86.27], abs=0.005)
     assert json.loads(file.read_text()) == found
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
