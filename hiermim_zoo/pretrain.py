@@ -174,12 +174,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if step % (args.save_steps or plan.per_epoch) == 0 or step == last or left:
             save(step)
         if args.look_every and (step % max(1, round(args.look_every * plan.per_epoch)) == 0 or step == last):
+            paused = time.perf_counter()
             title = f"{args.model}, step {step} of {total}"
             look(mae, source, config, title, world.device, args.output / LOOKS / f"step-{step:08d}.png" if world.first else None)
             accuracy = probe(mae, source, config, world.device, args.workers)
             if accuracy is not None:
                 journal.note(step, epoch=step / plan.per_epoch, knn=accuracy)
-            since = time.perf_counter()
+            since += time.perf_counter() - paused  # what was read and computed for a look is no step's
         if left:
             journal.close()
             print(f"stopped by {signal.Signals(left).name} after step {step}, saved: go on with --resume auto", file=sys.stderr)
