@@ -90,6 +90,13 @@ def build_model(
     )
 
 
+def known_sizes(model: Any) -> tuple[Any, Any, Any]:
+    """Image sizes that a checkpoint may have been made for, the likeliest first: the model's own, and what its source says."""
+    saved = getattr(model, "pretrained_model_args", {}).get("img_size")
+    configured = getattr(model, "pretrained_cfg", {}).get("input_size", (None,))[1:] or None
+    return model.patch_embed.img_size, saved, configured
+
+
 def source_grid(tokens: int, stride: int, sizes: Iterable[int | Sequence[int] | None]) -> tuple[int, int]:
     """The grid that a checkpoint's position table was made for.
 

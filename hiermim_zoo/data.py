@@ -277,10 +277,15 @@ class Watched:
         for images, columns in self.loader:
             for index in columns[columns[:, WANTED] != columns[:, READ], WANTED].tolist():
                 self.note(index)
-            low, high = int(columns[:, LABEL].min()), int(columns[:, LABEL].max())
-            if self.classes is not None and (low < 0 or high >= self.classes):
-                raise ValueError(f"a picture has label {low if low < 0 else high}, but there are {self.classes} classes")
+            if self.classes is not None:
+                self.check_labels(columns[:, LABEL], self.classes)
             yield images, columns
+
+    @staticmethod
+    def check_labels(labels: Tensor, classes: int) -> None:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"a picture has label {low if low < 0 else high}, but there are {classes} classes")
 
     def note(self, index: int) -> None:
         if index in self.bad:

@@ -6,8 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .cli import AMP, make_model
 from .data import LABEL, Plan, batches, seed_of
-from .distributed import World, summed
+from .distributed import World, summed, unsynchronised
 from .optim import FINE_TUNING, FineTuning, lr_at, make_optimizer, set_lr
 from .registry import family_of
 
@@ -176,8 +175,8 @@ class FineTune:
             classes=classes,
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
-        self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else None
-        self.net: Any = self.parallel or model
+        self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
+        self.net: Any = self.parallel
         if run.compile:
             self.net = torch.compile(self.net)
 
@@ -227,7 +226,7 @@ class FineTune:
         """One step of the optimiser; the mean loss of its batches in this process."""
         set_lr(self.optimizer, self._lr(step))
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.stack([self._backward(last) for last in self._parts()]).sum().item()
+        total = torch.stack([self._backward(more=part > 0) for part in reversed(range(self.run.accumulate))]).sum().item()
         if not math.isfinite(total):
             raise ValueError(f"the loss of step {step} is {total}; a lower --lr, --clip 1 or --amp none may help")
         if self.run.clip:
@@ -239,16 +238,12 @@ class FineTune:
             self.ema.update(self.model, step=step + 1)
         return total
 
-    def _parts(self) -> Iterator[bool]:
-        """For each batch of a step: is it the last?"""
-        return (part == self.run.accumulate - 1 for part in range(self.run.accumulate))
-
-    def _backward(self, last: bool) -> Tensor:
+    def _backward(self, more: bool) -> Tensor:
+        """Gradients of one batch; ``more`` are to come in this step."""
         images, columns = next(self.batches)
         images, target = self.mix(images, columns[:, LABEL])
         amp = torch.autocast(images.device.type, dtype=AMP[self.run.amp], enabled=self.run.amp != "none")
-        alone = self.parallel.no_sync() if self.parallel and not last else nullcontext()
-        with alone:
+        with unsynchronised(self.parallel, more):
             with amp:
                 logits = self.net(images)
             loss = self.loss(logits.float(), target) / self.run.accumulate

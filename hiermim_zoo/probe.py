@@ -57,14 +57,7 @@ class Once(IterableDataset[Seen]):
 
 
 def pooled_features(
-    model: nn.Module,
-    source: Any,
-    config: Mapping[str, Any],
-    device: torch.device,
-    batch_size: int = 64,
-    workers: int = 0,
-    amp: str = "none",
-    **options: Any,
+    model: nn.Module, source: Any, config: Mapping[str, Any], device: torch.device, *args: Any, **options: Any
 ) -> tuple[Tensor, Tensor]:
     """Pooled features float32 [N, D] and labels int64 [N], on the CPU; see :func:`outputs` for arguments and errors."""
 
@@ -75,7 +68,7 @@ def pooled_features(
     was_training = model.training
     model.eval()
     try:
-        return outputs(pooled, source, config, device, batch_size, workers, amp, **options)
+        return outputs(pooled, source, config, device, *args, **options)
     finally:
         model.train(was_training)
 

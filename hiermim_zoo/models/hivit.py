@@ -20,7 +20,6 @@ from timm.layers import (
     DropPath,
     Mlp,
     calculate_drop_path_rates,
-    global_pool_nlc,
     resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
@@ -29,12 +28,13 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..build import build_model, default_cfgs_for, source_grid
+from ..build import build_model, default_cfgs_for, known_sizes, source_grid
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
 from ..geometry import sincos_table, to_units
-from ..layers.arguments import MIN_SIDE, checked_pool, checked_size
-from ..layers.maps import check_format, in_format, maps_of_units
+from ..layers.arguments import MIN_SIDE, checked_size
+from ..layers.backbone import Backbone, as_asked, take_levels
+from ..layers.maps import in_format, maps_of_units
 from ..layers.padding import pad_to_multiple
 from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table
 from ..masking import check_keep, gather_units
@@ -142,7 +142,7 @@ class AttentionBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class HiViT(nn.Module):
+class HiViT(Backbone):
     """HiViT encoder and classifier (arXiv 2205.14949, section 3; Table 1 for the variants).
 
     Any height and width of at least 32 pixels can be fed: positions and bias tables are resampled, sides that are no multiple of
@@ -205,13 +205,7 @@ class HiViT(nn.Module):
             raise ValueError(f"output_stride={output_stride} is not available, HiViT has 32")
         if embed_dim % 4 or embed_dim % num_heads:
             raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4 and of num_heads={num_heads}")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = checked_pool(global_pool)
-        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
-        self.num_prefix_tokens = 0
-        self.only_size = img_size if strict_img_size or not dynamic_img_size else None
-        self.grad_checkpointing = False
+        self.set_arguments(img_size, in_chans, num_classes, global_pool, embed_dim, fixed=strict_img_size or not dynamic_img_size)
 
         self.patch_embed = UnitEmbed(img_size, in_chans, embed_dim // 4, **dd)
         grid = self.patch_embed.grid_size
@@ -244,9 +238,7 @@ class HiViT(nn.Module):
         self.taps = _taps(feature_taps, depths, self.stage_ends)
         self.downsample = nn.MaxPool2d(2, ceil_mode=True)  # 1/16 -> 1/32
 
-        self.fc_norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes else nn.Identity()
+        self.add_head(drop_rate, **dd)
 
         dims = (embed_dim // 4, embed_dim // 2, embed_dim, embed_dim)
         modules = (*(f"blocks.{tap}" for tap in self.taps), "downsample")
@@ -295,37 +287,13 @@ class HiViT(nn.Module):
             blocks = [(rf"^blocks\.({first_merge}|{second_merge})\.", (99999,)), (r"^blocks\.(\d+)\.", None)]
         return {"stem": r"^absolute_pos_embed|^patch_embed", "blocks": blocks}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
     # ---- what consumers change
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a new one of ``num_classes`` (0: none), and the pooling if one is named."""
-        if global_pool is not None:
-            self.global_pool = checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
 
     def set_input_size(self, img_size: int | tuple[int, int], patch_size: int | tuple[int, int] | None = None) -> None:
         """Resample positions and bias tables for good (any size can be fed without this, resampling every time)."""
         if patch_size is not None and to_2tuple(patch_size) != (UNIT, UNIT):
             raise ValueError(f"patch_size={patch_size} cannot be set, a HiViT unit has {UNIT} pixels")
-        size, old = checked_size(img_size), self.patch_embed.grid_size
-        self.patch_embed.set_size(size)
-        if self.only_size is not None:
-            self.only_size = size
+        old = self.change_size(img_size)
         grid = self.patch_embed.grid_size
         with torch.no_grad():
             if self.absolute_pos_embed is not None:
@@ -338,7 +306,6 @@ class HiViT(nn.Module):
                         resample_bias_table(table, module.grid, grid).contiguous(), requires_grad=table.requires_grad
                     )
                     module.grid = grid
-        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # what timm writes into config.json
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -349,10 +316,7 @@ class HiViT(nn.Module):
         self.blocks = self.blocks[: last + 1]
         if last < self.first_attention:
             self.absolute_pos_embed = None
-        if prune_norm:
-            self.fc_norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
+        self.prune_ends(prune_norm, prune_head)
         return take
 
     # ---- the forward pass
@@ -405,14 +369,6 @@ class HiViT(nn.Module):
         """[B, 3, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
         return self._run(x, self.stage_ends[2:])[0].flatten(1, 3)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens [B, N, C] -> pooled and normalised features [B, C], or logits [B, num_classes]."""
-        x = self.head_drop(self.fc_norm(global_pool_nlc(x, self.global_pool, num_prefix_tokens=0)))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -447,13 +403,8 @@ class HiViT(nn.Module):
         Raises:
             ValueError: an unknown format, an attention mask, a level that does not exist, a ``keep`` that does not fit.
         """
-        check_format(output_fmt)
-        if attn_mask is not None:
-            raise ValueError("attn_mask is not supported: name the visible units with keep instead")
         count = len(self.feature_info) - (keep is not None)
-        if isinstance(indices, (list, tuple)) and any(not -count <= i < count for i in indices):
-            raise ValueError(f"level {indices} does not exist, there are 0 to {count - 1}")
-        take, deepest = feature_take_indices(count, indices)
+        take, deepest = take_levels(indices, count, output_fmt, attn_mask, "name the visible units with keep instead")
         levels = min(deepest, 2) + 1 if stop_early or intermediates_only else 3
         taken = self._run(x, sorted({*self.taps[:levels]}), keep)
         final = taken[-1].flatten(1, 3)
@@ -467,9 +418,7 @@ class HiViT(nn.Module):
         maps = [in_format(maps[i], output_fmt) for i in sorted(take)]
         if keep is not None and output_fmt == "NLC":
             maps = [m.flatten(1, 2) for m in maps]  # [B, K, s s, c] -> [B, K s s, c]
-        if output_dict:
-            return {"image_intermediates": maps, **({} if intermediates_only else {"image_features": final})}
-        return maps if intermediates_only else (final, maps)
+        return as_asked(final, maps, intermediates_only, output_dict)
 
 
 def _taps(name: str, depths: Sequence[int], ends: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -498,9 +447,7 @@ def adapt(native: Native, model: HiViT) -> dict[str, Tensor]:
     """
     own, state = model.state_dict(), dict(native.state)
     state.update({name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)})
-    saved = getattr(model, "pretrained_model_args", {}).get("img_size")
-    configured = getattr(model, "pretrained_cfg", {}).get("input_size", (None,))[1:] or None
-    old = _grid(state, (model.patch_embed.img_size, saved, configured))
+    old = _grid(state, known_sizes(model))
     new = model.patch_embed.grid_size
     position = state["absolute_pos_embed"]
     state["absolute_pos_embed"] = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=0)

@@ -24,7 +24,6 @@ from timm.layers import (
     DropPath,
     Mlp,
     calculate_drop_path_rates,
-    global_pool_nlc,
     resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
@@ -34,12 +33,13 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..build import build_model, default_cfgs_for, source_grid
+from ..build import build_model, default_cfgs_for, known_sizes, source_grid
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
 from ..geometry import sincos_table
-from ..layers.arguments import MIN_SIDE, checked_pool, checked_size
-from ..layers.maps import check_format, in_format
+from ..layers.arguments import MIN_SIDE, checked_size
+from ..layers.backbone import Backbone, as_asked, take_levels
+from ..layers.maps import in_format
 from ..layers.padding import pad_to_multiple
 from ..layers.windows import from_windows, to_windows, window_mask
 from ..registry import register
@@ -115,7 +115,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class HPViT(nn.Module):
+class HPViT(Backbone):
     """HPViT encoder and classifier, converted from a plain ViT (arXiv 2211.01785).
 
     Any height and width of at least 32 pixels can be fed: positions are resampled, sides that are no multiple of the coarsest
@@ -180,15 +180,9 @@ class HPViT(nn.Module):
         reductions = [patch_stride * 2**level for level in range(len(depths))]
         if output_stride not in (None, reductions[-1]):
             raise ValueError(f"output_stride={output_stride} is not available, this HPViT has {reductions[-1]}")
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.global_pool = checked_pool(global_pool)
-        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
+        self.set_arguments(img_size, in_chans, num_classes, global_pool, embed_dim, fixed=strict_img_size or not dynamic_img_size)
         self.depths, self.num_heads, self.mlp_ratio = tuple(depths), num_heads, mlp_ratio
         self.pool, self.window_size = pool, window_size or None
-        self.num_prefix_tokens = 0
-        self.only_size = img_size if strict_img_size or not dynamic_img_size else None
-        self.grad_checkpointing = False
 
         self.patch_embed = OverlapEmbed(img_size, reductions[-1], in_chans, embed_dim, patch_size, patch_stride, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
@@ -212,9 +206,7 @@ class HPViT(nn.Module):
             nn.Conv2d(embed_dim, embed_dim, 2, 2, groups=embed_dim, **dd) if pool == "conv" else nn.AvgPool2d(2)
             for _ in depths[1:]
         )
-        self.fc_norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6, **dd)
-        self.head_drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(embed_dim, num_classes, **dd) if num_classes else nn.Identity()
+        self.add_head(drop_rate, **dd)
         self.feature_info = [
             {"num_chs": embed_dim, "reduction": reduction, "module": f"blocks.{end}"}
             for reduction, end in zip(reductions, self.stage_ends, strict=True)
@@ -264,42 +256,17 @@ class HPViT(nn.Module):
             blocks.append((r"^blocks\.(\d+)\.", None))
         return {"stem": r"^pos_embed|^patch_embed", "blocks": blocks}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.grad_checkpointing = enable
-
     # ---- what consumers change
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head by a new one of ``num_classes`` (0: none), and the pooling if one is named."""
-        if global_pool is not None:
-            self.global_pool = checked_pool(global_pool)
-        self.num_classes = num_classes
-        like = self.patch_embed.proj.weight
-        self.head = nn.Identity()
-        if num_classes:
-            self.head = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            trunc_normal_(self.head.weight, std=0.02)
-            nn.init.zeros_(self.head.bias)
 
     def set_input_size(self, img_size: int | tuple[int, int], patch_size: int | tuple[int, int] | None = None) -> None:
         """Resample positions for good (any size can be fed without this, resampling every time)."""
         own = self.patch_embed.proj.kernel_size
         if patch_size is not None and to_2tuple(patch_size) != own:
             raise ValueError(f"patch_size={patch_size} cannot be set, the convolution of this HPViT has {own[0]} pixels")
-        size, old = checked_size(img_size), self.patch_embed.grid_size
-        self.patch_embed.set_size(size)
-        if self.only_size is not None:
-            self.only_size = size
+        old = self.change_size(img_size)
         with torch.no_grad():
             table = resample_abs_pos_embed(self.pos_embed, list(self.patch_embed.grid_size), list(old), num_prefix_tokens=0)
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
-        self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # what timm writes into config.json
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -308,10 +275,7 @@ class HPViT(nn.Module):
         take, deepest = feature_take_indices(len(self.feature_info), indices)
         self.blocks = self.blocks[: self.stage_ends[deepest] + 1]
         self.pools = self.pools[:deepest]
-        if prune_norm:
-            self.fc_norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
+        self.prune_ends(prune_norm, prune_head)
         return take
 
     # ---- the forward pass
@@ -337,14 +301,6 @@ class HPViT(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
         return self._run(x, len(self.depths))[-1].flatten(1, 2)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Tokens [B, N, C] -> pooled and normalised features [B, C], or logits [B, num_classes]."""
-        x = self.head_drop(self.fc_norm(global_pool_nlc(x, self.global_pool, num_prefix_tokens=0)))
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
         self,
@@ -377,19 +333,12 @@ class HPViT(nn.Module):
         Raises:
             ValueError: an unknown format, an attention mask, a level that does not exist.
         """
-        check_format(output_fmt)
-        if attn_mask is not None:
-            raise ValueError("attn_mask is not supported: this model looks at whole images")
         count = len(self.feature_info)
-        if isinstance(indices, (list, tuple)) and any(not -count <= i < count for i in indices):
-            raise ValueError(f"level {indices} does not exist, there are 0 to {count - 1}")
-        take, deepest = feature_take_indices(count, indices)
+        take, deepest = take_levels(indices, count, output_fmt, attn_mask, "this model looks at whole images")
         taken = self._run(x, deepest + 1 if stop_early or intermediates_only else count)
         final = taken[-1].flatten(1, 2)
         maps = [in_format(self._map(taken[i], x, i, norm), output_fmt) for i in sorted(take)]
-        if output_dict:
-            return {"image_intermediates": maps, **({} if intermediates_only else {"image_features": final})}
-        return maps if intermediates_only else (final, maps)
+        return as_asked(final, maps, intermediates_only, output_dict)
 
     def _map(self, tokens: Tensor, images: Tensor, level: int, norm: bool) -> Tensor:
         """[B, h, w, C] -> [B, C, ceil(H / r), ceil(W / r)], what was padded cropped away."""
@@ -433,10 +382,8 @@ def adapt(native: Native, model: HPViT) -> dict[str, Tensor]:
     """
     own, state = model.state_dict(), dict(native.state)
     state.update({name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)})
-    saved = getattr(model, "pretrained_model_args", {}).get("img_size")
-    configured = getattr(model, "pretrained_cfg", {}).get("input_size", (None,))[1:] or None
     embed = model.patch_embed
-    old = _source_grid(native, (embed.img_size, saved, configured), embed.multiple, embed.patch_size[0])
+    old = _source_grid(native, known_sizes(model), embed.multiple, embed.patch_size[0])
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(embed.grid_size), list(old), num_prefix_tokens=0)
     check_fits(state, own, ("head.weight", "head.bias", "patch_embed.proj.weight"), model=f"this {type(model).__name__}")
     return state
