@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Callable
@@ -66,3 +67,35 @@ def share_of_one(text: str) -> float:
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return float(text)
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """A type of options: NAME=VALUE, the value a Python literal or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text} is not of the form NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def add_model_kwargs(add: Callable[..., Any]) -> None:
+    """The option that timm's own scripts have for arguments of a model."""
+    add("--model-kwargs", type=assignment, nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the model")
+
+
+def model_kwargs(args: argparse.Namespace, *own: str) -> dict[str, Any]:
+    """What ``--model-kwargs`` says.
+
+    Args:
+        own: arguments of a model that have an option of their own.
+
+    Raises:
+        ValueError: one of these is among them.
+    """
+    given = dict(args.model_kwargs)
+    for name in own:
+        if name in given:
+            raise ValueError(f"--model-kwargs {name}={given[name]}: this has an option of its own")
+    return given

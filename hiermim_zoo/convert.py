@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 
 import torch
 from safetensors.torch import load_file
+from timm.data import create_transform
 from timm.models import create_model
+from torch import Tensor
 
 from . import manifest
 from .checkpoints import store
@@ -29,9 +31,11 @@ from .checkpoints.layouts import LAYOUTS, find_layout
 from .checkpoints.published import check_file, to_published, write_published
 from .checkpoints.rules import check_fits
 from .cli import run
+from .data import data_config, open_pictures, read
 from .mae import create_mae, decoder_state
 from .registry import check_arch
 
+SAMPLE = 10  # pictures on which --verify compares features
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             license=args.license,
             row=row,
             decoder=args.mae,
-            model_args={name: value for name in ("pool", "depths") if (value := getattr(args, name)) is not None},
+            model_args=chosen(args),
         )
         if args.mae:
             check_decoder(converted)
@@ -81,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
     if args.verify:
         print(verify(converted, target))
+        print_similarity(converted, args.pictures)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -97,6 +102,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
     parser.add_argument("--pool", help="HPViT: what stands between the stages, avg or conv")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="HPViT: blocks of each stage")
+    parser.add_argument("--window-size", type=int, metavar="N", help="HPViT: tokens along a side of a window, 0 for none")
+    parser.add_argument(
+        "--class-token", action="store_true", default=None, help="HPViT: keep it as one more token of every window"
+    )
     parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
     parser.add_argument(
@@ -109,6 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--dry-run", action="store_true", help="report on every tensor, write nothing")
     parser.add_argument("--verify", action="store_true", help="load what was written and compare it")
+    parser.add_argument("--pictures", metavar="DATA", help="what --verify compares features on (default: those of the package)")
     args = parser.parse_args(argv)
     if args.img_size is not None:
         if len(args.img_size) > 2:
@@ -116,19 +126,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     if args.install == "":
         args.install = args.source
-    if args.install and (args.pool or args.depths):
-        raise ValueError("--install puts weights into the store as their tag describes them: leave out --pool and --depths")
+    if args.install and chosen(args):
+        flags = " and ".join("--" + name.replace("_", "-") for name in chosen(args))
+        raise ValueError(f"--install puts weights into the store as their tag describes them: leave out {flags}")
     if args.install and args.output:
         raise ValueError("--install and -o exclude each other")
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
-    if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or args.pool or args.depths):
+    if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or chosen(args)):
         raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
     if args.mae and (args.img_size or args.install):
         raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install")
     if args.verify and args.dry_run:
         raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+    if args.pictures and not args.verify:
+        raise ValueError(f"--pictures {args.pictures} belongs to --verify")
     return args
+
+
+def chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of the model that were chosen (``CONVERT_ARGS`` of its family)."""
+    names = ("pool", "depths", "window_size", "class_token")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def write_back(converted: Converted, layout: str, file: Path, force: bool) -> None:
@@ -232,6 +251,37 @@ def verify(converted: Converted, folder: Path) -> str:
     promises = getattr(family_module(converted.arch), "verify", None)
     more = promises(converted.native, converted.model) if promises else ""
     return f"{found}, {more}" if more else found
+
+
+def print_similarity(converted: Converted, pictures: str | None) -> None:
+    """Say how near the features still are to those of the source, for families that can.
+
+    Raises:
+        ValueError: the pictures cannot be read, or the family cannot say it but pictures were given.
+    """
+    similarity = getattr(family_module(converted.arch), "similarity", None)
+    if similarity is None:
+        if pictures:
+            raise ValueError(f"--pictures {pictures}: --verify compares no features of {converted.arch}")
+        return
+    model: Any = converted.model
+    found = similarity(converted.checkpoint.state, model, sample(pictures or sample_folder(), model))
+    if found:
+        print(found)
+
+
+def sample_folder() -> str:
+    """The package's own pictures: inside the wheel, or beside the package in a checkout."""
+    here = Path(__file__).parent
+    return str(next(folder for folder in (here / "pictures", here.parent / "examples" / "pictures") if folder.is_dir()))
+
+
+def sample(data: str, model: Any) -> Tensor:
+    """SAMPLE pictures as the model wants them, evenly spaced in the data: [B, C, H, W]."""
+    source = open_pictures(data, channels=model.in_chans)
+    transform: Any = create_transform(**data_config(model, model.patch_embed.img_size), is_training=False)
+    count = min(SAMPLE, len(source))
+    return torch.stack([transform(read(source, i * len(source) // count)[0]) for i in range(count)])
 
 
 if __name__ == "__main__":

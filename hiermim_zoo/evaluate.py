@@ -31,7 +31,7 @@ from timm.models._input import get_model_args
 from torch import Tensor, nn
 
 from .checkpoints.folder import Contents, check_target, own_cfg, write_folder
-from .cli import AMP, at_least, make_model, run, share_of_one
+from .cli import AMP, add_model_kwargs, at_least, make_model, model_kwargs, run, share_of_one
 from .data import data_config, is_stream
 from .distributed import World, share, start, stop, summed
 from .extract import asking
@@ -81,6 +81,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--train-split", help="of the training pictures (default: train)")
     add("--data-dir", metavar="DIR", help="root folder of data that is named")
     add("--img-size", type=at_least(1), metavar="N", help="feed N x N pixels (default: what the model's configuration says)")
+    add_model_kwargs(add)
     add("--no-pretrained", dest="pretrained", action="store_false", help="random weights")
     add("--batch-size", dest="batch", type=at_least(1), metavar="N", help="pictures of a step, or fed at once (default: 64)")
     add("--workers", type=at_least(0), default=min(4, os.cpu_count() or 1), metavar="N", help="processes that read pictures")
@@ -179,9 +180,13 @@ Outcome = tuple[int, int, dict[str, Any]]
 def frozen(args: argparse.Namespace, world: World) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The model for inference, its preprocessing, and the arguments common to all readings of pictures."""
     torch.manual_seed(args.seed)
-    model: Any = make_model(args.model, pretrained=args.pretrained).eval()
+    model: Any = make_model(args.model, pretrained=args.pretrained, **given_args(args)).eval()
     config = sized(model, args, world)
     return model, config, reading(args, config, world, args.batch or 64)
+
+
+def given_args(args: argparse.Namespace) -> dict[str, Any]:
+    return model_kwargs(args, "drop_path_rate", "img_size", "num_classes")
 
 
 def sized(model: Any, args: argparse.Namespace, world: World) -> dict[str, Any]:
@@ -283,7 +288,8 @@ def finetune(args: argparse.Namespace, world: World) -> Outcome:
     test, train = open_data(args, sketch.in_chans if hasattr(sketch, "in_chans") else 3)
     assert train is not None
     classes = classes_of(args, train)
-    model = new_classifier(args.model, arch, classes, recipe, pretrained=args.pretrained, seed=args.seed)
+    given = given_args(args)
+    model = new_classifier(args.model, arch, classes, recipe, pretrained=args.pretrained, seed=args.seed, **given)
     config = sized(model, args, world)
     tuning = FineTune(model, train.source, classes, config, recipe, how_run, world)
     how = reading(args, config, world, tuning.plan.micro)
@@ -397,6 +403,7 @@ def summary(args: argparse.Namespace, right: int, total: int, settings: dict[str
         "train": (args.train or args.data) if trained else None,
         "train_split": (args.train_split or "train") if trained else None,
         "img_size": args.img_size,
+        "model_kwargs": given_args(args),
         "pictures": total,
         "top1": round(100 * right / total, 4),
         "interval": [round(100 * bound, 4) for bound in interval(right, total)],

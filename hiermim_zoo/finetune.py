@@ -66,14 +66,19 @@ def recipe_for(arch: str) -> FineTuning:
     return found
 
 
-def new_classifier(name: str, arch: str, classes: int, recipe: FineTuning, *, pretrained: bool, seed: int) -> nn.Module:
+def new_classifier(
+    name: str, arch: str, classes: int, recipe: FineTuning, *, pretrained: bool, seed: int, **model_kwargs: Any
+) -> nn.Module:
     """The encoder under a classifier of small random weights.
+
+    Args:
+        model_kwargs: of the encoder, in place of those that its family is fine-tuned with.
 
     Raises:
         ValueError: there is no such model.
     """
     torch.manual_seed(seed)
-    kwargs = ARGUMENTS.get(family_of(arch), {})
+    kwargs = {**ARGUMENTS.get(family_of(arch), {}), **model_kwargs}
     model: Any = make_model(name, pretrained=pretrained, num_classes=classes, drop_path_rate=recipe.drop_path, **kwargs)
     head = model.get_classifier()
     trunc_normal_(head.weight, std=recipe.head_std)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
-from .cli import AMP, at_least, run, share_of_one
+from .cli import AMP, add_model_kwargs, at_least, model_kwargs, run, share_of_one
 from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, open_pictures
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
@@ -211,6 +211,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", required=True, metavar="ARCH", help="of this package, or a plain ViT of timm")
     add("--img-size", type=at_least(1), nargs="+", metavar="N", help="N x N pixels, or height and width (default: the model's)")
     add("--in-chans", type=at_least(1), default=3, metavar="N", help="channels (default: 3)")
+    add_model_kwargs(add)
     add("--checkpoint", metavar="DIR", help="go on from a folder of convert --mae or of an earlier run, with a new schedule")
     add("--pretrained", action="store_true", help="start the encoder from the architecture's pretrained weights")
     add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
@@ -307,7 +308,7 @@ def training_transform(config: dict[str, Any], args: argparse.Namespace) -> Any:
 
 def build(args: argparse.Namespace, changes: dict[str, Any]) -> MaskedAutoencoder:
     """The autoencoder, with the decoder's ``changes``, at the size asked for."""
-    kwargs: dict[str, Any] = {"drop_path_rate": args.drop_path, "in_chans": args.in_chans}
+    kwargs: dict[str, Any] = {"drop_path_rate": args.drop_path, "in_chans": args.in_chans, **given_args(args)}
     if args.img_size:
         kwargs["img_size"] = tuple((args.img_size * 2)[:2])
     try:
@@ -328,6 +329,10 @@ def build(args: argparse.Namespace, changes: dict[str, Any]) -> MaskedAutoencode
             f"{' x '.join(map(str, mae.input_size))} is"
         )
     return mae
+
+
+def given_args(args: argparse.Namespace) -> dict[str, Any]:
+    return model_kwargs(args, "drop_path_rate", "img_size", "in_chans", "num_classes")
 
 
 def freeze_unreached(mae: MaskedAutoencoder) -> None:
@@ -392,7 +397,8 @@ def export(
     size = {"img_size": whole.input_size} if own["input_size"][1:] != encoder.default_cfg["input_size"][1:] else {}
     encoder.pretrained_cfg = own
     made = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
-    contents = Contents(arch, encoder, provenance, made, size, decoder=decoder_state(whole), recipe=changes)
+    model_args = given_args(args) | size
+    contents = Contents(arch, encoder, provenance, made, model_args, decoder=decoder_state(whole), recipe=changes)
     write_folder(contents, args.output / "encoder", force=True)
     print(f"wrote {args.output / 'encoder'}: timm.create_model('local-dir:{args.output / 'encoder'}', pretrained=True)")
 

@@ -227,6 +227,10 @@ def test_finetuned_folder_is_what_was_measured(tmp_path: Path, capsys: pytest.Ca
     for piece in ("--seed 3", f"{found['top1']:.2f} % of 300", "license: apache-2.0"):
         assert piece in card
 
+    small = ["--no-pretrained", "--model-kwargs", "embed_dim=24", "--epochs", "1"]
+    result(capsys, *args, *small, "-o", str(tmp_path / "small"))
+    assert timm.create_model(f"local-dir:{tmp_path / 'small'}", pretrained=True).embed_dim == 24
+
     before = (out / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match="not empty"):
         evaluate.main([*args, "-o", str(out)])
@@ -345,6 +349,8 @@ KNN, LINEAR, FINETUNE = (["--model", "hivit_atto", "--method", method] for metho
         (["digits", *FINETUNE, *SHORT, "--crop-scale", "1", "0.5"], "the lower bound comes first"),
         (["digits", *FINETUNE, *SHORT, "--opt", "best"], "optimiser 'best' cannot be made"),
         (["digits", *FINETUNE, *SHORT, "--num-classes", "9"], "--num-classes 9, but digits has 10"),
+        (["digits", *KNN, "--model-kwargs", "img_size=32"], "--model-kwargs img_size=32: this has an option of its own"),
+        (["digits", *KNN, "--model-kwargs", "colour=red"], "unexpected keyword argument 'colour'"),
         (["digits", *KNN, "--json", "/nowhere/out.json"], "/nowhere/out.json cannot be written"),
         (["digits", *KNN, "--device", "abacus"], "device 'abacus' cannot be used"),
     ],

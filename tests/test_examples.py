@@ -229,3 +229,40 @@ def test_finetuning_the_head_repeats_itself(tmp_path, capsys):
             heads.append(file.get_tensor("head.weight"))
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+# ---- other people's heads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model"), [("detect", "hivit_atto"), ("segment", "hivit_atto")])
+def test_a_step_of_somebody_elses_head_and_a_picture(name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        example = load(name)
+        example.main(["-o", str(tmp_path / "out.png"), "--model", model, "--steps", "1"])
+    finally:
+        sys.path.remove(str(EXAMPLES))
+        sys.modules.pop("scenes", None)
+    first, last = capsys.readouterr().out.splitlines()
+    assert np.isfinite(float(re.match(r"step 1: loss (\S+)", first)[1]))
+    assert last.startswith(f"wrote {tmp_path / 'out.png'}: ")
+    with Image.open(tmp_path / "out.png") as picture:
+        assert picture.height == 128
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 1000  # photographs are in it
+
+
+def test_scenes_are_what_they_say(monkeypatch: pytest.MonkeyPatch):
+    """Boxes, classes and pixels agree."""
+    scenes = load("scenes")
+    for seed in range(5):
+        picture, boxes, labels, classes = scenes.scene(seed)
+        covered = torch.zeros_like(classes)
+        for (left, top, right, bottom), label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
+            assert (classes[top:bottom, left:right] == label).all()
+            covered[top:bottom, left:right] += 1
+        assert covered.max() == 1
+        assert (classes[covered == 0] == 0).all()
+        grey = (torch.from_numpy(np.array(picture)) == 128).all(-1)
+        assert grey[covered == 0].all()
+        assert scenes.scene(seed).picture.tobytes() == picture.tobytes()

@@ -211,6 +211,63 @@ def test_attention_is_fused_four_dimensional_and_masked_where_needed(monkeypatch
     assert not any(masked for _, masked in calls[2:])
 
 
+# ---- the class token
+
+
+@torch.inference_mode()
+def test_without_pooling_the_class_token_is_that_of_timms_plain_vit() -> None:
+    shape: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    plain = VisionTransformer(**shape, global_pool="avg").eval()
+    for parameter in plain.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    flat = HPViT(**TOY, depths=(3,), patch_stride=16, class_token=True).eval()
+    state = dict(plain.state_dict())
+    state["cls_embed"] = state.pop("cls_token") + state["pos_embed"][:, :1]
+    flat.load_state_dict({**state, "pos_embed": state["pos_embed"][:, 1:]})
+    torch.testing.assert_close(flat(image()), plain(image()), rtol=1e-5, atol=1e-6)
+    flat.cls_embed.zero_()  # negative control
+    assert not torch.allclose(flat(image()), plain(image()), rtol=1e-3, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("size", [(64, 64), (50, 90)])
+def test_windows_share_one_class_token(size: tuple[int, int]) -> None:
+    """A token of every window, without its padding; what the windows make of it is averaged."""
+    attn = WindowAttention(32, 2, 4).eval()
+    x, token = torch.randn(2, *(-(-side // 16) for side in size), 32), torch.randn(2, 1, 32)
+    found, averaged = attn(x, token)
+    tokens = []
+    for top in range(0, x.shape[1], 4):
+        for left in range(0, x.shape[2], 4):
+            part = x[:, top : top + 4, left : left + 4]
+            both = torch.cat([token, part.flatten(1, 2)], 1)
+            expected = super(WindowAttention, attn).forward(both)
+            inside = found[:, top : top + 4, left : left + 4].flatten(1, 2)
+            torch.testing.assert_close(inside, expected[:, 1:], rtol=1e-4, atol=1e-5)
+            tokens.append(expected[:, :1])
+    torch.testing.assert_close(averaged, torch.stack(tokens).mean(0), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(averaged, tokens[0], rtol=1e-2, atol=1e-3) or len(tokens) == 1
+
+
+def test_a_class_token_is_trained_like_the_rest() -> None:
+    model = toy(class_token=True, window_size=7, drop_path_rate=0.1).train()
+    model.set_grad_checkpointing()
+    model(image()).sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+    assert "cls_embed" in model.no_weight_decay()
+    layer = {name: i for i, names in group_parameters(model, model.group_matcher()).items() for name in names}
+    assert layer["cls_embed"] == layer["pos_embed"] == 0
+
+
+@torch.inference_mode()
+def test_a_class_token_is_exported_and_traced_like_the_rest() -> None:
+    model = toy((1, 1), class_token=True, window_size=7)
+    exported = torch.export.export(model, (image(),), strict=True).module()  # one graph, without breaks
+    torch.testing.assert_close(exported(image()), model(image()), rtol=1e-4, atol=1e-5)
+    traced = torch.fx.symbolic_trace(model)
+    torch.testing.assert_close(traced(image()), model(image()), rtol=1e-4, atol=1e-5)
+
+
 # ---- stages, layers, arguments
 
 

@@ -20,11 +20,13 @@ from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.layouts import LAYOUTS, recognise, to_native
 from hiermim_zoo.checkpoints.rules import check_fits
 from hiermim_zoo.cli import run
-from hiermim_zoo.models import hpvit
+from hiermim_zoo.models import hpvit, hpvit_verify
+from hiermim_zoo.models.hpvit_verify import _plain_vit
 
-from .golden.case import golden
+from .golden.case import differs, ends, golden
 
 State = dict[str, Tensor]
+PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
 
 
 def plain(**kwargs: Any) -> State:
@@ -137,6 +139,17 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
     "transformers 5 in memory": ("vit_mae_transformers", lambda s: transformers_in_memory(with_decoder(s))),
     "transformers encoder": ("vit_mae_transformers", lambda s: without(transformers(s), "vit.")),
     "mmpretrain": ("vit_mae_mmpretrain", lambda s: mmpretrain(with_decoder(s))),
+    "mmpretrain linear probe": (
+        "vit_class_token_mmpretrain",
+        lambda s: {
+            **mmpretrain(s),
+            "neck.bn.running_mean": torch.ones(96),
+            "neck.bn.running_var": torch.ones(96),
+            "neck.bn.num_batches_tracked": torch.tensor(3),
+            "head.layers.head.weight": torch.ones(5, 96),
+            "head.layers.head.bias": torch.ones(5),
+        },
+    ),
     "mmpretrain encoder": ("vit_mae_mmpretrain", lambda s: without(mmpretrain(s), "backbone.")),
 }
 FINETUNED: dict[str, tuple[str, Callable[[State], State]]] = {
@@ -317,6 +330,105 @@ def test_vits_that_compute_something_else_are_refused_with_the_reason(name: str,
         to_native({**state, name: torch.ones(96)}, "hpvit")
 
 
+def test_a_classifier_of_the_class_token_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for kind in ("linear probe", "mmpretrain linear probe"):
+        caplog.clear()
+        layout, rename = ENCODERS[kind]
+        native = to_native(rename(plain()), "hpvit")
+        assert not [n for n in native.state if n.startswith("head")]
+        [record] = caplog.records
+        assert (record.levelname, record.getMessage().partition(":")[0]) == ("WARNING", layout)
+        assert "is left out" in record.getMessage()
+    caplog.clear()
+    to_native(plain(), "hpvit")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("kind", "tag", "said"),
+    [
+        ("MAE with decoder", "", "masked autoencoding (MAE)"),
+        ("linear probe", "", "masked autoencoding (MAE)"),
+        ("MAE encoder", "mae", "masked autoencoding (MAE)"),
+        ("MAE encoder", "dino", "not MAE (tag dino), which the paper builds on"),
+        ("class token classifier", "augreg_in21k", "not MAE (tag augreg_in21k), which the paper builds on"),
+        ("class token classifier", "", "not MAE (the source has a classifier of the class token), which the paper builds on"),
+        ("MAE encoder", "", "not stated in the source; the paper builds on MAE"),
+    ],
+)
+def test_the_card_says_how_the_plain_vit_was_trained(kind: str, tag: str, said: str, tmp_path: Path) -> None:
+    """A repository of timm's, with its own licence."""
+    (tmp_path / "repo").mkdir()
+    state = {n: t.clone() for n, t in ENCODERS[kind][1](plain()).items()}
+    save_file(state, tmp_path / "repo" / "model.safetensors")
+    own = {"tag": tag, "license": "apache-2.0", "mean": [0.5] * 3, "input_size": [3, 64, 64]}
+    (tmp_path / "repo" / "config.json").write_text(json.dumps({"architecture": "vit_toy", "pretrained_cfg": own}))
+    command(tmp_path / "repo", "--model", "hpvit_atto", "-o", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"| pre-training of the plain ViT | `{said}` |" in card
+    assert "license: apache-2.0\n" in card
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hiermim_zoo"]["pre-training of the plain ViT"] == said
+    assert (config["pretrained_cfg"]["license"], config["pretrained_cfg"]["mean"]) == ("apache-2.0", [0.5] * 3)
+
+
+# ---- the class token
+
+
+def test_the_class_token_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written = converted(plain(), tmp_path, "--class-token", "--window-size", 8, "--verify")
+    said = capsys.readouterr().out
+    assert "features are those of the plain ViT with its class token" in said
+    assert "its row of the position table added" in said
+    state = plain()
+    assert torch.equal(written["cls_embed"], state["cls_token"] + state["pos_embed"][:, :1])
+    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert (model.class_token, model.window_size) == (True, 8)
+    command(tmp_path / "out", "--model", "hpvit_atto", "-o", tmp_path / "again", "--verify")
+    assert same(written, load_file(tmp_path / "again" / "model.safetensors"))
+    source = {"state_dict": plain(), "num_classes": 0}
+    model = timm.create_model("hpvit_atto", pretrained=True, pretrained_cfg_overlay=source, num_classes=0, class_token=True)
+    assert same(dict(model.state_dict()), written)
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_published_fine_tuned_weights_give_the_published_outputs() -> None:
+    """Through the layout into timm's plain ViT, and into an HPViT without pooling that keeps the class token."""
+    case = golden("vit_base_mae_ft")
+    native = to_native(case.state(), "hpvit", class_token=True)
+    shape: dict[str, Any] = {"depths": (12,), "patch_stride": 16, "window_size": 0, "class_token": True}
+    flat: Any = timm.create_model("hpvit_base", num_classes=1000, **shape).eval()
+    flat.load_state_dict(native.state)
+    plain_vit = _plain_vit(native, flat)
+    tokens, images = plain_vit.forward_features(case.images()), case.images()
+    torch.testing.assert_close(ends(tokens, 8), case.outputs["tokens"], **case.tolerance)
+    torch.testing.assert_close(plain_vit.forward_head(tokens), case.outputs["pooled"], **case.tolerance)
+    torch.testing.assert_close(flat(images), case.outputs["logits"], **case.tolerance)
+    # Negative controls: the token dropped; one row of a weight in the wrong place.
+    bare = timm.create_model("hpvit_base", num_classes=1000, **{**shape, "class_token": False}).eval()
+    bare.load_state_dict(to_native(case.state(), "hpvit").state)
+    assert differs(bare(images), case.outputs["logits"], case.tolerance)
+    flat.blocks[5].attn.proj.weight.copy_(flat.blocks[5].attn.proj.weight.roll(1, 0))
+    assert differs(flat(images), case.outputs["logits"], case.tolerance)
+
+
+def test_how_near_the_features_still_are_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1 where nothing was changed; less behind pooling; nothing where there is no plain ViT to compare with."""
+
+    def said(*more: object) -> float:
+        converted(plain(), tmp_path, "--verify", *more)
+        [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("cosine similarity")]
+        return float(re.search(r"pictures: (\S+) at 1/16", line)[1])  # type: ignore[index]
+
+    assert -1 <= said("--pictures", PICTURES / "cat") < 0.99
+    assert said() != said("--pool", "conv", "--window-size", 4)
+    model: Any = timm.create_model("hpvit_atto", depths=(6,), patch_stride=16, class_token=True, num_classes=0)
+    model.load_state_dict(hpvit.adapt(to_native(plain(), "hpvit", class_token=True), model))
+    assert "block 6, on 2 pictures: 1.000 at 1/16" in hpvit.similarity(plain(), model, torch.randn(2, 3, 64, 64))
+    assert hpvit.similarity(dict(model.state_dict()), model, torch.randn(2, 3, 64, 64)) == ""
+
+
 # ---- what the command lets one choose
 
 
@@ -341,7 +453,11 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
         (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),
         (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
         (["--model", "hivit_atto"], "which is no hivit checkpoint"),
-        (["--install", "hpvit_base.mae_in1k", "--pool", "conv"], "leave out --pool and --depths"),
+        (["--model", "hpvit_atto", "--window-size", "-3"], "window_size=-3 must be at least 1"),
+        (["--model", "hivit_atto", "--class-token"], "--class-token is nothing that a conversion to hivit_atto can choose"),
+        (["--model", "hpvit_atto", "--pictures", "here"], "--pictures here belongs to --verify"),
+        (["--model", "hivit_atto", "--window-size", "7"], "--window-size is nothing"),
+        (["--install", "hpvit_base.mae_in1k", "--pool", "conv"], "leave out --pool"),
         (["--model", "hpvit_atto", "--mae"], "holds no decoder"),
         (["--model", "hpvit_base"], r"'blocks\.6\.norm1\.weight' .* is missing"),
     ],
@@ -378,8 +494,12 @@ def test_what_conversion_promises_is_checked(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="pool='conv' computes something else than pool='avg'"):
         hpvit.verify(native, model)
     model.pools[0].weight.data[0] = 0.25
-    twin = hpvit._twin
-    monkeypatch.setattr(hpvit, "_twin", lambda m, **kwargs: twin(m, **kwargs, **({"num_heads": 6} if "depths" in kwargs else {})))
+    twin = hpvit_verify._twin
+
+    def other_heads(model: Any, **kwargs: Any) -> Any:
+        return twin(model, **kwargs, **({"num_heads": 6} if "depths" in kwargs else {}))
+
+    monkeypatch.setattr(hpvit_verify, "_twin", other_heads)
     with pytest.raises(ValueError, match="without pooling the blocks compute something else than the plain ViT"):
         hpvit.verify(native, model)
 

@@ -366,7 +366,7 @@ def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
 
 def test_a_plain_vit_is_trained_too(tmp_path: Path) -> None:
     argv = ("--model", "vit_tiny_patch16_224", "--img-size", "32", "64", "--steps", "2", "--mask-ratio", "0.5")
-    trained = train(tmp_path / "out", *argv)
+    trained = train(tmp_path / "out", *argv, "--model-kwargs", "embed_dim=96", "depth=2", "num_heads=3")
     model = timm.create_model(f"local-dir:{tmp_path / 'out' / 'encoder'}", pretrained=True, num_classes=0)
     assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in model.state_dict().items())
 
@@ -394,6 +394,8 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--batch-size", "5000"), "batch of 5000 is more than the 1497 pictures"),
         (("--decoder-dim", "30"), "width 30"),
         (("--warmup", "3"), "--warmup 3.0"),
+        (("--model-kwargs", "depth=3", "img_size=64"), "--model-kwargs img_size=64: this has an option of its own"),
+        (("--model-kwargs", "colour='red'"), "cannot be built with .*'colour': 'red'"),
         (("--epochs", "-1"), "--epochs -1"),
         (("--mean", "0.5", "0.5"), "--mean has 2 values"),
         (("--opt", "adamwish"), "'adamwish'"),

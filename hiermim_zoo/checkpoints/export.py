@@ -41,6 +41,7 @@ class Converted:
     model_args: dict[str, Any] = field(default_factory=dict)  # what timm must be told to build the model again
     resampled: list[str] = field(default_factory=list)  # "name [old] -> [new]"
     initial: list[str] = field(default_factory=list)  # names that keep their initial value
+    notes: dict[str, str] = field(default_factory=dict)  # what else the family has to say of the weights
 
     def provenance(self) -> dict[str, str]:
         return {
@@ -49,6 +50,7 @@ class Converted:
             "sha256": self.checkpoint.sha256,
             "layout": self.native.layout.name,
             "license": self.license,
+            **self.notes,
             "hiermim_zoo": __version__,
         }
 
@@ -108,8 +110,9 @@ def convert(
     family = family_module(arch)
     for name in model_args or ():
         if name not in getattr(family, "CONVERT_ARGS", ()):
-            raise ValueError(f"--{name} is nothing that a conversion to {arch} can choose")
-    native = to_native(checkpoint.state, family_of(arch), layout, decoder=decoder)
+            raise ValueError(f"--{name.replace('_', '-')} is nothing that a conversion to {arch} can choose")
+    class_token = bool((model_args or {}).get("class_token"))
+    native = to_native(checkpoint.state, family_of(arch), layout, decoder=decoder, class_token=class_token)
     base: Any = get_pretrained_cfg(arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
@@ -139,7 +142,8 @@ def convert(
     ]
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
-    return Converted(arch, model, native, checkpoint, source, license, row, dtype, args, resampled, initial)
+    notes: dict[str, str] = family.notes(native, config) if hasattr(family, "notes") else {}
+    return Converted(arch, model, native, checkpoint, source, license, row, dtype, args, resampled, initial, notes)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -5,6 +5,7 @@ A layout is recognised by the names in a file alone: all of ``has`` occur, none 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from .rules import Drop, Join, Keep, Refuse, Rename, Reshape, Rule, Step, apply_rules, then
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Layout:
     ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
     back: tuple[Rename, ...] = ()  # the names of ``decoder`` the other way round
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
+    warning: str = ""  # said whenever such a file is read
 
     def fits(self, names: Collection[str]) -> bool:
         return all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
@@ -99,7 +103,8 @@ _NO_SUCH_VIT = (
     ),
 )
 _PROBE = "classifier of the class token, of no use to mean pooling"
-_DECODER_REASON = "decoder of the masked autoencoder"
+_PROBE_DROPPED = "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
+DECODER_REASON = "decoder of the masked autoencoder"
 _MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
 
 # transformers: names on disk, and those that 5.x has in memory
@@ -144,21 +149,28 @@ _MM_ENCODER: tuple[Rule, ...] = (
     Rename(r"(?:backbone\.)?ln1\.(weight|bias)", r"norm.\1"),
     Rename(r"(?:backbone\.)?ln2\.(weight|bias)", r"fc_norm.\1"),
 )
+_MM_PROBE = r"head\.(layers\.head|fc)\.(weight|bias)"
 _MM_SIGNATURE = (
     r"(backbone\.)?cls_token",
     r"(backbone\.)?patch_embed\.projection\.weight",
     r"(backbone\.)?layers\.0\.ln1\.weight",
 )
 
-# What a family leaves behind of a plain ViT, whoever named its tensors.
-_FROM_PLAIN: dict[str, tuple[Rule, ...]] = {
-    "hpvit": (
-        Drop("cls_token", "pooling has no place for a class token"),
+
+def _hpvit_from_plain(state: Mapping[str, Tensor], class_token: bool) -> tuple[Rule, ...]:
+    """What HPViT takes of a plain ViT, whoever named its tensors."""
+    token: Rule = Drop("cls_token", "pooling has no place for a class token")
+    if class_token:
+        row = state["pos_embed"][:, :1]  # [1, 1, C]
+        token = Reshape("cls_token", "cls_embed", lambda value: value + row, "its row of the position table added")
+    return (
+        token,
         Drop(r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"),
         Reshape("pos_embed", "pos_embed", lambda table: table[:, 1:], "row of the class token left out"),
         Keep(".*"),
     )
-}
+
+
 _UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)")
 
 LAYOUTS = (
@@ -232,6 +244,7 @@ LAYOUTS = (
             *_NO_SUCH_VIT,
         ),
         may_be_missing=_UNTRAINED,
+        warning=_PROBE_DROPPED,
     ),
     Layout(
         "vit_mae_transformers",
@@ -241,9 +254,9 @@ LAYOUTS = (
         lacks=(),
         rules=(
             *_HF_ENCODER,
-            Drop(r"decoder\.(mask_token|decoder_pos_embed)", _DECODER_REASON),
-            Drop(r"decoder\.decoder_(embed|norm|pred)\.(weight|bias)", _DECODER_REASON),
-            Drop(r"decoder\.(decoder_layers|decoder_encoder\.layer)\.\d+\." + _HF_LAYER_PART, _DECODER_REASON),
+            Drop(r"decoder\.(mask_token|decoder_pos_embed)", DECODER_REASON),
+            Drop(r"decoder\.decoder_(embed|norm|pred)\.(weight|bias)", DECODER_REASON),
+            Drop(r"decoder\.(decoder_layers|decoder_encoder\.layer)\.\d+\." + _HF_LAYER_PART, DECODER_REASON),
             *_NO_SUCH_VIT,
         ),
         may_be_missing=_UNTRAINED,
@@ -254,19 +267,34 @@ LAYOUTS = (
         ("hpvit",),
         "mmpretrain, masked pre-training with or without decoder",
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight"),
-        lacks=(r"(backbone\.)?ln2\.weight",),
+        lacks=(r"(backbone\.)?ln2\.weight", _MM_PROBE),
         rules=(
             *_MM_ENCODER,
-            Drop(r"neck\.(mask_token|decoder_pos_embed)", _DECODER_REASON),
-            Drop(r"neck\.(decoder_embed|decoder_pred|ln1)\.(weight|bias)", _DECODER_REASON),
+            Drop(r"neck\.(mask_token|decoder_pos_embed)", DECODER_REASON),
+            Drop(r"neck\.(decoder_embed|decoder_pred|ln1)\.(weight|bias)", DECODER_REASON),
             Drop(
                 r"neck\.decoder_blocks\.\d+\.(ln1|ln2|attn\.qkv|attn\.proj|ffn\.layers\.0\.0|ffn\.layers\.1)\.(weight|bias)",
-                _DECODER_REASON,
+                DECODER_REASON,
             ),
             *_NO_SUCH_VIT,
         ),
         may_be_missing=_UNTRAINED,
         preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_class_token_mmpretrain",
+        ("hpvit",),
+        "mmpretrain, a classifier that reads the class token, as in linear probes; only the encoder is of use",
+        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_PROBE),
+        lacks=(r"(backbone\.)?ln2\.weight",),
+        rules=(
+            *_MM_ENCODER,
+            Drop(rf"{_MM_PROBE}|neck\.bn\.(running_mean|running_var|num_batches_tracked)", _PROBE),
+            *_NO_SUCH_VIT,
+        ),
+        may_be_missing=_UNTRAINED,
+        preprocessing=_MAE_PREPROCESSING,
+        warning=_PROBE_DROPPED,
     ),
     Layout(
         "vit_finetuned_mmpretrain",
@@ -284,7 +312,7 @@ LAYOUTS = (
         "this package's own files, and timm's names of a plain ViT without class token under mean pooling",
         has=("pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"fc_norm\.weight"),
         lacks=("cls_token", "mask_token", r"norm\.weight", r"blocks\.\d+\.proj\.weight"),  # the last: Hiera
-        rules=(*_VIT_ENCODER, *_HEAD, Keep(r"pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
+        rules=(*_VIT_ENCODER, *_HEAD, Keep(r"cls_embed|pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
         may_be_missing=_UNTRAINED[1:],
     ),
     Layout(
@@ -328,7 +356,14 @@ def recognise(names: Collection[str], family: str) -> Layout:
     raise ValueError(f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {known}")
 
 
-def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = None, *, decoder: bool = False) -> Native:
+def to_native(
+    state: Mapping[str, Tensor],
+    family: str,
+    layout: str | None = None,
+    *,
+    decoder: bool = False,
+    class_token: bool = False,
+) -> Native:
     """Carry a checkpoint of any known layout over into the family's own names.
 
     Args:
@@ -336,6 +371,7 @@ def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = Non
         family: "hivit", ...
         layout: forces a layout instead of recognising it.
         decoder: keep the decoder of a masked autoencoder, apart from the encoder.
+        class_token: keep the class token of a plain ViT that becomes an HPViT.
 
     Raises:
         ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
@@ -345,12 +381,14 @@ def to_native(state: Mapping[str, Tensor], family: str, layout: str | None = Non
         raise ValueError(f"layout {table.name!r} is of {' and '.join(table.families)}, not of {family}")
     if decoder and not table.decoder:
         raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder")
+    if table.warning:
+        _logger.warning("%s: %s", table.name, table.warning)
     rest: tuple[Rule, ...] = table.decoder
     if not decoder:
-        rest = tuple(Drop(rule.pattern, _DECODER_REASON) for rule in table.decoder)
+        rest = tuple(Drop(rule.pattern, DECODER_REASON) for rule in table.decoder)
     native, steps = apply_rules(state, (*table.rules, *rest), table.name)
-    if "cls_token" in native and family in _FROM_PLAIN:
-        native, more = apply_rules(native, _FROM_PLAIN[family], table.name)
+    if "cls_token" in native and family == "hpvit":
+        native, more = apply_rules(native, _hpvit_from_plain(native, class_token), table.name)
         steps = then(steps, more)
     apart = {name: native.pop(name) for name in list(native) if name.startswith(("fusion.", "decoder."))}
     return Native(native, table, steps, apart)

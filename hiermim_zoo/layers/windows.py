@@ -48,16 +48,18 @@ def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
     return from_units(x, grid)[:, :h, :w]
 
 
-def window_mask(x: Tensor, window: int | None) -> Tensor | None:
+def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None:
     """Which tokens of each window may be attended to: those of the grid, not its padding.
 
     Every window holds a token of the grid, so no row of the attention is empty.
 
     Args:
         x: [B, h, w, C], before it is cut.
+        window: as given to :func:`to_windows`.
+        prefix: tokens put in front of every window, which may be attended to.
 
     Returns:
-        bool [B n, 1, 1, T], or None where nothing was padded.
+        bool [B n, 1, 1, prefix + T], or None where nothing was padded.
     """
     h, w = x.shape[1:3]
     a, b = _cells(h, w, window)
@@ -66,7 +68,8 @@ def window_mask(x: Tensor, window: int | None) -> Tensor | None:
     rows = torch.arange(h + -h % a, device=x.device) < h
     cols = torch.arange(w + -w % b, device=x.device) < w
     real = to_units((rows[:, None] & cols)[None, :, :, None], (a, b))  # [1, n, a, b, 1]
-    return real.flatten(2)[0, :, None, None].repeat(x.shape[0], 1, 1, 1)
+    real = F.pad(real.flatten(2), (prefix, 0), value=True)  # [1, n, prefix + T]
+    return real[0, :, None, None].repeat(x.shape[0], 1, 1, 1)
 
 
 def _cells(h: int, w: int, window: int | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -30,11 +31,10 @@ from timm.layers import (
 )
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..build import build_model, default_cfgs_for, known_sizes, source_grid
-from ..checkpoints.layouts import Native, to_native
+from ..checkpoints.layouts import DECODER_REASON, Native, to_native
 from ..checkpoints.rules import check_fits
 from ..geometry import sincos_table
 from ..layers.arguments import MIN_SIDE, checked_size
@@ -43,10 +43,12 @@ from ..layers.maps import in_format
 from ..layers.padding import pad_to_multiple
 from ..layers.windows import from_windows, to_windows, window_mask
 from ..registry import register
+from .hpvit_verify import OWN, similarity, verify
+
+__all__ = ["HPViT", "adapt", "checkpoint_filter_fn", "checkpoint_img_size", "notes", "similarity", "verify"]
 
 POOLS = ("avg", "conv")
-CONVERT_ARGS = ("pool", "depths")  # what a conversion may choose
-OWN = "hpvit_timm"  # layout of this family's own files
+CONVERT_ARGS = ("pool", "depths", "window_size", "class_token")  # what a conversion may choose
 STRIDE = 4  # pixels from one token of the first level to the next
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
@@ -82,11 +84,19 @@ class WindowAttention(Attention):
         super().__init__(dim, num_heads, qkv_bias=True, **kwargs)
         self.window = window
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """[B, h, w, C] -> the same."""
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Any:  # type: ignore[override]
+        """[B, h, w, C] -> the same; with a class token [B, 1, C] both.
+
+        The class token takes part in every window; what the windows of an image make of it is averaged.
+        """
         windows = to_windows(x, self.window)  # [B n, T, C]
-        windows = super().forward(windows, attn_mask=window_mask(x, self.window))
-        return from_windows(windows, x, self.window)
+        if token is None:
+            return from_windows(super().forward(windows, attn_mask=window_mask(x, self.window)), x, self.window)
+        n = windows.shape[0] // x.shape[0]
+        windows = torch.cat([token.repeat_interleave(n, 0), windows], dim=1)  # [B n, 1 + T, C]
+        windows = super().forward(windows, attn_mask=window_mask(x, self.window, prefix=1))
+        token = windows[:, :1].unflatten(0, (-1, n)).mean(1)  # [B, 1, C]
+        return from_windows(windows[:, 1:], x, self.window), token
 
 
 class Block(nn.Module):
@@ -110,8 +120,14 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))  # [B, h, w, C]
+    def forward(self, x: Tensor, token: Tensor | None = None) -> Any:
+        """[B, h, w, C] -> the same; with a class token [B, 1, C] both."""
+        if token is None:
+            return self._mlp(x + self.drop_path(self.attn(self.norm1(x))))
+        attended, seen = self.attn(self.norm1(x), self.norm1(token))
+        return self._mlp(x + self.drop_path(attended)), self._mlp(token + self.drop_path(seen))
+
+    def _mlp(self, x: Tensor) -> Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -136,6 +152,7 @@ class HPViT(Backbone):
         pool: between the stages: "avg", the mean of 2 x 2 tokens, or "conv", a depthwise convolution that starts as this mean.
         window_size: tokens along a side of a window, in stages finer than the plain ViT's own patches (r < p); the others
             attend globally. None or 0: all do (timm's ``create_model`` hands no None on).
+        class_token: keep the plain ViT's class token as one more token of every window. Features and head do not use it.
         drop_rate: dropout before the head.
         proj_drop_rate: dropout after attention and MLP projections.
         attn_drop_rate: dropout of attention weights.
@@ -163,6 +180,7 @@ class HPViT(Backbone):
         patch_stride: int = STRIDE,
         pool: str = "avg",
         window_size: int | None = 14,
+        class_token: bool = False,
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -182,10 +200,12 @@ class HPViT(Backbone):
             raise ValueError(f"output_stride={output_stride} is not available, this HPViT has {reductions[-1]}")
         self.set_arguments(img_size, in_chans, num_classes, global_pool, embed_dim, fixed=strict_img_size or not dynamic_img_size)
         self.depths, self.num_heads, self.mlp_ratio = tuple(depths), num_heads, mlp_ratio
-        self.pool, self.window_size = pool, window_size or None
+        self.pool, self.window_size, self.class_token = pool, window_size or None, class_token
 
         self.patch_embed = OverlapEmbed(img_size, reductions[-1], in_chans, embed_dim, patch_size, patch_stride, **dd)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim, **dd))
+        if class_token:  # with its position: not the plain ViT's ``cls_token``, which has none
+            self.cls_embed = nn.Parameter(torch.zeros(1, 1, embed_dim, **dd))
         rates: Any = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
         self.blocks = nn.ModuleList(
             Block(
@@ -230,6 +250,8 @@ class HPViT(Backbone):
             if isinstance(pool, nn.Conv2d):
                 nn.init.constant_(pool.weight, 1 / 4)
                 nn.init.zeros_(pool.bias)  # type: ignore[arg-type]
+        if self.class_token:
+            nn.init.normal_(self.cls_embed, std=1e-6)  # as timm's plain ViT
         with torch.no_grad():
             self.pos_embed.copy_(sincos_table(self.patch_embed.grid_size, self.embed_dim))
 
@@ -238,7 +260,7 @@ class HPViT(Backbone):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the tables that take no weight decay."""
-        return {"pos_embed"}
+        return {"pos_embed", "cls_embed"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -254,7 +276,7 @@ class HPViT(Backbone):
         else:
             blocks = [(rf"^pools\.{stage}\.", (end, 99999)) for stage, end in enumerate(self.stage_ends)]
             blocks.append((r"^blocks\.(\d+)\.", None))
-        return {"stem": r"^pos_embed|^patch_embed", "blocks": blocks}
+        return {"stem": r"^pos_embed|^cls_embed|^patch_embed", "blocks": blocks}
 
     # ---- what consumers change
 
@@ -289,11 +311,16 @@ class HPViT(Backbone):
             self.pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0
         )  # [1, N, C]
         x = self.patch_embed(images) + positions.unflatten(1, grid)  # [B, h, w, C]
+        token = self.cls_embed.expand(x.shape[0], -1, -1) if self.class_token else None  # [B, 1, C]
         levels: list[Tensor] = []
         for i, block in enumerate(self.blocks[: self.stage_ends[stages - 1] + 1]):
             if i - 1 in self.stage_ends:
                 x = self.pools[len(levels) - 1](x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # [B, h / 2, w / 2, C]
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
+            run = partial(checkpoint, block) if self.grad_checkpointing else block
+            if token is None:
+                x = run(x)
+            else:
+                x, token = run(x, token)
             if i in self.stage_ends:
                 levels.append(x)
         return levels
@@ -368,7 +395,7 @@ def _check_shape(dim: int, heads: int, depths: Sequence[int], patch: int, stride
 
 def checkpoint_filter_fn(state: dict[str, Tensor], model: HPViT) -> dict[str, Tensor]:
     """Bring a checkpoint of HPViT or of a plain ViT in any known layout into the form of ``model`` (called by timm)."""
-    return adapt(to_native(state, family="hpvit"), model)
+    return adapt(to_native(state, family="hpvit", class_token=model.class_token), model)
 
 
 def adapt(native: Native, model: HPViT) -> dict[str, Tensor]:
@@ -410,6 +437,25 @@ def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mappin
     return side, side
 
 
+def notes(native: Native, config: Mapping[str, Any]) -> dict[str, str]:
+    """What card and configuration say of a source: whether it was pre-trained by masking, as the paper's plain ViTs were.
+
+    Args:
+        native: the source.
+        config: timm's ``pretrained_cfg`` beside it; may be empty.
+    """
+    if native.layout.name == OWN:
+        return {}
+    tag, probed = str(config.get("tag") or ""), any(step.source.startswith("head.0.running") for step in native.steps)
+    if "mae" in tag.split("_") or probed or any(step.why == DECODER_REASON for step in native.steps):
+        said = "masked autoencoding (MAE)"
+    elif tag or native.layout.name == "vit_class_token":
+        said = f"not MAE ({f'tag {tag}' if tag else 'the source has a classifier of the class token'}), which the paper builds on"
+    else:
+        said = "not stated in the source; the paper builds on MAE"
+    return {"pre-training of the plain ViT": said}
+
+
 def _source_grid(native: Native, sizes: Sequence[Any], multiple: int, stride: int) -> tuple[int, int]:
     """The grid of a checkpoint's table. Tables of plain ViTs are square: that a size also fits by number would be chance."""
     tokens = _tensor(native, "pos_embed", 3).shape[1]
@@ -426,73 +472,6 @@ def _tensor(native: Native, name: str, axes: int) -> Tensor:
         found = list(native.state[name].shape) if name in native.state else "missing"
         raise ValueError(f"tensor {name!r} with {axes} axes is needed from the checkpoint, it is {found}")
     return native.state[name]
-
-
-def verify(native: Native, model: HPViT) -> str:
-    """Check what conversion promises.
-
-    As long as its pooling is untrained, a model with pool="conv" computes what one with pool="avg" does; and without pooling,
-    at the plain ViT's own stride, the blocks compute what the plain ViT computes without its class token.
-
-    Returns:
-        What was found, in words.
-
-    Raises:
-        ValueError: one of them is not so.
-    """
-    found = []
-    if model.pool == "conv" and not any(name.startswith("pools.") for name in native.state):
-        average = _twin(model, pool="avg")
-        average.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))})
-        _check_equal(model.eval(), average, "pool='conv' computes something else than pool='avg'")
-        found.append("convolutional pooling equals averaging")
-    if native.layout.name != OWN:
-        flat, plain = _flat_and_plain(native, model)
-        _check_equal(flat, plain, "without pooling the blocks compute something else than the plain ViT")
-        found.append("without pooling and at its own stride the features are those of the plain ViT without class token")
-    return ", ".join(found)
-
-
-def _flat_and_plain(native: Native, model: HPViT) -> tuple[nn.Module, nn.Module]:
-    """The weights of a plain ViT in an HPViT without pooling, and in timm's plain ViT."""
-    patch, depth = model.patch_embed.proj.kernel_size[0], sum(model.depths)
-    side = patch * source_grid(native.state["pos_embed"].shape[1], patch, ())[0]
-    flat = _twin(model, img_size=side, patch_stride=patch, depths=(depth,), pool="avg", window_size=None)
-    plain = VisionTransformer(
-        img_size=side,
-        patch_size=patch,
-        in_chans=model.in_chans,
-        num_classes=0,
-        global_pool="avg",
-        embed_dim=model.embed_dim,
-        depth=depth,
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        class_token=False,
-    ).eval()
-    fc_norm = {f"fc_norm.{name}": tensor for name, tensor in model.fc_norm.state_dict().items()}
-    encoder = {name: tensor for name, tensor in native.state.items() if not name.startswith("head.")}
-    for twin in (flat, plain):
-        twin.load_state_dict({**fc_norm, **encoder})
-    return flat, plain
-
-
-def _twin(model: HPViT, **changes: Any) -> HPViT:
-    """A model of the same shape without classifier, some arguments changed."""
-    names = ("in_chans", "embed_dim", "depths", "num_heads", "mlp_ratio", "pool", "window_size")
-    embed, like = model.patch_embed, model.patch_embed.proj.weight
-    sizes = {"img_size": embed.img_size, "patch_size": like.shape[-1], "patch_stride": embed.patch_size[0]}
-    args = {**{name: getattr(model, name) for name in names}, **sizes, "num_classes": 0, **changes}
-    return HPViT(**args).eval()
-
-
-@torch.inference_mode()
-def _check_equal(a: Any, b: Any, complaint: str) -> None:
-    image = torch.randn(1, a.in_chans, *a.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
-    expected = b.forward_features(image)
-    difference = ((a.forward_features(image) - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= 1e-5:
-        raise ValueError(f"verification failed: {complaint} (largest relative difference {difference:.3g})")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -1,0 +1,66 @@
+"""Scenes to find things in: photographs of examples/pictures pasted on a canvas, each with its box and its class."""
+
+from __future__ import annotations
+
+import random
+from colorsys import hsv_to_rgb
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+PICTURES = Path(__file__).parent / "pictures"
+CLASSES = sorted(path.name for path in PICTURES.iterdir() if path.is_dir())
+COLOURS = [tuple(int(255 * channel) for channel in hsv_to_rgb(i / len(CLASSES), 0.8, 1)) for i in range(len(CLASSES))]
+
+
+class Scene(NamedTuple):
+    picture: Image.Image
+    boxes: Tensor  # [N, 4], left, top, right, bottom in pixels
+    labels: Tensor  # int64 [N], from 1; 0 is the background
+    classes: Tensor  # int64 [H, W], the label of each pixel
+
+
+def scene(seed: int, side: int = 128) -> Scene:
+    """Four photographs, 40 to 60 pixels wide, one in each quarter of a grey canvas."""
+    rng = random.Random(seed)
+    canvas, classes = Image.new("RGB", (side, side), (128, 128, 128)), torch.zeros(side, side, dtype=torch.int64)
+    boxes, labels = [], []
+    for top in (0, side // 2):
+        for left in (0, side // 2):
+            label, size = rng.randrange(len(CLASSES)), rng.randint(40, min(60, side // 2))
+            x, y = left + rng.randint(0, side // 2 - size), top + rng.randint(0, side // 2 - size)
+            file = PICTURES / CLASSES[label] / f"{rng.randrange(20):04d}.jpg"
+            with Image.open(file) as photograph:
+                canvas.paste(photograph.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), (x, y))
+            classes[y : y + size, x : x + size] = label + 1
+            boxes.append([x, y, x + size, y + size])
+            labels.append(label + 1)
+    return Scene(canvas, torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), classes)
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """[3, H, W], 0 to 1."""
+    return pil_to_tensor(picture).float() / 255
+
+
+def drawn(picture: Image.Image, boxes: Tensor, labels: Tensor) -> Image.Image:
+    """A copy with boxes in the colours of their classes."""
+    picture = picture.copy()
+    pen = ImageDraw.Draw(picture)
+    for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+        pen.rectangle(box, outline=COLOURS[label - 1], width=2)
+        pen.text((box[0] + 3, box[1] + 2), CLASSES[label - 1], COLOURS[label - 1])
+    return picture
+
+
+def side_by_side(*pictures: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet

@@ -1,0 +1,148 @@
+"""What the conversion of a plain ViT to HPViT promises, checked on the spot, and how near the two still are.
+
+Letters: B images, N patches of the plain ViT, C channels; r pixels under a token of a level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..build import source_grid
+from ..checkpoints.layouts import Native, to_native
+
+if TYPE_CHECKING:
+    from .hpvit import HPViT
+
+OWN = "hpvit_timm"  # layout of the family's own files: nothing is left of the plain ViT to compare with
+TOLERANCE = 1e-5  # largest relative difference of what must be equal
+
+
+def verify(native: Native, model: HPViT) -> str:
+    """Check what conversion promises.
+
+    As long as its pooling is untrained, a model with pool="conv" computes what one with pool="avg" does; and without pooling,
+    at the plain ViT's own stride, the blocks compute what the plain ViT computes, with the class token or without it.
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        ValueError: one of them is not so.
+    """
+    found = []
+    if model.pool == "conv" and not any(name.startswith("pools.") for name in native.state):
+        average = _twin(model, pool="avg")
+        average.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))})
+        _check_equal(model.eval(), average, "pool='conv' computes something else than pool='avg'")
+        found.append("convolutional pooling equals averaging")
+    if native.layout.name != OWN:
+        side = _side(native, model)
+        flat = _twin(
+            model,
+            img_size=side,
+            patch_stride=model.patch_embed.proj.kernel_size[0],
+            depths=(sum(model.depths),),
+            pool="avg",
+            window_size=None,
+        )
+        encoder = {name: tensor for name, tensor in native.state.items() if not name.startswith("head.")}
+        flat.load_state_dict({**_fc_norm(model), **encoder})
+        _check_equal(
+            flat,
+            _plain_vit(native, model),
+            "without pooling the blocks compute something else than the plain ViT",
+            model.class_token,
+        )
+        token = "with its class token" if model.class_token else "without class token"
+        found.append(f"without pooling and at its own stride the features are those of the plain ViT {token}")
+    return ", ".join(found)
+
+
+@torch.inference_mode()
+def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str:
+    """How near HPViT's 1/16 map still is to the features of the plain ViT as it was published, with its class token.
+
+    The plain ViT is asked after as many blocks as stand before the end of that level. Nothing promises any number: windows,
+    pooling and the finer grid change what the blocks see.
+
+    Args:
+        state: the source checkpoint.
+        model: converted from it.
+        images: [B, C, H, W], of the model's size, normalised.
+
+    Returns:
+        The mean cosine over all places of all images, in words; empty where the source is no plain ViT or no level has 1/16.
+    """
+    native = to_native(state, "hpvit", class_token=True)
+    reductions = [info["reduction"] for info in model.feature_info]
+    if native.layout.name == OWN or 16 not in reductions:
+        return ""
+    level = reductions.index(16)
+    ours = model.eval().forward_intermediates(images, indices=[level], intermediates_only=True)[0]  # [B, C, h, w]
+    plain = _plain_vit(native, model)
+    side = plain.patch_embed.img_size[0]
+    at = model.stage_ends[level]
+    theirs = plain.forward_intermediates(
+        F.interpolate(images, (side, side), mode="bicubic", antialias=True), indices=[at], intermediates_only=True, norm=False
+    )[0]
+    if theirs.shape[2:] != ours.shape[2:]:  # patches of 14 pixels, or another size of image
+        theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
+    cosine = F.cosine_similarity(ours, theirs, dim=1).mean().item()
+    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} pictures: {cosine:.3f} at 1/16"
+
+
+def _side(native: Native, model: HPViT) -> int:
+    """Pixels along a side of the images that the plain ViT saw."""
+    patch = model.patch_embed.proj.kernel_size[0]
+    return patch * source_grid(native.state["pos_embed"].shape[1], patch, ())[0]
+
+
+def _plain_vit(native: Native, model: HPViT) -> Any:
+    """timm's plain ViT with the weights of a source in HPViT's names, with class token if they hold one."""
+    state = {name: tensor for name, tensor in native.state.items() if not name.startswith("head.")}
+    token = state.pop("cls_embed", None)
+    plain = VisionTransformer(
+        img_size=_side(native, model),
+        patch_size=model.patch_embed.proj.kernel_size[0],
+        in_chans=model.in_chans,
+        num_classes=0,
+        global_pool="avg",
+        embed_dim=model.embed_dim,
+        depth=sum(model.depths),
+        num_heads=model.num_heads,
+        mlp_ratio=model.mlp_ratio,
+        class_token=token is not None,
+    ).eval()
+    if token is not None:  # its position is in it already
+        state.update(cls_token=token, pos_embed=F.pad(state["pos_embed"], (0, 0, 1, 0)))
+    plain.load_state_dict({**_fc_norm(model), **state})
+    return plain
+
+
+def _fc_norm(model: HPViT) -> dict[str, Tensor]:
+    return {f"fc_norm.{name}": tensor for name, tensor in model.fc_norm.state_dict().items()}
+
+
+def _twin(model: HPViT, **changes: Any) -> HPViT:
+    """A model of the same shape without classifier, some arguments changed."""
+    names = ("in_chans", "embed_dim", "depths", "num_heads", "mlp_ratio", "pool", "window_size", "class_token")
+    embed, like = model.patch_embed, model.patch_embed.proj.weight
+    sizes = {"img_size": embed.img_size, "patch_size": like.shape[-1], "patch_stride": embed.patch_size[0]}
+    args = {**{name: getattr(model, name) for name in names}, **sizes, "num_classes": 0, **changes}
+    return type(model)(**args).eval()
+
+
+@torch.inference_mode()
+def _check_equal(a: Any, b: nn.Module, complaint: str, prefix: bool = False) -> None:
+    """Compare the tokens of two models, those of the second but for its ``prefix``."""
+    image = torch.randn(1, a.in_chans, *a.patch_embed.img_size, generator=torch.Generator().manual_seed(0))
+    expected = b.forward_features(image)[:, int(prefix) :]  # type: ignore[operator]
+    difference = ((a.forward_features(image) - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= TOLERANCE:
+        raise ValueError(f"verification failed: {complaint} (largest relative difference {difference:.3g})")
