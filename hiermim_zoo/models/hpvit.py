@@ -475,7 +475,7 @@ def _tensor(native: Native, name: str, axes: int) -> Tensor:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "hpvit_atto": {"img_size": 64, "embed_dim": 96, "depths": (1, 1, 3, 1), "num_heads": 3},
+    "hpvit_atto": {"img_size": 64, "embed_dim": 96, "depths": (1, 1, 3, 1), "num_heads": 3, "window_size": 8},
     "hpvit_base": {"embed_dim": 768, "depths": (1, 1, 9, 1), "num_heads": 12},
     "hpvit_large": {"embed_dim": 1024, "depths": (2, 2, 18, 2), "num_heads": 16},
     "hpvit_huge": {"embed_dim": 1280, "depths": (2, 2, 26, 2), "num_heads": 16, "patch_size": 14},

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# HPViT's whole path on real pictures: pre-train a plain ViT, convert it, fine-tune. How the embedded weights hpvit_atto.mae_cifar10 and
+# hpvit_atto.mae_cifar10_ft_cifar10 and the table of MODEL_CARDS.md were made.
+#
+#     bash examples/cifar10/hpvit.sh DATA RUNS pretrain|convert|compare|ablate|ship|probes
+#
+# DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs those before it.
+# Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 20 epochs.
+set -euo pipefail
+data=$1 runs=$2 step=$3
+model=hpvit_atto
+plain=(--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=6 num_heads=3 --img-size 64)
+fast=(--amp bf16 --compile --workers 1)
+export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
+recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
+  --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
+
+finetune() { # NAME SEED OPTIONS...: on a tenth of the labels
+  [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method finetune --epochs 20 \
+    --batch-size 100 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" "${@:3}"
+}
+
+from() { finetune "$1" "$2" --model "local-dir:$runs/$1" --layer-decay 0.85; } # NAME SEED: of a converted folder
+
+convert() { # NAME OPTIONS...
+  [ -e "$runs/$1" ] || python -m hiermim_zoo.convert "$runs/pretrain/encoder" --model $model -o "$runs/$1" --verify "${@:2}"
+}
+
+case $step in
+pretrain) # labels are not used
+  python -m hiermim_zoo.pretrain "$data/train.tar" "${plain[@]}" -o "$runs/pretrain" --resume auto --license apache-2.0 \
+    --epochs 40 --warmup 2 --batch-size 250 --opt nmuon --lr 2e-3 --crop-scale 0.4 1 --decoder-depth 2 --decoder-dim 128 \
+    --decoder-heads 4 --max-bad 0 --look-every 10 --log-steps 100 "${fast[@]}"
+  ;;
+convert)
+  convert avg
+  convert conv --pool conv
+  convert token --class-token
+  convert window4 --window-size 4
+  convert global --window-size 0
+  convert depths1221 --depths 1 2 2 1
+  convert depths2121 --depths 2 1 2 1
+  convert depths1122 --depths 1 1 2 2
+  mkdir -p "$runs/tenth"
+  tar -xf "$data/train.tar" -C "$runs/tenth" --wildcards 'train/*/0[0-4][0-9][0-9].jpg'
+  ;;
+compare)
+  for seed in ${SEEDS:-0 1 2}; do
+    finetune plain "$seed" --model "local-dir:$runs/pretrain/encoder" --layer-decay 0.85
+    from avg "$seed"
+    from conv "$seed"
+    finetune scratch "$seed" --model $model --no-pretrained --layer-decay 1
+  done
+  ;;
+ablate)
+  for name in token window4 global depths1221 depths2121 depths1122; do from $name 0; done
+  ;;
+ship) # on all labels
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/avg" --method finetune --epochs 5 \
+    --batch-size 200 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+  ;;
+probes) # features as they are
+  for name in pretrain/encoder avg conv token ship; do
+    for method in knn linear; do
+      python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/$name" --method $method \
+        --amp bf16 --batch-size 250 --workers 1 --json "$runs/${name%/*}-$method.json"
+    done
+  done
+  ;;
+*)
+  echo "unknown step $step" >&2
+  exit 2
+  ;;
+esac
