@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
-from .cli import AMP, make_model, run
+from .cli import AMP, assignment, at_least, make_model, run
 from .mae import create_mae
 from .measure import measure
 from .registry import check_arch
@@ -41,7 +41,7 @@ class Row:
     model: str
     mode: str
     parameters: int
-    gmacs: float  # of the dense forward pass of one image at the configured size
+    gmacs: float  # of the dense forward pass of one image
     seconds: list[float] = field(default_factory=list)  # of each round
     peak_mib: float = 0.0  # above what was held before the step; 0 where it cannot be read
     images_per_second: float = 0.0
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows, steps = {}, {}
     for name in dict.fromkeys(names):
         model = build(name, args)
-        rows[name] = Row(*split(name), sum(p.numel() for p in model.parameters()), gmacs_of(name))
+        rows[name] = Row(*labels(name), sum(p.numel() for p in model.parameters()), gmacs_of(name, args))
         steps[name] = prepare(model, rows[name].mode, args)
     for name, step in steps.items():
         for _ in range(args.warmup):
@@ -77,10 +77,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.benchmark", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("models", nargs="+", metavar="NAME[:MODE]", help=f"of this package or of timm; modes: {', '.join(MODES)}")
-    parser.add_argument("--versus", metavar="NAME[:MODE]", help="a peer: the others' time and memory as a ratio to it")
+    what = f"of this package or of timm, with arguments of the model if need be; modes: {', '.join(MODES)}"
+    parser.add_argument("models", nargs="+", metavar="NAME[,ARGUMENT=VALUE...][:MODE]", help=what)
+    parser.add_argument("--versus", metavar="NAME...", help="a peer: the others' time and memory as a ratio to it")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--img-size", type=int, metavar="N", help="default: the model's own")
+    parser.add_argument("--img-size", type=at_least(1), nargs="+", metavar="N", help="N x N, or height and width (default: own)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="each runs every model once (default: 15)")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before measuring (default: 3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -92,6 +93,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for option in ("batch_size", "rounds", "warmup"):
         if getattr(args, option) < (option != "warmup"):
             raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} is too small")
+    if args.img_size and len(args.img_size) > 2:
+        raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
+    args.img_size = args.img_size and tuple((args.img_size * 2)[:2])
     if args.output and not args.output.absolute().parent.is_dir():
         raise ValueError(f"{args.output} cannot be written: no such folder")
     try:
@@ -101,24 +105,39 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def split(name: str) -> tuple[str, str]:
-    """Model and mode of "NAME[:MODE]"."""
-    model, _, mode = name.partition(":")
+def split(name: str) -> tuple[str, dict[str, Any], str]:
+    """Model, its arguments and mode of "NAME[,ARGUMENT=VALUE...][:MODE]".
+
+    Raises:
+        ValueError: one of them is unknown, or not of this form.
+    """
+    rest, _, mode = name.partition(":")
     if mode and mode not in MODES:
         raise ValueError(f"mode {mode!r} of {name!r} is unknown, use {', '.join(MODES)}")
+    model, *given = rest.split(",")
     check_arch(model)
-    return model, mode or "inference"
+    try:
+        return model, dict(assignment(text) for text in given), mode or "inference"
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{name!r}: {error}") from error
 
 
-def gmacs_of(name: str) -> float:
-    return measure(split(name)[0].partition(".")[0]).macs / 1e9
+def labels(name: str) -> tuple[str, str]:
+    """Model with its arguments, and mode, for the table."""
+    return name.partition(":")[0], split(name)[2]
+
+
+def gmacs_of(name: str, args: argparse.Namespace) -> float:
+    model, given, _ = split(name)
+    return measure(model.partition(".")[0], args.img_size, **given).macs / 1e9
 
 
 def build(name: str, args: argparse.Namespace) -> Any:
     """The classifier, or the masked autoencoder, on its device."""
-    model, mode = split(name)
-    size: dict[str, Any] = {"img_size": args.img_size} if args.img_size else {}
-    made = create_mae(model, **size) if mode in MASKED else make_model(model, **size)
+    model, given, mode = split(name)
+    if args.img_size:
+        given = {**given, "img_size": args.img_size}
+    made = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
     return made.to(args.device).train(mode != "inference")
 
 
@@ -126,8 +145,8 @@ def prepare(model: Any, mode: str, args: argparse.Namespace) -> Callable[[], obj
     """One step of a model, ready to be called again and again."""
     masked = mode in MASKED
     cfg = (model.encoder if masked else model).pretrained_cfg
-    side = (args.img_size, args.img_size) if args.img_size else cfg["input_size"][1:]
-    images = torch.randn(args.batch_size, 3, *side, device=args.device)
+    side = args.img_size or cfg["input_size"][-2:]
+    images = torch.randn(args.batch_size, *cfg["input_size"][:-2], *side, device=args.device)
     everything = torch.arange(model.units, device=args.device).expand(args.batch_size, -1) if mode == "dense" else None
     call = torch.compile(model) if args.compile else model
     dtype = AMP[args.amp]

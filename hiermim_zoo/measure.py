@@ -17,11 +17,19 @@ class Size(NamedTuple):
 
 
 @functools.cache
-def measure(arch: str) -> Size:
-    """Sizes of an architecture at its configured input, on the meta device."""
+def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: Any) -> Size:
+    """Sizes of an architecture, on the meta device.
+
+    Args:
+        img_size: pixels (height, width) of the input; default: what the architecture is configured for.
+        model_kwargs: of the model, hashable.
+    """
+    size: dict[str, Any] = {"img_size": img_size} if img_size else {}
     with torch.device("meta"), torch.no_grad():
-        model: Any = create_model(arch).eval()
+        model: Any = create_model(arch, **size, **model_kwargs).eval()
+        shape = model.pretrained_cfg["input_size"]
+        shape = (*shape[:-2], *(img_size or shape[-2:]))
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+            model(torch.empty(1, *shape))
     parameters = sum(p.numel() for p in model.parameters())
-    return Size(parameters, counter.get_total_flops() // 2, tuple(model.pretrained_cfg["input_size"]))
+    return Size(parameters, counter.get_total_flops() // 2, shape)

@@ -9,6 +9,7 @@ import pytest
 
 from hiermim_zoo import benchmark
 from hiermim_zoo.cli import run
+from hiermim_zoo.measure import measure
 
 
 def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,10 +27,24 @@ def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture
     assert all(row["gmacs"] == pytest.approx(0.0117, rel=0.01) for row in rows)
 
 
+def test_arguments_and_sizes_are_those_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Attention over more tokens has more multiply-adds, and so have more pixels."""
+    names = ["hpvit_atto,window_size=0", "hpvit_atto,window_size=4,pool='conv'"]
+    options = ["--img-size", "64", "128", "--batch-size", "1", "--rounds", "1", "--warmup", "0", "--device", "cpu"]
+    benchmark.main([*names, "--versus", "hpvit_atto", *options, "-o", str(tmp_path / "out.json")])
+    rows = {row["model"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert list(rows) == [*names, "hpvit_atto"]
+    assert rows[names[0]]["gmacs"] > rows["hpvit_atto"]["gmacs"] > 2 * measure("hpvit_atto").macs / 1e9 * 0.99
+    assert rows[names[1]]["parameters"] == rows["hpvit_atto"]["parameters"] + 3 * 5 * 96
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["hivit_atto:dream"], "mode 'dream'"),
+        (["hpvit_atto,window"], "'hpvit_atto,window': window is not of the form NAME=VALUE"),
+        (["hpvit_atto,colour=1"], "unexpected keyword argument 'colour'"),
+        (["hpvit_atto", "--img-size", "64", "64", "64"], "--img-size 64 64 64: one number, or height and width"),
         (["hivit_nano"], "'hivit_nano' is unknown"),
         (["hivit_atto", "--device", "abacus"], "device 'abacus'"),
         (["hivit_atto", "--rounds", "0"], "--rounds 0"),
