@@ -14,7 +14,7 @@ from pathlib import Path
 from . import list_models, manifest
 from .checkpoints.store import HUB
 from .cli import run
-from .manifest import Weights
+from .manifest import Table, Weights
 from .measure import measure
 
 BEGIN, END = "<!-- models: made by python -m hiermim_zoo.cards -->", "<!-- end of models -->"
@@ -27,11 +27,14 @@ the Hub repository, the origin. A licence marked *unstated* means that the autho
 before any use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
 named.
 """
-MEASURED = """## Measured: what pre-training brings
-
-Top-1 accuracy in percent on the 10,000 test pictures of CIFAR-10, by the commands of `examples/cifar10/mae.sh`; mean and
-standard deviation over seeds. A single number is one run; 10,000 pictures leave it a 95 % interval of about 0.8 to either side.
-"""
+COLUMNS = {  # of Measurement -> their heading
+    "gmacs": "GMACs",
+    "time": "time of a training step",
+    "knn": "20 nearest neighbours",
+    "linear": "linear probe",
+    "finetuned": "fine-tuned",
+    "note": "budget",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,24 +71,30 @@ def with_table(readme: str) -> str:
 
 
 def model_cards() -> str:
-    return "\n".join([INTRO, *(section(row) for row in manifest.records().values()), measured()])
+    return "\n".join([INTRO, *map(section, manifest.records().values()), *map(measured, manifest.tables())])
 
 
-def measured() -> str:
-    """What this project measured, as a table."""
-    head = ("encoder", "20 nearest neighbours", "linear probe", "fine-tuned", "budget")
-    lines = [MEASURED, f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for row in manifest.measurements():
-        figures = " | ".join(spread(values) for values in (row.knn, row.linear, row.finetuned))
-        lines.append(f"| `{row.arch}`, {row.start} | {figures} | {row.note} |")
+def measured(table: Table) -> str:
+    """What this project measured, in the columns in which there is anything."""
+    columns = [name for name in COLUMNS if any(getattr(row, name) not in (None, (), "") for row in table.rows)]
+    head = ("encoder", *(COLUMNS[name] for name in columns))
+    lines = [f"## Measured: {table.title}\n\n{table.text}\n", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for row in table.rows:
+        lines.append(f"| {' | '.join((row.encoder, *(cell(getattr(row, name)) for name in columns)))} |")
     return "\n".join(lines) + "\n"
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    if len(values) < 2:
-        return f"{values[0]:.1f}" if values else "-"
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({len(values)} seeds)"
+def cell(value: str | float | Sequence[float] | None) -> str:
+    """One value as it is; of several seeds mean and standard deviation."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if not value:
+        return "-"
+    if len(value) == 1:
+        return f"{value[0]:.1f}"
+    return f"{statistics.mean(value):.1f} ± {statistics.stdev(value):.1f} ({len(value)} seeds)"
 
 
 def section(row: Weights) -> str:

@@ -70,14 +70,24 @@ class Weights:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What this project measured of encoders on the way to its embedded weights; a number for each seed."""
+    """What this project measured of one encoder on the way to its embedded weights; a number for each seed."""
 
-    arch: str
-    start: str  # where the weights come from, in words
-    knn: tuple[float, ...]  # top-1 accuracy in percent of 20 nearest neighbours in the frozen features
-    linear: tuple[float, ...]  # of a linear probe on them
-    finetuned: tuple[float, ...]  # after fine-tuning
+    encoder: str  # and where its weights come from, in words
+    gmacs: float | None = None  # multiply-adds of the forward pass of one picture, in 10^9
+    time: float | None = None  # of a training step, beside that of the first row
+    knn: tuple[float, ...] = ()  # top-1 accuracy in percent of 20 nearest neighbours in the frozen features
+    linear: tuple[float, ...] = ()  # of a linear probe on them
+    finetuned: tuple[float, ...] = ()  # after fine-tuning
     note: str = ""  # about the budget
+
+
+@dataclass(frozen=True)
+class Table:
+    """Measurements that belong together."""
+
+    title: str
+    text: str
+    rows: tuple[Measurement, ...]
 
 
 def weights_dir() -> Path:
@@ -105,10 +115,12 @@ def records() -> Mapping[str, Weights]:
     return rows
 
 
-def measurements() -> list[Measurement]:
+def tables() -> list[Table]:
     """All measurements, in their order."""
-    rows = _table().get("measurements", ())
-    return [Measurement(**_frozen(row)) for row in rows]
+    return [
+        Table(table["title"], table["text"].strip(), tuple(Measurement(**_frozen(row)) for row in table["rows"]))
+        for table in _table().get("tables", ())
+    ]
 
 
 def _frozen(row: Mapping[str, Any]) -> dict[str, Any]:
