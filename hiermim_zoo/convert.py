@@ -222,6 +222,7 @@ def report(converted: Converted, every: bool) -> str:
     reasons = Counter(step.why for step in native.steps if step.action == "dropped")
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
+    lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:
         lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
     return "\n".join(lines)

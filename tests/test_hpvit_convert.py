@@ -246,6 +246,8 @@ def test_what_became_of_every_tensor_is_said(tmp_path: Path, capsys: pytest.Capt
     said = capsys.readouterr().out
     assert "36 joined" in said
     assert "resampled pos_embed [1, 16, 96] -> [1, 256, 96]" in said
+    assert "patch embedding: kept, 16 x 16 pixels, stride 16 -> 4" in said
+    assert "positions: 4 x 4 -> 16 x 16" in said
     assert "(row of the class token left out)" in said
     assert "dropped 1: pooling has no place for a class token" in said
     assert "dropped 2: norm over the tokens of pre-training" in said

@@ -142,7 +142,7 @@ def convert(
     ]
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
-    notes: dict[str, str] = family.notes(native, config) if hasattr(family, "notes") else {}
+    notes: dict[str, str] = family.notes(native, config, model) if hasattr(family, "notes") else {}
     return Converted(arch, model, native, checkpoint, source, license, row, dtype, args, resampled, initial, notes)
 
 

@@ -437,12 +437,15 @@ def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mappin
     return side, side
 
 
-def notes(native: Native, config: Mapping[str, Any]) -> dict[str, str]:
-    """What card and configuration say of a source: whether it was pre-trained by masking, as the paper's plain ViTs were.
+def notes(native: Native, config: Mapping[str, Any], model: HPViT) -> dict[str, str]:
+    """What report, card and configuration say of a conversion.
+
+    What became of patch embedding and positions, and whether the plain ViT was pre-trained by masking, as the paper's were.
 
     Args:
         native: the source.
         config: timm's ``pretrained_cfg`` beside it; may be empty.
+        model: what it became.
     """
     if native.layout.name == OWN:
         return {}
@@ -453,7 +456,13 @@ def notes(native: Native, config: Mapping[str, Any]) -> dict[str, str]:
         said = f"not MAE ({f'tag {tag}' if tag else 'the source has a classifier of the class token'}), which the paper builds on"
     else:
         said = "not stated in the source; the paper builds on MAE"
-    return {"pre-training of the plain ViT": said}
+    patch, embed = model.patch_embed.proj.kernel_size[0], model.patch_embed
+    grids = (_source_grid(native, (), embed.multiple, embed.patch_size[0]), embed.grid_size)
+    return {
+        "pre-training of the plain ViT": said,
+        "patch embedding": f"kept, {patch} x {patch} pixels, stride {patch} -> {embed.patch_size[0]}",
+        "positions": " -> ".join(f"{rows} x {columns}" for rows, columns in grids),
+    }
 
 
 def _source_grid(native: Native, sizes: Sequence[Any], multiple: int, stride: int) -> tuple[int, int]:
