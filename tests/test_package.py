@@ -211,7 +211,7 @@ LEVELS = [
     {"layers", "checkpoints"},
     {"build"},
     {"models"},
-    {"cli", "mae", "measure", "data", "distributed", "optim", "resume", "journal"},
+    {"cli", "mae", "measure", "data", "moving", "clips", "distributed", "optim", "resume", "journal"},
     {"probe", "finetune", "labelled"},
     {"reconstruct", "__init__"},
     {"watch"},
