@@ -77,9 +77,9 @@ def open_source(
     """
     channels, *frames, height, width = input_size
     if not frames:
-        for option, value in (("--frame-stride", stride), ("--repeat", None if repeat == 1 else repeat), ("--views", views)):
-            if value is not None:
-                raise ValueError(f"{option} is for models of video; this one takes pictures of {height} x {width}")
+        given = {spec: spec.startswith(MOVING), "--frame-stride": stride, "--repeat": repeat not in (None, 1), "--views": views}
+        for option in (name for name, value in given.items() if value):
+            raise ValueError(f"{option} is for models of video; this one takes pictures of {height} x {width}")
         return open_pictures(spec, root=root, split=split, channels=channels, seed=seed, training=training)
     if channels not in MODES:
         raise ValueError(f"the model wants {channels} channels; frames can be given {', '.join(map(str, MODES))}")
@@ -88,7 +88,7 @@ def open_source(
         reader = Moving(open_pictures(spec.removeprefix(MOVING), root=root, split=split, channels=channels), (height, width))
     else:
         reader = Folder(spec, split, MODES[channels])
-    return Clips(reader, frames[0], stride or STRIDE, repeat or 1, (views or (1, 1))[0], (views or (1, 1))[1])
+    return Clips(reader, frames[0], stride or STRIDE, repeat or 1, *(views or ()))
 
 
 class Clips(Dataset[tuple[list[list[Image.Image]], int]]):

@@ -295,6 +295,8 @@ def test_pictures_have_no_options_of_clips(option: dict[str, Any], words: str) -
     with pytest.raises(ValueError, match=words):
         open_source("digits", (3, 16, 16), **option)
     assert len(open_source("digits", (3, 16, 16), repeat=1)) == 1497
+    with pytest.raises(ValueError, match="moving:digits is for models of video"):
+        open_source("moving:digits", (3, 16, 16))
 
 
 def test_data_that_hold_no_clips_are_refused(tmp_path: Path) -> None:
