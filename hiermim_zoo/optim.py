@@ -20,6 +20,8 @@ class Pretraining:
     epochs: int = 1600
     batch: int = 4096
     warmup: int = 40  # epochs
+    repeat: int = 1  # clips of a video each time it is opened
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
 
@@ -33,6 +35,7 @@ class FineTuning:
     layer_decay: float
     drop_path: float
     batch: int = 1024
+    repeat: int = 1  # clips of a video each time it is opened
     warmup: int = 5  # epochs
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)

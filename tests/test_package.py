@@ -212,7 +212,7 @@ LEVELS = [
     {"layers", "checkpoints"},
     {"build"},
     {"models"},
-    {"cli", "mae", "measure", "detection", "data", "distributed", "optim", "resume", "journal"},
+    {"cli", "mae", "measure", "detection", "data", "moving", "clips", "distributed", "optim", "resume", "journal"},
     {"probe", "finetune", "labelled"},
     {"reconstruct", "__init__"},
     {"watch"},
