@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from timm.models import create_model
 
 from . import manifest
+from .build import input_shape
 from .checkpoints import store
 from .checkpoints.download import download
 from .checkpoints.export import Converted, convert, family_module
@@ -223,7 +224,7 @@ def verify(converted: Converted, folder: Path) -> str:
             raise ValueError(f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one")
     reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
     converted.model.load_state_dict(meant)  # in the type written
-    image = torch.randn(1, *reloaded.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, *input_shape(reloaded), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
     if difference:

@@ -9,6 +9,8 @@ import torch
 from timm.models import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from .build import input_shape
+
 
 class Size(NamedTuple):
     parameters: int
@@ -22,6 +24,6 @@ def measure(arch: str) -> Size:
     with torch.device("meta"), torch.no_grad():
         model: Any = create_model(arch).eval()
         with FlopCounterMode(display=False) as counter:
-            model(torch.empty(1, *model.pretrained_cfg["input_size"]))
+            model(torch.empty(1, *input_shape(model)))
     parameters = sum(p.numel() for p in model.parameters())
-    return Size(parameters, counter.get_total_flops() // 2, tuple(model.pretrained_cfg["input_size"]))
+    return Size(parameters, counter.get_total_flops() // 2, input_shape(model))
