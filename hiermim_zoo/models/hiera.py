@@ -595,10 +595,11 @@ def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mappin
     return height * UNIT[1], width * UNIT[2]
 
 
-def checkpoint_args(native: Native) -> dict[str, Any]:
-    """What else the tensors of a checkpoint say of its model."""
+def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
+    """What else the tensors of a checkpoint say of its model, where it is not what the architecture has."""
     table = native.state.get("pos_embed_temporal")
-    return {} if table is None else {"num_frames": table.shape[1] * STRIDE[0]}
+    frames = None if table is None or table.ndim != 3 else table.shape[1] * STRIDE[0]
+    return {"num_frames": frames} if frames and frames != VARIANTS[arch].get("num_frames") else {}
 
 
 def _grid(state: Mapping[str, Tensor], name: str, sizes: Sequence[Any]) -> tuple[int, int]:
