@@ -97,18 +97,17 @@ class Digits(Dataset[tuple[Image.Image, int]]):
 
 
 def data_config(model: Any, img_size: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """timm's preprocessing for the model, with the channels that it really has.
+    """timm's preprocessing for the model, with the channels and frames that it really has.
 
     Args:
-        img_size: (height, width) or (frames, height, width) in place of the model's.
+        img_size: (height, width) in place of the model's; frames before them are left to the model.
     """
     config = resolve_model_data_config(model)
     chans = getattr(model, "in_chans", config["input_size"][0])
     if chans not in MODES:
         raise ValueError(f"the model wants {chans} channels; pictures can be given {', '.join(map(str, MODES))}")
-    size = config["input_size"][1:]
-    given = img_size or size
-    config["input_size"] = (chans, *size[: len(size) - len(given)], *given)  # height and width leave the number of frames
+    frames = getattr(model, "num_frames", None)
+    config["input_size"] = (chans, *((frames,) if frames else ()), *(img_size or config["input_size"])[-2:])
     for key in ("mean", "std"):  # averaged where they do not fit, as in timm's loader
         values = config[key]
         config[key] = values if len(values) == chans else (sum(values) / len(values),) * chans

@@ -27,10 +27,11 @@ from .cli import AMP, make_model
 from .data import LABEL, Plan, batches, make_transform, repeat_of, seed_of
 from .distributed import World, summed, unsynchronised
 from .optim import FINE_TUNING, FineTuning, lr_at, make_optimizer, set_lr
-from .registry import family_of
+from .registry import family_of, row_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of the models of a family, whatever those of its pre-training were
     "hivit": {"rel_pos_bias": True},
+    "hiera": {"q_pool": 3},
     "vision_transformer": {"global_pool": "avg"},  # the class token is not used (arXiv 2111.06377, appendix A.1)
 }
 
@@ -60,7 +61,7 @@ def recipe_for(arch: str) -> FineTuning:
     Raises:
         ValueError: neither has one.
     """
-    found = FINE_TUNING.get(arch) or FINE_TUNING.get(family_of(arch))
+    found = row_of(FINE_TUNING, arch)
     if found is None:
         families = ", ".join(name for name in FINE_TUNING if not is_model(name))
         raise ValueError(f"there is no recipe to fine-tune {arch}; there are recipes for the families {families}")

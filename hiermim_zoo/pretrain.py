@@ -33,8 +33,8 @@ from .distributed import World, agree, catch_signals, share, spread, start, stop
 from .journal import Journal, peak_memory, read_log
 from .mae import MaskedAutoencoder, create_mae, decoder_state
 from .masking import random_keep
-from .optim import PRETRAINING, Pretraining, lr_at, make_optimizer, set_lr
-from .registry import check_arch, family_of
+from .optim import PRETRAINING, lr_at, make_optimizer, set_lr
+from .registry import check_arch, row_of
 from .version import __version__
 from .watch import look, probe
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mae.to(world.device)
     blocks: Any = (*mae.encoder.blocks, *mae.decoder.blocks)  # type: ignore[misc]
     model = spread(mae, blocks, world, args.fsdp, args.compile)
-    optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas)
+    optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas, no_decay=undecayed(mae, args.model))
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
 
     # where the run stands
@@ -229,7 +229,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--decoder-depth", type=at_least(1), metavar="N", help="blocks (default: the family's, likewise below)")
     add("--decoder-dim", type=at_least(1), metavar="N", help="width")
     add("--decoder-heads", type=at_least(1), metavar="N")
-    add("--drop-path", type=share_of_one, default=0.0, metavar="P", help="of the encoder (default: 0)")
+    add("--drop-path", type=share_of_one, metavar="P", help="of the encoder (default: the recipe's)")
 
     add = parser.add_argument_group("schedule and optimiser; defaults are those of the family's paper").add_argument
     add("--epochs", type=float, metavar="N")
@@ -271,14 +271,13 @@ def complete(args: argparse.Namespace) -> None:
     Raises:
         ValueError: unknown architecture, or one whose family has no recipe; options that exclude each other.
     """
-    family = family_of(check_arch(args.model))
-    if family not in PRETRAINING:
+    row = row_of(PRETRAINING, check_arch(args.model))
+    if row is None:
         raise ValueError(f"--model {args.model}: its family has no recipe, those that have are {', '.join(PRETRAINING)}")
-    row: Pretraining = PRETRAINING[family]
     args.batch_size = args.batch_size or row.batch
-    for key, value in {"epochs": row.epochs, "warmup": row.warmup, "weight_decay": row.weight_decay, "blr": row.blr}.items():
+    for key in ("epochs", "warmup", "weight_decay", "blr", "drop_path"):
         if getattr(args, key) is None:
-            setattr(args, key, value)
+            setattr(args, key, getattr(row, key))
     args.betas = list(args.betas or row.betas)
     args.crop_scale = list(args.crop_scale or row.crop_scale)
     args.repeat = args.repeat or (row.repeat if row.repeat > 1 else None)
@@ -292,6 +291,15 @@ def complete(args: argparse.Namespace) -> None:
         raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
     if args.export_only and not args.resume:
         raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+
+
+def undecayed(mae: MaskedAutoencoder, name: str) -> set[str]:
+    """Position tables, where the recipe gives them no weight decay."""
+    row = row_of(PRETRAINING, check_arch(name))
+    if row is None or row.decay_positions:
+        return set()
+    encoder: Any = mae.encoder
+    return {"decoder.pos_embed", *(f"encoder.{table}" for table in encoder.no_weight_decay())}
 
 
 def overrides(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -407,8 +415,9 @@ def export(
     encoder: Any = whole.encoder
     own = own_cfg(arch, config, args.license, 0, (whole.in_chans, *whole.input_size))
     *frames, height, width = whole.input_size
-    same = own["input_size"][1:] == encoder.default_cfg["input_size"][1:]
-    size = {} if same else {"img_size": (height, width)} | ({"num_frames": frames[0]} if frames else {})
+    size: dict[str, Any] = {"num_frames": frames[0]} if frames else {}
+    if (height, width) != encoder.default_cfg["input_size"][1:]:
+        size["img_size"] = (height, width)
     encoder.pretrained_cfg = own
     made = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
     model_args = given_args(args) | size
