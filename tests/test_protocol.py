@@ -36,7 +36,7 @@ def inputs(encoder: nn.Module, share: float = 0.25) -> tuple[Tensor, Tensor]:
     layout = encoder.mask_layout
     size = [u * t * s for u, t, s in zip(layout.units, layout.stages[-1].tokens, layout.stride, strict=True)]
     units = torch.Size(layout.units).numel()
-    return torch.randn(BATCH, encoder.in_chans, *size), random_keep(BATCH, units, int(units * share))
+    return torch.randn(BATCH, encoder.in_chans, *size), random_keep(BATCH, units, max(2, int(units * share)))
 
 
 def pixels_of(encoder: nn.Module, keep: Tensor, images: Tensor) -> Tensor:

@@ -68,19 +68,21 @@ def to_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
     Returns:
         [B, n, T, c].
     """
+    if not times:
+        return x.flatten(2, -2)
     axes = len(pool)
     for axis in reversed(range(axes)):
         x = x.unflatten(2 + axis, (pool[axis],) * times)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
     order = [2 + axis * times + digit for digit in reversed(range(times)) for axis in range(axes)]
-    return x.permute(0, 1, *order, -1).flatten(2, -2) if times else x.flatten(2, -2)
+    return x.permute(0, 1, *order, -1).flatten(2, -2)
 
 
 def from_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
     """[B, n, T, c] -> [B, n, s_1, ..., s_D, c], the inverse of :func:`to_pooling_order`."""
     axes = len(pool)
-    x = x.unflatten(2, tuple(pool) * times or (1,) * axes)  # [B, n, (y1, x1), (y2, x2), (y3, x3), c]
     if not times:
-        return x
+        return x.unflatten(2, (1,) * axes)
+    x = x.unflatten(2, tuple(pool) * times)  # [B, n, (y1, x1), (y2, x2), (y3, x3), c]
     order = [2 + digit * axes + axis for axis in range(axes) for digit in reversed(range(times))]
     x = x.permute(0, 1, *order, -1)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
     for axis in range(axes):
@@ -100,8 +102,8 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how:
         table: [1, 8h 8w, c] for the units (h, w) of ``old``, in raster order.
         old, new: units along the rows and columns.
         how: "plain" resamples the table as it is (bicubic). But what is learned repeats with the period of the units, and what
-            is stretched no longer fits them. "window" (arXiv 2311.05613) takes the mean over all units, a table of 8 x 8, out
-            before and tiles it over the new grid after.
+            is stretched no longer fits them. "window" (arXiv 2311.05613) takes out before what all units have in common beside
+            the course of their means, a table of 8 x 8, and tiles it over the new grid after.
 
     Returns:
         [1, 8h 8w, c] for the units of ``new``; the table itself where the grids agree.
@@ -111,10 +113,11 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how:
     before, after = ([SIDE * units for units in grid] for grid in (old, new))
     if how == "plain":
         return resample_abs_pos_embed(table, after, before, num_prefix_tokens=0)
-    units = table.unflatten(1, (old[0], SIDE, old[1], SIDE))  # [1, h, 8, w, 8, c]
-    window = units.mean(dim=(1, 3), keepdim=True) - units.mean(dim=(1, 2, 3, 4), keepdim=True)  # [1, 1, 8, 1, 8, c]
-    rest = resample_abs_pos_embed((units - window).flatten(1, 4), after, before, num_prefix_tokens=0)
-    return (rest.unflatten(1, (new[0], SIDE, new[1], SIDE)) + window).flatten(1, 4)
+    means = table.unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(2, 4)).flatten(1, 2)  # [1, h w, c]
+    course = resample_abs_pos_embed(means, before, list(old), num_prefix_tokens=0)  # [1, 8h 8w, c]
+    window = (table - course).unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(1, 3))  # [1, 8, 8, c]
+    rest = table - window.repeat(1, *old, 1).flatten(1, 2)
+    return resample_abs_pos_embed(rest, after, before, num_prefix_tokens=0) + window.repeat(1, *new, 1).flatten(1, 2)
 
 
 def resize_frames(table: Tensor, frames: int) -> Tensor:
