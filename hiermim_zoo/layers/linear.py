@@ -1,7 +1,7 @@
 """Linear layers that are fast on every CPU.
 
-For float32 on CPUs torch multiplies matrices with MKL, which is slow on processors that are not Intel's; oneDNN, which torch has
-too, is two to three times as fast there and can apply the activation on the way. It is used where nothing is differentiated;
+For float32 on CPUs torch multiplies matrices with MKL, which is slow on processors that are not Intel's; oneDNN, which torch has as
+well, is two to three times as fast there and can apply the activation on the way. It is used where nothing is differentiated;
 everywhere else these layers are torch's.
 """
 
