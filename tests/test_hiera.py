@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from hiermim_zoo import convert
 from hiermim_zoo.geometry import from_units, to_units
-from hiermim_zoo.layers import linear
-from hiermim_zoo.layers.linear import Mlp
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
 from hiermim_zoo.models.hiera import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
@@ -152,24 +150,6 @@ def test_the_embedding_unit_by_unit_is_the_convolution() -> None:
     whole = F.conv3d(clips * shown, embed.proj.weight, embed.proj.bias, (2, 4, 4), (1, 3, 3)).movedim(1, -1)
     visible = to_units(whole, (1, 8, 8))[:, keep[0]]
     torch.testing.assert_close(embed(clips, keep), visible, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 16), (5, 16), (0, 16)])
-def test_linear_layers_are_torchs_whatever_multiplies(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN where nothing is differentiated, torch's own elsewhere; and it is oneDNN where there is one."""
-    mlp, x = Mlp(16, 64), torch.randn(*shape, 2).movedim(-1, 0)[0]  # not contiguous
-    expected = mlp(x)
-    torch.testing.assert_close(expected, F.linear(F.gelu(F.linear(x, *mlp.fc1.parameters())), *mlp.fc2.parameters()))
-    assert expected.requires_grad
-    with torch.no_grad():
-        torch.testing.assert_close(mlp(x), expected)
-        assert mlp(x.bfloat16().float()).dtype == torch.float32
-        with torch.autocast("cpu", torch.bfloat16):
-            assert mlp(x).dtype == torch.bfloat16
-        if linear._onednn is not None and x.numel():
-            monkeypatch.setattr(linear, "_onednn", lambda x, weight, bias, *_: torch.full((len(x), len(weight)), 7.0))
-            assert (mlp(x) == 7).all()
-    torch.testing.assert_close(mlp(x), expected)
 
 
 # ---- positions at other sizes

@@ -16,7 +16,7 @@ ENCODERS = {
     "hivit": ("hivit_atto", {"num_classes": 0}),
     "hivit without bias": ("hivit_atto", {"num_classes": 0, "rel_pos_bias": False}),
     "hivit not square": ("hivit_atto", {"num_classes": 0, "img_size": (64, 96)}),
-    "hiera in pre-training": ("hiera_atto", {"num_classes": 0, "img_size": (96, 128), "q_pool": 2}),
+    "hiera in pre-training": ("hiera_atto", {"num_classes": 0, "img_size": (96, 64), "q_pool": 2}),
     "hiera of clips": ("hiera_atto", {"num_classes": 0, "num_frames": 4}),
 }
 BATCH = 3

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.fx
-from timm.layers import DropPath, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import DropPath, Mlp, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple, trunc_normal_
 from timm.models import adapt_input_conv, checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -34,7 +34,6 @@ from ..checkpoints.rules import check_fits
 from ..geometry import from_units, to_units
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone, as_asked, take_levels
-from ..layers.linear import Linear, Mlp
 from ..layers.maps import in_format, maps_of_units
 from ..layers.padding import pad_to_multiple
 from ..masking import check_keep, gather_units, hide_units
@@ -177,8 +176,8 @@ class PooledAttention(nn.Module):
         super().__init__()
         self.num_heads, self.pool, self.attn_drop = num_heads, pool, attn_drop
         self.fold = (0, 1) if local else (1, 2)  # units join the batch, or their tokens one sequence
-        self.qkv = Linear(dim, 3 * dim_out, **dd)
-        self.proj = Linear(dim_out, dim_out, **dd)
+        self.qkv = nn.Linear(dim, 3 * dim_out, **dd)
+        self.proj = nn.Linear(dim_out, dim_out, **dd)
         self.proj_drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,7 +212,7 @@ class Block(nn.Module):
         super().__init__()
         self.pool = pool
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.proj = Linear(dim, dim_out, **dd) if dim != dim_out else None
+        self.proj = nn.Linear(dim, dim_out, **dd) if dim != dim_out else None
         self.attn = PooledAttention(dim, dim_out, num_heads, pool, local, attn_drop, drop, **dd)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6, **dd)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), drop=drop, **dd)
