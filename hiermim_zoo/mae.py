@@ -61,7 +61,7 @@ RECIPES = {  # by architecture, else by family
     "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
     "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
     "hiera": _HIERA,
-    **dict.fromkeys(("hiera_base_video", "hiera_base_plus_video", "hiera_large_video", "hiera_huge_video"), _HIERA_VIDEO),
+    **{f"hiera_{size}_video": _HIERA_VIDEO for size in ("atto", "base", "base_plus", "large", "huge")},
 }
 
 
