@@ -33,7 +33,6 @@ def _direct(x: Tensor, weight: Tensor) -> bool:
     return bool(
         _onednn is not None
         and all(type(t) in (Tensor, nn.Parameter) for t in (x, weight))
-        and x.numel()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_grad_enabled()
@@ -41,6 +40,7 @@ def _direct(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch.backends.mkldnn.enabled
+        and x.numel()
     )
 
 
