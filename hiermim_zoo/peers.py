@@ -1,4 +1,4 @@
-"""Other implementations, to measure ours beside them; each comes from its own package, none is used for anything else."""
+"""What ours is measured beside: other implementations, and other ways to pre-train. Nothing here is used for anything else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from timm.models import create_model
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .registry import check_arch
 
 SEPARATOR = "/"  # in names of peers: PACKAGE/NAME
 
@@ -54,7 +60,52 @@ def hiera_transformer(name: str) -> nn.Module:
     return HieraAutoencoder(model) if name.startswith("mae_") else model
 
 
-PEERS: dict[str, Callable[[str], nn.Module]] = {"hiera-transformer": hiera_transformer}
+class SimMIM(nn.Module):
+    """Masked pre-training on all tokens, hidden ones replaced by a learned one (arXiv 2111.09886), over a Swin of timm.
+
+    Units, ratio and image size are those of GreenMIM, so that the two differ in the method alone; pixels come from a linear head,
+    the loss is L1 on hidden ones.
+    """
+
+    units = 0
+
+    def __init__(self, encoder: Any, ratio: float = 0.75) -> None:
+        super().__init__()
+        self.encoder, self.ratio, self.unit = encoder, ratio, 32
+        self.mask_token = nn.Parameter(torch.zeros(encoder.embed_dim))
+        self.head = nn.Conv2d(encoder.num_features, self.unit**2 * 3, 1)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Loss:
+        grid = [side // self.unit for side in images.shape[-2:]]
+        noise = torch.rand(images.shape[0], grid[0] * grid[1], device=images.device)
+        kept = int(noise.shape[1] * (1 - self.ratio))
+        hidden = (noise.argsort(1).argsort(1) >= kept).view(-1, *grid)
+        tokens = self.unit // self.encoder.patch_embed.patch_size[0]
+        x = self.encoder.patch_embed(images)  # [B, h, w, C]
+        x = torch.where(enlarged(hidden, tokens)[..., None], self.mask_token, x)
+        x = self.encoder.norm(self.encoder.layers(x)).permute(0, 3, 1, 2)
+        error = (F.pixel_shuffle(self.head(x), self.unit) - images).abs() * enlarged(hidden, self.unit)[:, None]
+        return Loss(error.sum() / (hidden.sum() * self.unit**2 * 3))
+
+
+def enlarged(grid: Tensor, times: int) -> Tensor:
+    """[B, h, w] -> [B, h times, w times]."""
+    return grid.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
+def simmim(name: str) -> nn.Module:
+    """SimMIM over a Swin of timm.
+
+    Raises:
+        ValueError: it is none.
+    """
+    encoder = create_model(check_arch(name), num_classes=0)
+    if not isinstance(encoder, SwinTransformer):
+        raise ValueError(f"simmim/{name}: only Swins of timm are masked this way here")
+    return SimMIM(encoder)
+
+
+PEERS: dict[str, Callable[[str], nn.Module]] = {"hiera-transformer": hiera_transformer, "simmim": simmim}
 
 
 def is_peer(name: str) -> bool:
