@@ -53,6 +53,7 @@ class Recipe:
 RECIPES = {
     "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
     "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
+    "green": Recipe(fusion="last", depth=1, xavier=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0}),
 }
 
 

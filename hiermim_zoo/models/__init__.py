@@ -1,5 +1,5 @@
 """The model families. Importing this registers their architectures with timm."""
 
-from . import hivit, hpvit
+from . import green, hivit, hpvit
 
-ARCHITECTURES = {"hivit": tuple(hivit.VARIANTS), "hpvit": tuple(hpvit.VARIANTS)}
+ARCHITECTURES = {"hivit": tuple(hivit.VARIANTS), "hpvit": tuple(hpvit.VARIANTS), "green": tuple(green.VARIANTS)}
