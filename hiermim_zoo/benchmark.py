@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from .build import input_shape
 from .cli import AMP, assignment, at_least, make_model, run
 from .mae import create_mae
 from .measure import measure
@@ -144,9 +145,9 @@ def build(name: str, args: argparse.Namespace) -> Any:
 def prepare(model: Any, mode: str, args: argparse.Namespace) -> Callable[[], object]:
     """One step of a model, ready to be called again and again."""
     masked = mode in MASKED
-    cfg = (model.encoder if masked else model).pretrained_cfg
-    side = args.img_size or cfg["input_size"][-2:]
-    images = torch.randn(args.batch_size, *cfg["input_size"][:-2], *side, device=args.device)
+    shape = input_shape(model.encoder if masked else model)
+    side = args.img_size or shape[-2:]
+    images = torch.randn(args.batch_size, *shape[:-2], *side, device=args.device)
     everything = torch.arange(model.units, device=args.device).expand(args.batch_size, -1) if mode == "dense" else None
     call = torch.compile(model) if args.compile else model
     dtype = AMP[args.amp]

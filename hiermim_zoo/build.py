@@ -90,6 +90,13 @@ def build_model(
     )
 
 
+def input_shape(model: Any) -> tuple[int, ...]:
+    """What a model is configured for: (C, H, W), or (C, T, H, W) of clips. (timm's configs have no place for frames.)"""
+    chans, height, width = model.pretrained_cfg["input_size"]
+    frames = getattr(model, "num_frames", None)
+    return (chans, height, width) if frames is None else (chans, frames, height, width)
+
+
 def known_sizes(model: Any) -> tuple[Any, Any, Any]:
     """Image sizes that a checkpoint may have been made for, the likeliest first: the model's own, and what its source says."""
     saved = getattr(model, "pretrained_model_args", {}).get("img_size")

@@ -61,7 +61,9 @@ def with_table(readme: str) -> str:
         rows = [row for row in manifest.records().values() if row.arch == arch]
         tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
         licences = "<br>".join(row.license for row in rows) or "-"
-        counts = f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({size.input_size[-1]})"
+        counts = (
+            f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({' x '.join(map(str, dict.fromkeys(size.input_size[1:])))})"
+        )
         sources = "<br>".join(row.source.partition(" (")[0] for row in rows) or "-"
         lines.append(f"| `{arch}` | {counts} | {tags} | {sources} | {licences} |")
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)

@@ -22,6 +22,7 @@ from timm.models import create_model
 from torch import Tensor
 
 from . import manifest
+from .build import input_shape
 from .checkpoints import store
 from .checkpoints.download import download
 from .checkpoints.export import Converted, convert, family_module
@@ -112,7 +113,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--mae", action="store_true", help="keep the decoder: hiermim_zoo.create_mae(ARCH, checkpoint=DIR) continues"
     )
     parser.add_argument(
-        "--to", metavar="LAYOUT", help="the other way round: -o FILE gets a folder with decoder under the names of its authors"
+        "--to",
+        metavar="LAYOUT",
+        help=f"the other way round: -o FILE gets SOURCE under published names ({', '.join(x.name for x in LAYOUTS if x.back)})",
     )
     parser.add_argument("--license", default="", help="of the weights, written into configuration and card")
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
@@ -151,20 +154,21 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def write_back(converted: Converted, layout: str, file: Path, force: bool) -> None:
-    """Write encoder and decoder of a folder as their authors would."""
+    """Write a model, or encoder and decoder, as their authors would."""
     beside = converted.checkpoint.path.with_name(DECODER_FILE)
     decoder = read_checkpoint(beside).state if beside.is_file() else {}
     contents = replace(converted.contents(), decoder=decoder)
     with torch.random.fork_rng(devices=[]):
         fresh = create_model(converted.arch, num_classes=0, **converted.model_args)
-    write_published(to_published(contents.state(), contents.decoder_state(), find_layout(layout), fresh), file, force)
-    print(f"wrote {file}: encoder and decoder under the names of {layout}")
+    table = find_layout(layout)
+    write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
+    print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
 
 
 def check_decoder(converted: Converted) -> None:
     """Refuse a decoder that the architecture's autoencoder cannot take."""
     model: Any = converted.model
-    size = {"img_size": converted.model_args["img_size"]} if "img_size" in converted.model_args else {}
+    size = {name: value for name, value in converted.model_args.items() if name in ("img_size", "num_frames")}
     mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
@@ -243,7 +247,7 @@ def verify(converted: Converted, folder: Path) -> str:
             raise ValueError(f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one")
     reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
     converted.model.load_state_dict(meant)  # in the type written
-    image = torch.randn(1, *reloaded.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    image = torch.randn(1, *input_shape(reloaded), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
     if difference:

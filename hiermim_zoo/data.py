@@ -1,11 +1,15 @@
-"""Pictures -> batches for training: what is read when, and with which random numbers, depends on the seed and the step alone.
+"""Pictures and clips -> batches for training: what is read when, and with which random numbers, depends on seed and step alone.
 
 So a run that was interrupted goes on exactly where it stopped, and two processes see together what one would see. Streams
 (webdataset, TFDS, iterable Hugging Face datasets) have no positions to jump to: they are read from the start of the epoch.
+
+Clips come from :mod:`hiermim_zoo.clips`. All that is different about them here: one reading may give several samples, a
+transform of pictures is applied to every frame, and an image has one axis more.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import sys
@@ -20,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset, resolve_model_data_config
+from timm.data import create_dataset, create_transform, resolve_model_data_config
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.data.readers.img_extensions import add_img_extensions
 from torch import Tensor
@@ -93,12 +97,17 @@ class Digits(Dataset[tuple[Image.Image, int]]):
 
 
 def data_config(model: Any, img_size: tuple[int, ...] | None = None) -> dict[str, Any]:
-    """timm's preprocessing for the model, with the channels that it really has."""
+    """timm's preprocessing for the model, with the channels and frames that it really has.
+
+    Args:
+        img_size: (height, width) in place of the model's; frames before them are left to the model.
+    """
     config = resolve_model_data_config(model)
     chans = getattr(model, "in_chans", config["input_size"][0])
     if chans not in MODES:
         raise ValueError(f"the model wants {chans} channels; pictures can be given {', '.join(map(str, MODES))}")
-    config["input_size"] = (chans, *(img_size or config["input_size"][1:]))
+    frames = getattr(model, "num_frames", None)
+    config["input_size"] = (chans, *((frames,) if frames else ()), *(img_size or config["input_size"])[-2:])
     for key in ("mean", "std"):  # averaged where they do not fit, as in timm's loader
         values = config[key]
         config[key] = values if len(values) == chans else (sum(values) / len(values),) * chans
@@ -109,23 +118,43 @@ def is_stream(source: Any) -> bool:
     return isinstance(source, IterableDataset)
 
 
-def read(source: Any, index: int) -> tuple[Image.Image, int]:
-    """One picture and its label, by position.
+def read(source: Any, index: int, seed: int | None = None) -> tuple[Any, int]:
+    """One picture, or the clips of one video, and the label, by position.
 
     timm's own datasets put a neighbour in the place of a picture that they cannot read; here that is an error.
+
+    Args:
+        seed: of where random clips start; None: clips as for evaluation.
     """
+    if hasattr(source, "clips"):
+        return source.clips(index, seed)
     if not hasattr(source, "reader"):
         return source[index]
     file, label = source.reader[index]
+    return decoded(file, source.input_img_mode), -1 if label is None else int(label)
+
+
+def decoded(file: Any, mode: str) -> Image.Image:
+    """The picture in an open file, which is closed."""
     with file, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         picture = file if isinstance(file, Image.Image) else Image.open(file)
-        return picture.convert(source.input_img_mode), -1 if label is None else int(label)
+        return picture.convert(mode)
 
 
 def file_name(source: Any, index: int) -> str:
-    """What to call a picture in a message."""
+    """What to call a picture or video in a message."""
     return source.filename(index, absolute=True) if hasattr(source, "reader") and not is_stream(source) else f"picture {index}"
+
+
+def things(source: Any) -> str:
+    """What a source is made of, in a message."""
+    return "videos" if hasattr(source, "clips") else "pictures"
+
+
+def repeat_of(source: Any) -> int:
+    """Samples that one reading for training gives: of a video, several clips."""
+    return getattr(source, "repeat", 1)
 
 
 def labels_of(source: Any) -> list[int] | None:
@@ -140,6 +169,15 @@ def labels_of(source: Any) -> list[int] | None:
     return labels if len(set(labels)) > 1 else None
 
 
+def class_names(source: Any) -> list[str] | None:
+    """Names of the classes in the order of the labels, where the data tell."""
+    if isinstance(source, Digits):
+        return [str(digit) for digit in range(10)]
+    reader = getattr(source, "reader", source)
+    index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    return [str(name) for name in sorted(index, key=index.get)] if index else None
+
+
 def start_worker(worker: int) -> None:
     """Set up a process that reads pictures of a Dataset with a ``source``.
 
@@ -149,7 +187,8 @@ def start_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     info: Any = get_worker_info()
-    tars = getattr(getattr(info.dataset.source, "reader", None), "tar_state", {})
+    reader = getattr(info.dataset.source, "reader", None)
+    tars = getattr(getattr(getattr(reader, "pictures", None), "reader", reader), "tar_state", {})  # a reader may move pictures
     for tar in tars.values() if isinstance(tars, dict) else [tars]:
         for opened in (tar, *tar.children.values()):
             opened.reset()
@@ -158,16 +197,25 @@ def start_worker(worker: int) -> None:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, the random numbers of all libraries that transforms use follow from the seed; outside, nothing has happened."""
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    state = random_states()
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would look at every device
     try:
         yield
     finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
+        set_random_states(state)
+
+
+def random_states() -> tuple[Any, Any, Tensor]:
+    """Where the random numbers that transforms use stand."""
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def set_random_states(state: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(state[0])
+    np.random.set_state(state[1])
+    torch.set_rng_state(state[2])
 
 
 def seed_of(*numbers: int) -> int:
@@ -175,7 +223,43 @@ def seed_of(*numbers: int) -> int:
     return hash(numbers) & 0xFFFFFFFF  # Python salts the hashes of strings, not of numbers
 
 
-Transform = Callable[[Image.Image], Any]
+def make_transform(input_size: tuple[int, ...], **options: Any) -> Any:
+    """timm's transform of pictures; for a model of clips, applied to their frames.
+
+    Args:
+        input_size: (channels, height, width) or (channels, frames, height, width).
+        **options: of timm's create_transform.
+    """
+    channels, *frames, height, width = input_size
+    transform = create_transform((channels, height, width), **options)
+    return EveryFrame(transform) if frames else transform
+
+
+class EveryFrame:
+    """Clips, each a list of T pictures -> as many arrays [C, T, H, W], by a transform of pictures to [C, H, W].
+
+    Every frame of a clip sees the same random numbers: all are cut, mirrored and coloured alike.
+    """
+
+    def __init__(self, transform: Any) -> None:
+        self.transform = transform
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The steps, as those of timm's transforms."""
+        return self.transform.transforms
+
+    def __call__(self, clips: list[list[Image.Image]]) -> list[Tensor]:
+        return [torch.stack([torch.as_tensor(frame) for frame in self.frames(clip)], dim=1) for clip in clips]
+
+    def frames(self, clip: list[Image.Image]) -> Iterator[Any]:
+        state = random_states()
+        for picture in clip:
+            set_random_states(state)
+            yield self.transform(picture)
+
+
+Transform = Callable[[Any], Any]  # of what ``read`` gives, to one sample or a list of samples
 Extra = Callable[[int], Sequence[int]]  # seed -> numbers that travel with the picture
 
 
@@ -184,24 +268,30 @@ def no_extra(seed: int) -> Sequence[int]:
 
 
 class Pictures(Dataset[tuple[Any, Tensor]]):
-    """(position, seed) -> picture and its columns; one that cannot be read is replaced by another."""
+    """(position, seed) -> samples and their columns: of a picture one; what cannot be read is replaced by another."""
 
     def __init__(self, source: Any, transform: Transform, extra: Extra = no_extra) -> None:
         self.source, self.transform, self.extra = source, transform, extra
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Any, Tensor]:
-        wanted, seed = item
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[tuple[Any, Tensor]]:
+        return [sample for position, seed in items for sample in self.samples(position, seed)]
+
+    def samples(self, wanted: int, seed: int) -> list[tuple[Any, Tensor]]:
         index, others = wanted, random.Random(seed)
         for _ in range(TRIES):
             try:
-                picture, label = read(self.source, index)
+                picture, label = read(self.source, index, seed)
                 break
             except Exception:  # decoders of damaged files raise whatever comes up; Watched counts and names the file
                 index = others.randrange(len(self.source))
         else:
-            raise ValueError(f"{TRIES} pictures one after the other cannot be read, {file_name(self.source, wanted)} among them")
+            bad = f"{TRIES} {things(self.source)} one after the other cannot be read"
+            raise ValueError(f"{bad}, {file_name(self.source, wanted)} among them")
         with seeded(seed):
-            return self.transform(picture), torch.tensor([label, wanted, index, *self.extra(seed)])
+            made = self.transform(picture)
+            samples = made if isinstance(made, list) else [made]
+            seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
+            return [(x, torch.tensor([label, wanted, index, *self.extra(own)])) for x, own in zip(samples, seeds, strict=True)]
 
 
 class Stream(IterableDataset[tuple[Any, Tensor]]):
@@ -223,42 +313,47 @@ class Stream(IterableDataset[tuple[Any, Tensor]]):
 class Plan:
     """Which pictures belong to which step: a batch is cut into ``parts``, one for each process and each accumulation in turn."""
 
-    length: int  # pictures of the data
-    batch: int  # pictures of one optimiser step, in all processes together
+    length: int  # pictures or videos of the data
+    batch: int  # samples of one optimiser step, in all processes together
     accumulate: int
     rank: int
     world: int
     seed: int
+    repeat: int = 1  # samples from one reading: clips of a video
 
     def __post_init__(self) -> None:
-        parts = self.world * self.accumulate
+        parts = self.world * self.accumulate * self.repeat
         if self.batch % parts:
+            each = f" and {self.repeat} clips of each video" if self.repeat > 1 else ""
             raise ValueError(
-                f"a batch of {self.batch} cannot be shared by {self.world} processes with {self.accumulate} accumulation steps: "
-                f"it must be a multiple of {parts}"
+                f"a batch of {self.batch} cannot be shared by {self.world} processes with {self.accumulate} accumulation steps"
+                f"{each}: it must be a multiple of {parts}"
             )
-        if self.batch > self.length:
-            raise ValueError(f"a batch of {self.batch} is more than the {self.length} pictures of the data")
+        if self.batch > self.length * self.repeat:
+            what = f"{self.repeat} clips of each of the {self.length} videos" if self.repeat > 1 else f"{self.length} pictures"
+            raise ValueError(f"a batch of {self.batch} is more than the {what} of the data")
 
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch; what does not fill a batch is left for another epoch's order."""
-        return self.length // self.batch
+        return self.length * self.repeat // self.batch
 
     @property
     def micro(self) -> int:
         return self.batch // (self.world * self.accumulate)
 
     def micro_batches(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-        """(position, seed) of the pictures of this process, step after step."""
+        """(position, seed) of what this process reads, step after step."""
         epoch, order = -1, torch.empty(0)
+        readings = self.batch // self.repeat
+        part_of = self.micro // self.repeat
         for step in range(start, stop):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
                 order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
-            first = step % self.per_epoch * self.batch
+            first = step % self.per_epoch * readings
             for part in range(self.rank, self.world * self.accumulate, self.world):
-                chosen = order[first + part * self.micro : first + (part + 1) * self.micro].tolist()
+                chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
                 yield [(i, seed_of(self.seed, epoch, i)) for i in chosen]
 
 
@@ -294,7 +389,8 @@ class Watched:
         print(f"cannot be read, replaced by another: {file_name(self.source, index)}", file=sys.stderr)
         if len(self.bad) > self.max_bad * len(self.source):
             raise ValueError(
-                f"{len(self.bad)} of {len(self.source)} pictures cannot be read, which is more than --max-bad {self.max_bad}"
+                f"{len(self.bad)} of {len(self.source)} {things(self.source)} cannot be read, "
+                f"which is more than --max-bad {self.max_bad}"
             )
 
 
@@ -306,7 +402,7 @@ def batches(
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    channels: int,
+    input_size: tuple[int, ...],
     device: torch.device,
     workers: int = 0,
     max_bad: float = 0.01,
@@ -316,9 +412,12 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images [b, C, H, W] and columns [b, 3 + extra] of this process, on the device, one batch ahead.
 
+    Clips are [b, C, T, H, W].
+
     Args:
-        transform: gives uint8 arrays [C, H, W] (timm's, made with ``use_prefetcher=True``).
+        transform: gives uint8 arrays [C, H, W] or [C, T, H, W] (from ``make_transform`` with ``use_prefetcher=True``).
         plan: cuts batches.
+        input_size: of the model: (channels, height, width) or (channels, frames, height, width).
         steps: of the optimiser; each has ``plan.accumulate`` batches.
         max_bad: share of pictures that may be unreadable.
         extra: numbers that go with each picture, drawn in the worker.
@@ -336,8 +435,14 @@ def batches(
         loader: Any = _stream_batches(Stream(source, transform, plan.seed, plan.rank, extra), plan, steps, kwargs)
     else:
         loader = DataLoader(Pictures(source, transform, extra), batch_sampler=_Order(plan, steps), **kwargs)
-    watched: Any = Watched(loader, source, max_bad, classes)
-    return iter(PrefetchLoader(watched, mean, std, channels, device, re_prob=erase, re_mode="pixel"))
+    watched = Watched(loader, source, max_bad, classes)
+    # timm's loader takes pictures alone: to it the frames of a clip are channels, and what it erases, it erases in all of them
+    channels, *frames, _, _ = input_size
+    deep = math.prod(frames)
+    flat: Any = ((images.flatten(1, -3), columns) for images, columns in watched)
+    means, stds = (tuple(value for value in values for _ in range(deep)) for values in (mean, std))
+    normalised = PrefetchLoader(flat, means, stds, channels * deep, device, re_prob=erase, re_mode="pixel")
+    return ((images.unflatten(1, (channels, *frames)), columns) for images, columns in normalised)
 
 
 class _Order:

@@ -19,7 +19,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.evaluate", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("data", help="pictures to measure on: folder of class folders or of splits, tar, digits, or a name of timm's (hfds/...)")
+    add(
+        "data",
+        help="to measure on: folder of class folders or of splits, tar, digits, moving:DATA, or a name of timm's (hfds/...)",
+    )
     add("--model", required=True, metavar="NAME", help="ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME")
     add("--method", required=True, choices=METHODS, help="its own classifier, neighbours, linear probe, or fine-tuning")
     add("--split", default="validation", help="of the data (default: validation)")
     add("--train", metavar="DATA", help="labelled training pictures (default: another split of the data)")
     add("--train-split", help="of the training pictures (default: train)")
     add("--data-dir", metavar="DIR", help="root folder of data that is named")
+    add("--frame-stride", type=at_least(1), metavar="N", help="frames of a video from one that is shown to the next (default: 4)")
+    add("--views", type=at_least(1), nargs=2, metavar=("N", "CROPS"), help="of a video, averaged: clips, crops of each (1 1)")
     add("--img-size", type=at_least(1), metavar="N", help="feed N x N pixels (default: what the model's configuration says)")
     add_model_kwargs(add)
     add("--no-pretrained", dest="pretrained", action="store_false", help="random weights")
@@ -124,6 +129,8 @@ def finetune_options(add: Any) -> None:
     add("--mix-prob", type=share_of_one, help="share of the batches with either (default: 1)")
     add("--auto-augment", metavar="POLICY", help="of timm; none turns it off")
     add("--color-jitter", type=float, help="(default: 0)")
+    add("--hflip", type=share_of_one, help="probability of mirroring (default: 0.5); 0 where left and right are classes")
+    add("--repeat", type=at_least(1), metavar="N", help="clips of a video each time it is opened")
     add("--erase", type=share_of_one, help="probability of random erasing")
     add("--crop-scale", type=share_of_one, nargs=2, metavar=("LO", "HI"), help="share of a picture (default: 0.08 1)")
     add("--opt", metavar="NAME", help="optimiser of timm (default: adamw)")
@@ -157,17 +164,24 @@ def check_outputs(args: argparse.Namespace, world: World) -> None:
 # ---- the data
 
 
-def open_data(args: argparse.Namespace, channels: int) -> tuple[Labelled, Labelled | None]:
-    """The pictures to measure on, and those to train on if the method needs any.
+def open_data(
+    args: argparse.Namespace, input_size: tuple[int, ...], repeat: int | None = None
+) -> tuple[Labelled, Labelled | None]:
+    """The pictures (or videos) to measure on, and those to train on if the method needs any.
+
+    Args:
+        input_size: of the model.
+        repeat: clips of a video each time it is opened for training.
 
     Raises:
         ValueError: data are missing or without labels, or those of both differ in their classes.
     """
-    how: dict[str, Any] = {"root": args.data_dir, "channels": channels, "seed": args.seed}
-    test = open_labelled(args.data, args.split, training=False, **how)
+    how: dict[str, Any] = {"root": args.data_dir, "seed": args.seed, "stride": args.frame_stride, "views": args.views}
+    test = open_labelled(args.data, args.split, input_size, training=False, **how)
     if args.method not in TRAINED:
         return test, None
-    train = open_labelled(args.train or args.data, args.train_split or "train", training=args.method == "finetune", **how)
+    how |= {"training": args.method == "finetune", "repeat": repeat}
+    train = open_labelled(args.train or args.data, args.train_split or "train", input_size, **how)
     check_apart(train, test)
     return test, train
 
@@ -215,7 +229,7 @@ def classify(args: argparse.Namespace, world: World) -> Outcome:
     model, config, how = frozen(args, world)
     if not model.num_classes:
         raise ValueError(f"{args.model} has no classifier; --method knn, linear or finetune measures encoders")
-    test, _ = open_data(args, config["input_size"][0])
+    test, _ = open_data(args, config["input_size"])
     own = (model.pretrained_cfg or {}).get("label_names")
     classes = len(test.names) if test.names else classes_by_label(test)
     if classes is not None and classes != model.num_classes:
@@ -226,14 +240,14 @@ def classify(args: argparse.Namespace, world: World) -> Outcome:
             odd = sorted(set(test.names) - set(own))[:3]
             raise ValueError(f"{args.model} does not know the classes of {args.data}: {', '.join(odd)}")
         order = torch.tensor([list(own).index(name) for name in test.names])  # label of the data -> output of the model
-    logits, labels = outputs(model, test.source, **how)
+    found, labels = outputs(shares(model), test.source, **how)
     labels = order[check_labels(test, labels)]
-    return int((logits.argmax(1) == labels).sum()), len(labels), {}
+    return int((found.argmax(1) == labels).sum()), len(labels), {}
 
 
 def neighbours(args: argparse.Namespace, world: World) -> Outcome:
     model, config, how = frozen(args, world)
-    test, train = open_data(args, config["input_size"][0])
+    test, train = open_data(args, config["input_size"])
     assert train is not None
     bank, bank_labels = pooled_features(model, train.source, **how)
     queries, labels = pooled_features(model, test.source, **how)
@@ -245,7 +259,7 @@ def neighbours(args: argparse.Namespace, world: World) -> Outcome:
 
 def linear(args: argparse.Namespace, world: World) -> Outcome:
     model, config, how = frozen(args, world)
-    test, train = open_data(args, config["input_size"][0])
+    test, train = open_data(args, config["input_size"])
     assert train is not None
     (bank, bank_labels), (queries, labels) = (cached(args, data, model, how) for data in (train, test))
     check_labels(train, bank_labels)
@@ -259,6 +273,7 @@ def cached(args: argparse.Namespace, data: Labelled, model: nn.Module, how: dict
         return pooled_features(model, data.source, **how)
     where = os.path.abspath(data.spec) if Path(data.spec).exists() else data.spec
     key: list[Any] = [args.model, weights_hash(model), where, args.data_dir, data.split, len(data.source)]
+    key += [args.frame_stride, args.views]
     key += [{name: str(value) for name, value in how["config"].items()}, args.amp]
     path = args.cache / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
@@ -282,10 +297,10 @@ def weights_hash(model: nn.Module) -> str:
 
 def finetune(args: argparse.Namespace, world: World) -> Outcome:
     with torch.device("meta"):  # to learn what it is, without weights
-        sketch: Any = make_model(args.model, pretrained=False)
+        sketch: Any = make_model(args.model, pretrained=False, **given_args(args))
     arch = sketch.pretrained_cfg["architecture"] if ":" in args.model else check_arch(args.model)
     recipe, how_run = settings_of(args, arch)
-    test, train = open_data(args, sketch.in_chans if hasattr(sketch, "in_chans") else 3)
+    test, train = open_data(args, data_config(sketch)["input_size"], recipe.repeat)
     assert train is not None
     classes = classes_of(args, train)
     given = given_args(args)
@@ -344,12 +359,17 @@ def count(model: nn.Module, test: Labelled, world: World, how: dict[str, Any]) -
     if positions is None and not world.first:
         right, total = 0, 0
     else:
-        logits, labels = outputs(model, source, positions=positions, progress=world.first, **how)
-        right, total = int((logits.argmax(1) == labels).sum()) if len(labels) else 0, len(labels)
+        found, labels = outputs(shares(model), source, positions=positions, progress=world.first, **how)
+        right, total = int((found.argmax(1) == labels).sum()) if len(labels) else 0, len(labels)
     both = summed(torch.tensor([right, total], device=world.device)).tolist()
     if not both[1]:
         raise ValueError(f"none of the pictures of {test.spec} could be read")
     return both[0], both[1]
+
+
+def shares(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What a classifier holds probable [B, classes], which can be averaged over the views of a video."""
+    return lambda images: model(images).float().softmax(1)
 
 
 # ---- what is written
@@ -404,6 +424,8 @@ def summary(args: argparse.Namespace, right: int, total: int, settings: dict[str
         "train_split": (args.train_split or "train") if trained else None,
         "img_size": args.img_size,
         "model_kwargs": given_args(args),
+        "frame_stride": args.frame_stride,
+        "views": args.views,
         "pictures": total,
         "top1": round(100 * right / total, 4),
         "interval": [round(100 * bound, 4) for bound in interval(right, total)],

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image, ImageOps
-from timm.data import Mixup, create_transform
+from timm.data import Mixup
 from timm.layers import trunc_normal_
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import is_model
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .cli import AMP, make_model
-from .data import LABEL, Plan, batches, seed_of
+from .data import LABEL, Plan, batches, make_transform, repeat_of, seed_of
 from .distributed import World, summed, unsynchronised
 from .optim import FINE_TUNING, FineTuning, lr_at, make_optimizer, set_lr
-from .registry import family_of
+from .registry import family_of, row_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {  # of the models of a family, whatever those of its pre-training were
     "hivit": {"rel_pos_bias": True},
+    "hiera": {"q_pool": 3},
     "vision_transformer": {"global_pool": "avg"},  # the class token is not used (arXiv 2111.06377, appendix A.1)
 }
 
@@ -41,6 +42,7 @@ class Run:
 
     opt: str = "adamw"
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the picture's area
+    hflip: float = 0.5  # probability; not where left and right are classes
     color_jitter: float = 0.0
     mix_prob: float = 1.0  # share of the batches with mixup or cutmix
     clip: float | None = None  # norm of the gradient
@@ -59,7 +61,7 @@ def recipe_for(arch: str) -> FineTuning:
     Raises:
         ValueError: neither has one.
     """
-    found = FINE_TUNING.get(arch) or FINE_TUNING.get(family_of(arch))
+    found = row_of(FINE_TUNING, arch)
     if found is None:
         families = ", ".join(name for name in FINE_TUNING if not is_model(name))
         raise ValueError(f"there is no recipe to fine-tune {arch}; there are recipes for the families {families}")
@@ -97,11 +99,12 @@ def augmentation(config: Mapping[str, Any], recipe: FineTuning, run: Run) -> Any
             f"--color-jitter {run.color_jitter} has no effect beside --auto-augment {recipe.auto_augment}; choose one"
         )
     try:
-        transform = create_transform(
+        transform = make_transform(
             config["input_size"],
             is_training=True,
             scale=run.crop_scale,
-            color_jitter=run.color_jitter or None,  # type: ignore[arg-type]
+            hflip=run.hflip,
+            color_jitter=run.color_jitter or None,
             auto_augment=recipe.auto_augment or None,
             interpolation=config["interpolation"],
             mean=config["mean"],
@@ -134,7 +137,12 @@ def objective(recipe: FineTuning, run: Run, classes: int, micro: int) -> tuple[C
             f"mixup and cutmix pair the pictures of a batch, which {micro} in each process cannot be; --mix-prob 0 does not"
         )
     mix = Mixup(recipe.mixup, recipe.cutmix, prob=run.mix_prob, label_smoothing=recipe.smoothing, num_classes=classes)
-    return mix, SoftTargetCrossEntropy()
+
+    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        flat, target = mix(images.flatten(1, -3), labels)  # to timm the frames of a clip are channels
+        return flat.view(images.shape), target
+
+    return mixed, SoftTargetCrossEntropy()
 
 
 class FineTune:
@@ -158,7 +166,7 @@ class FineTune:
                 f"a warm-up of {recipe.warmup} epochs leaves none of {recipe.epochs}; give --warmup less than --epochs"
             )
         self.model, self.recipe, self.run, self.world = model, recipe, run, world
-        self.plan = Plan(len(source), recipe.batch, run.accumulate, world.rank, world.size, run.seed)
+        self.plan = Plan(len(source), recipe.batch, run.accumulate, world.rank, world.size, run.seed, repeat_of(source))
         self.mix, self.loss = objective(recipe, run, classes, self.plan.micro)
         kept: Any = getattr(model, "no_weight_decay", set)
         self.optimizer = make_optimizer(model, run.opt, recipe.weight_decay, recipe.betas, recipe.layer_decay, kept())
@@ -172,7 +180,7 @@ class FineTune:
             range(self.total),
             mean=config["mean"],
             std=config["std"],
-            channels=config["input_size"][0],
+            input_size=config["input_size"],
             device=world.device,
             workers=run.workers,
             max_bad=run.max_bad,

@@ -1,4 +1,4 @@
-"""Labelled pictures, to train a classifier on or to measure one with."""
+"""Labelled pictures or clips, to train a classifier on or to measure one with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .data import Digits, is_stream, labels_of, open_pictures, read
+from .clips import open_source
+from .data import Digits, class_names, is_stream, labels_of, read
+from .moving import MOVING
 
 SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")  # what folders of splits are called
 
@@ -22,13 +24,13 @@ class Labelled(NamedTuple):
     names: list[str] | None  # of the classes, in the order of the labels, where the data tell
 
 
-def open_labelled(spec: str, split: str, *, root: str | None, **how: Any) -> Labelled:
-    """Labelled pictures of one split; see :func:`hiermim_zoo.data.open_pictures` for the arguments.
+def open_labelled(spec: str, split: str, input_size: tuple[int, ...], **how: Any) -> Labelled:
+    """Labelled pictures or clips of one split; see :func:`hiermim_zoo.clips.open_source` for the arguments.
 
     Raises:
         ValueError: they are missing, or have no labels.
     """
-    source = open_pictures(spec, root=root, split=split, **how)
+    source = open_source(spec, input_size, split=split, **how)
     names = class_names(source)
     inside = [name for name in SPLITS if (Path(spec) / name).is_dir()]
     if inside and str(getattr(getattr(source, "reader", None), "root", "")) == spec:
@@ -55,6 +57,8 @@ def check_apart(train: Labelled, test: Labelled) -> None:
 
 def place(data: Labelled) -> tuple[str, str]:
     """What tells pictures to train on from those to measure on."""
+    if data.spec.startswith(MOVING):
+        data = data._replace(spec=data.spec.removeprefix(MOVING), source=data.source.reader.pictures)
     if isinstance(data.source, Digits):
         return data.spec, "train" if data.split == "train" else "the rest"
     if Path(data.spec).exists():
@@ -68,15 +72,6 @@ def first_label(source: Any) -> int:
         return read(source, 0)[1]
     except Exception:  # decoders of damaged files raise whatever comes up; whoever needs the picture will name it
         return 0
-
-
-def class_names(source: Any) -> list[str] | None:
-    """Names of the classes in the order of the labels, where the data tell."""
-    if isinstance(source, Digits):
-        return [str(digit) for digit in range(10)]
-    reader = getattr(source, "reader", source)
-    index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
-    return [str(name) for name in sorted(index, key=index.get)] if index else None
 
 
 def check_labels(data: Labelled, labels: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""The masked autoencoder: one for every encoder of the protocol (MAE, arXiv 2111.06377; HiViT, arXiv 2205.14949, section 3.3).
+"""The masked autoencoder: one for every encoder of the protocol (MAE, arXiv 2111.06377; HiViT, arXiv 2205.14949, section 3.3;
+Hiera, arXiv 2306.00989, appendix A).
 
     images --keep--> encoder --stages--> fusion --tokens--> decoder --pixels--> loss on what was hidden
 
@@ -30,7 +31,7 @@ from .geometry import from_units, sincos_table, to_units
 from .masking import random_keep
 from .models.vit import MaskableViT
 from .protocol import MaskableEncoder, MaskLayout, Visible
-from .registry import check_arch, family_of
+from .registry import check_arch, family_of, row_of
 
 EPS = 1e-6
 
@@ -45,15 +46,23 @@ class Recipe:
     heads: int = 16
     learned_positions: bool = False  # of the decoder; else fixed sine-cosine
     pixel_order: str = "hwc"  # of the values of a patch: row, column, colour; "chw": colour, row, column
+    first_frame: bool = False  # of the frames under a token, predict the first alone
     mask_ratio: float = 0.75
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
     xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
 
 
-RECIPES = {
+_HIERA = Recipe(
+    fusion="conv", depth=8, learned_positions=True, pixel_order="chw", mask_ratio=0.6, encoder={"q_pool": 2}, xavier=True
+)
+# The paper names 8 decoder heads for video, the released code builds 16 for the same files; outputs follow the code.
+_HIERA_VIDEO = replace(_HIERA, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
+RECIPES = {  # by architecture, else by family
     "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
     "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
     "green": Recipe(fusion="last", depth=1, xavier=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0}),
+    "hiera": _HIERA,
+    **dict.fromkeys(("hiera_base_video", "hiera_base_plus_video", "hiera_large_video", "hiera_huge_video"), _HIERA_VIDEO),
 }
 
 
@@ -196,7 +205,9 @@ class MaskedAutoencoder(nn.Module):
             )
         self.in_chans: int = encoder.in_chans  # type: ignore[assignment]
         self.fusion = FUSIONS[recipe.fusion](layout)
-        self.decoder = Decoder(recipe, layout, self.fusion.dim, math.prod(layout.stride) * self.in_chans)
+        # Pixels (and frames) of the patch that is predicted of a token.
+        self.patch = (1, *layout.stride[1:]) if recipe.first_frame else layout.stride
+        self.decoder = Decoder(recipe, layout, self.fusion.dim, math.prod(self.patch) * self.in_chans)
 
     @property
     def maskable(self) -> MaskableEncoder:
@@ -214,7 +225,7 @@ class MaskedAutoencoder(nn.Module):
         """Hide units, predict their pixels.
 
         Args:
-            images: [B, C, H, W], normalised, of the size that the encoder was built for.
+            images: [B, C, H, W], or clips [B, C, T, H, W]; normalised, of the size that the encoder was built for.
             keep: int64 [B, K], visible units; drawn at random where None.
 
         Returns:
@@ -251,16 +262,19 @@ class MaskedAutoencoder(nn.Module):
 
     def patches(self, images: Tensor) -> Tensor:
         """Pixels under each decoder token: [B, C, *sides] -> [B, N, P], in the order of the recipe."""
-        x = to_units(images.movedim(1, -1), self.layout.stride)  # [B, N, *p, C]
+        x = to_units(self.predicted(images).movedim(1, -1), self.patch)  # [B, N, *p, C]
         return (x if self.recipe.pixel_order == "hwc" else x.movedim(-1, 2)).flatten(2)
 
+    def predicted(self, images: Tensor) -> Tensor:
+        """The part of the input that the decoder predicts: all of it, or the first of the frames under each token."""
+        return images[:, :, :: self.layout.stride[0]] if self.recipe.first_frame else images
+
     def from_patches(self, patches: Tensor) -> Tensor:
-        """The inverse of :meth:`patches`."""
-        stride = self.layout.stride
+        """The inverse of :meth:`patches`, up to the frames that are not predicted."""
         if self.recipe.pixel_order == "hwc":
-            x = patches.unflatten(2, (*stride, self.in_chans))
+            x = patches.unflatten(2, (*self.patch, self.in_chans))
         else:
-            x = patches.unflatten(2, (self.in_chans, *stride)).movedim(2, -1)
+            x = patches.unflatten(2, (self.in_chans, *self.patch)).movedim(2, -1)
         return from_units(x, _token_grid(self.layout)).movedim(-1, 1)
 
     def target(self, images: Tensor) -> Tensor:
@@ -283,7 +297,8 @@ class MaskedAutoencoder(nn.Module):
             paste: put the input's own pixels where they are visible; else the prediction is shown there too.
 
         Returns:
-            [B, C, H, W], float32, in the scale of the input.
+            [B, C, H, W], float32, in the scale of the input. Of clips whose recipe predicts first frames alone,
+            [B, C, T / 2, H, W]: frames 0, 2, 4, ...; the others are nowhere predicted.
 
         Raises:
             ValueError: unknown ``statistics``.
@@ -332,7 +347,9 @@ def create_mae(
     chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
     encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs})
     if chosen.xavier and not pretrained:
-        encoder.apply(_xavier)
+        for part, module in encoder.named_modules():
+            if part != "fc_norm":  # of no use before fine-tuning, which finds it as the family starts it
+                _xavier(module)
     mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
     if checkpoint is not None:
         _load(mae, name, Path(checkpoint), decoder)
@@ -345,14 +362,14 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: unknown architecture, family without recipe, unknown value.
     """
-    family = family_of(check_arch(name))
-    if family not in RECIPES:
-        raise ValueError(f"{name} cannot be pre-trained by masking here; families with a recipe are {', '.join(RECIPES)}")
+    own = row_of(RECIPES, check_arch(name))
+    if own is None:
+        raise ValueError(f"{name} cannot be pre-trained by masking here; there are recipes for {', '.join(RECIPES)}")
     known = [f.name for f in fields(Recipe)]
     for key in changes:
         if key not in known:
             raise ValueError(f"recipe has no {key!r}, it has {', '.join(known)}")
-    recipe = replace(RECIPES[family], **changes)
+    recipe = replace(own, **changes)
     if recipe.dim % recipe.heads or recipe.dim % 4 or recipe.depth < 1:
         raise ValueError(
             f"a decoder of depth {recipe.depth}, width {recipe.dim} and {recipe.heads} heads cannot be built: "
@@ -412,7 +429,9 @@ def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _xavier(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
         nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -1,9 +1,12 @@
-"""Which units are visible: checks, random choice, gathering.
+"""Which units are visible: checks, random choice, gathering, hiding.
 
 ``keep`` is int64 [B, K], ascending raster indices of the visible units. It is the only form in which a mask travels.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,3 +64,22 @@ def gather_units(x: Tensor, keep: Tensor) -> Tensor:
     """
     index = keep.reshape(*keep.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
     return x.expand(keep.shape[0], *x.shape[1:]).gather(1, index)
+
+
+def hide_units(images: Tensor, keep: Tensor, unit: Sequence[int]) -> Tensor:
+    """Zeros in place of the pixels of hidden units.
+
+    Args:
+        images: [B, C, *sides].
+        keep: int64 [B, K].
+        unit: pixels (and frames) of a unit along each axis, which divide the sides.
+
+    Returns:
+        Like the images.
+    """
+    grid = [side // u for side, u in zip(images.shape[2:], unit, strict=True)]
+    shown = torch.zeros(keep.shape[0], math.prod(grid), dtype=torch.bool, device=keep.device).scatter(1, keep, True)
+    shown = shown.unflatten(1, (1, *grid))
+    for axis, u in enumerate(unit):
+        shown = shown.repeat_interleave(u, dim=2 + axis)
+    return torch.where(shown, images, 0)

@@ -9,6 +9,8 @@ import torch
 from timm.models import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from .build import input_shape
+
 
 class Size(NamedTuple):
     parameters: int
@@ -27,7 +29,7 @@ def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: 
     size: dict[str, Any] = {"img_size": img_size} if img_size else {}
     with torch.device("meta"), torch.no_grad():
         model: Any = create_model(arch, **size, **model_kwargs).eval()
-        shape = model.pretrained_cfg["input_size"]
+        shape = input_shape(model)
         shape = (*shape[:-2], *(img_size or shape[-2:]))
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *shape))

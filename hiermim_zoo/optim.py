@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ class Pretraining:
     epochs: int = 1600
     batch: int = 4096
     warmup: int = 40  # epochs
+    repeat: int = 1  # clips of a video each time it is opened
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
+    drop_path: float = 0.0
+    decay_positions: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class FineTuning:
     layer_decay: float
     drop_path: float
     batch: int = 1024
+    repeat: int = 1  # clips of a video each time it is opened
     warmup: int = 5  # epochs
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -45,9 +50,32 @@ class FineTuning:
     head_std: float = 2e-5  # of the new classifier
 
 
-PRETRAINING = {
+# arXiv 2306.00989, appendix A. Its learning rates are those of a whole batch (it does not say so, but its figures for detection
+# are); a row has the 256th part of a batch: 8e-4 * 256 / 4096 for images, 8e-4 * 256 / 512 for clips.
+_HIERA = Pretraining(blr=5e-5, decay_positions=False)
+_HIERA_VIDEO = replace(_HIERA, blr=4e-4, epochs=3200, batch=512, warmup=120, repeat=4, crop_scale=(0.5, 1.0))
+_TUNE_HIERA = FineTuning(epochs=300, blr=5e-4, layer_decay=0.65, drop_path=0.1, erase=0.0)
+_TUNE_HIERA_VIDEO = FineTuning(
+    epochs=150,
+    blr=8e-4,
+    layer_decay=0.8,
+    drop_path=0.2,
+    batch=256,
+    repeat=2,
+    warmup=10,
+    erase=0.0,
+    auto_augment="rand-m7-mstd0.5-inc1",
+)
+
+PRETRAINING = {  # by architecture, else by family
     "hivit": Pretraining(blr=1e-4),  # arXiv 2205.14949, and the released code
     "vision_transformer": Pretraining(blr=1.5e-4),  # arXiv 2111.06377, table 8
+    "hiera": _HIERA,
+    **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_HIERA, drop_path=0.2)),
+    "hiera_huge": replace(_HIERA, drop_path=0.3),
+    "hiera_base_video": replace(_HIERA_VIDEO, drop_path=0.1),
+    **dict.fromkeys(("hiera_base_plus_video", "hiera_large_video"), replace(_HIERA_VIDEO, drop_path=0.2)),
+    "hiera_huge_video": replace(_HIERA_VIDEO, blr=1.6e-4, drop_path=0.4),
 }
 FINE_TUNING = {  # by architecture, else by family
     "hivit": FineTuning(epochs=100, blr=5e-4, layer_decay=0.85, drop_path=0.2),
@@ -58,6 +86,16 @@ FINE_TUNING = {  # by architecture, else by family
     "hpvit": FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),
     "hpvit_large": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
     "hpvit_huge": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+    "hiera": _TUNE_HIERA,
+    "hiera_small": replace(_TUNE_HIERA, epochs=200),
+    "hiera_base": replace(_TUNE_HIERA, epochs=100, layer_decay=0.7),
+    "hiera_base_plus": replace(_TUNE_HIERA, epochs=100, blr=2.5e-4, layer_decay=0.7),
+    "hiera_large": replace(_TUNE_HIERA, epochs=50, blr=2.5e-4, layer_decay=0.85),
+    "hiera_huge": replace(_TUNE_HIERA, epochs=50, blr=2.5e-4, layer_decay=0.85, drop_path=0.3),
+    # As after 3200 epochs of pre-training; the paper's dropout before the head and clipped gradients are not part of a row.
+    **dict.fromkeys(("hiera_base_video", "hiera_base_plus_video"), _TUNE_HIERA_VIDEO),
+    "hiera_large_video": replace(_TUNE_HIERA_VIDEO, epochs=100, layer_decay=0.875),
+    "hiera_huge_video": replace(_TUNE_HIERA_VIDEO, epochs=100, blr=4e-4, layer_decay=0.875, drop_path=0.3),
 }
 
 

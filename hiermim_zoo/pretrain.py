@@ -22,19 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from torch import Tensor, nn
 
 from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
 from .cli import AMP, add_model_kwargs, at_least, model_kwargs, run, share_of_one
-from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, open_pictures
+from .clips import open_source
+from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
 from .mae import MaskedAutoencoder, create_mae, decoder_state
 from .masking import random_keep
-from .optim import PRETRAINING, Pretraining, lr_at, make_optimizer, set_lr
-from .registry import check_arch, family_of
+from .optim import PRETRAINING, lr_at, make_optimizer, set_lr
+from .registry import check_arch, row_of
 from .version import __version__
 from .watch import look, probe
 
@@ -58,8 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     changes = {key: value for key in ("depth", "dim", "heads") if (value := getattr(args, f"decoder_{key}")) is not None}
     mae = build(args, changes)
     config = data_config(mae.encoder, mae.input_size) | overrides(args, "mean", "std")
-    source = open_pictures(args.data, root=args.data_dir, split=args.split, channels=mae.in_chans, seed=args.seed)
-    plan = Plan(len(source), args.batch_size, args.accumulate, world.rank, world.size, args.seed)
+    source = open_source(
+        args.data,
+        config["input_size"],
+        root=args.data_dir,
+        split=args.split,
+        seed=args.seed,
+        stride=args.frame_stride,
+        repeat=args.repeat,
+    )
+    plan = Plan(len(source), args.batch_size, args.accumulate, world.rank, world.size, args.seed, repeat_of(source))
     total = min(args.steps or math.inf, round(args.epochs * plan.per_epoch))
 
     # the model and its optimiser
@@ -68,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mae.to(world.device)
     blocks: Any = (*mae.encoder.blocks, *mae.decoder.blocks)  # type: ignore[misc]
     model = spread(mae, blocks, world, args.fsdp, args.compile)
-    optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas)
+    optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas, no_decay=undecayed(mae, args.model))
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
 
     # where the run stands
@@ -95,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         resume.set_aside(args.output / resume.FOLDER, first)
     last = min(total, first + (args.stop_after or total))
     journal = Journal(args.output, first, total, world.first)
-    journal.say(f"{args.model}: {len(source)} pictures, steps {first} to {last} of {total}, {plan.per_epoch} an epoch")
+    journal.say(f"{args.model}: {len(source)} {things(source)}, steps {first} to {last} of {total}, {plan.per_epoch} an epoch")
 
     def save(step: int) -> None:
         state = resume.learned(mae, optimizer) | {"scaler": scaler.state_dict(), "step": step, "skipped": skipped}
@@ -114,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         range(first, last),
         mean=config["mean"],
         std=config["std"],
-        channels=mae.in_chans,
+        input_size=config["input_size"],
         device=world.device,
         workers=args.workers,
         max_bad=args.max_bad,
@@ -198,10 +206,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.pretrain", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument_group("data").add_argument
-    add("data", help="folder of pictures (labelled or not), tar of one, 'digits', or a name of timm's (hfds/..., wds/...)")
+    add("data", help="folder of pictures or videos (labelled or not), tar, digits, moving:DATA, or a name of timm's (hfds/...)")
     add("--data-dir", metavar="DIR", help="root folder of data that is named")
     add("--split", default="train", help="of the data (default: train)")
-    add("--crop-scale", type=share_of_one, nargs=2, default=[0.2, 1.0], metavar=("LOW", "HIGH"), help="share of the area")
+    add("--frame-stride", type=at_least(1), metavar="N", help="frames of a video from one that is shown to the next (default: 4)")
+    add("--repeat", type=at_least(1), metavar="N", help="clips of a video each time it is opened (default: the family's)")
+    add("--crop-scale", type=share_of_one, nargs=2, metavar=("LOW", "HIGH"), help="share of the area (default: the family's)")
     add("--mean", type=float, nargs="+", help="of the channels (default: the model's)")
     add("--std", type=float, nargs="+", help="likewise")
     add("--workers", type=at_least(0), default=min(8, os.cpu_count() or 1), metavar="N", help="processes that read pictures")
@@ -219,7 +229,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--decoder-depth", type=at_least(1), metavar="N", help="blocks (default: the family's, likewise below)")
     add("--decoder-dim", type=at_least(1), metavar="N", help="width")
     add("--decoder-heads", type=at_least(1), metavar="N")
-    add("--drop-path", type=share_of_one, default=0.0, metavar="P", help="of the encoder (default: 0)")
+    add("--drop-path", type=share_of_one, metavar="P", help="of the encoder (default: the recipe's)")
 
     add = parser.add_argument_group("schedule and optimiser; defaults are those of the family's paper").add_argument
     add("--epochs", type=float, metavar="N")
@@ -261,15 +271,16 @@ def complete(args: argparse.Namespace) -> None:
     Raises:
         ValueError: unknown architecture, or one whose family has no recipe; options that exclude each other.
     """
-    family = family_of(check_arch(args.model))
-    if family not in PRETRAINING:
+    row = row_of(PRETRAINING, check_arch(args.model))
+    if row is None:
         raise ValueError(f"--model {args.model}: its family has no recipe, those that have are {', '.join(PRETRAINING)}")
-    row: Pretraining = PRETRAINING[family]
     args.batch_size = args.batch_size or row.batch
-    for key, value in {"epochs": row.epochs, "warmup": row.warmup, "weight_decay": row.weight_decay, "blr": row.blr}.items():
+    for key in ("epochs", "warmup", "weight_decay", "blr", "drop_path"):
         if getattr(args, key) is None:
-            setattr(args, key, value)
+            setattr(args, key, getattr(row, key))
     args.betas = list(args.betas or row.betas)
+    args.crop_scale = list(args.crop_scale or row.crop_scale)
+    args.repeat = args.repeat or (row.repeat if row.repeat > 1 else None)
     if args.lr is None:
         args.lr = args.blr * args.batch_size / 256
     if args.epochs <= 0 or not 0 <= args.warmup < args.epochs:
@@ -280,6 +291,15 @@ def complete(args: argparse.Namespace) -> None:
         raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
     if args.export_only and not args.resume:
         raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+
+
+def undecayed(mae: MaskedAutoencoder, name: str) -> set[str]:
+    """Position tables, where the recipe gives them no weight decay."""
+    row = row_of(PRETRAINING, check_arch(name))
+    if row is None or row.decay_positions:
+        return set()
+    encoder: Any = mae.encoder
+    return {"decoder.pos_embed", *(f"encoder.{table}" for table in encoder.no_weight_decay())}
 
 
 def overrides(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -296,7 +316,7 @@ def overrides(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 def training_transform(config: dict[str, Any], args: argparse.Namespace) -> Any:
     """A random part of the picture, mirrored or not, and nothing else (arXiv 2111.06377, section 4)."""
-    return create_transform(
+    return make_transform(
         config["input_size"],
         is_training=True,
         scale=tuple(args.crop_scale),
@@ -323,10 +343,10 @@ def build(args: argparse.Namespace, changes: dict[str, Any]) -> MaskedAutoencode
         )
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
         raise ValueError(f"--model {args.model} cannot be built with {kwargs}: {error}") from error
-    if args.img_size and mae.input_size != kwargs["img_size"]:
+    if args.img_size and mae.input_size[-2:] != kwargs["img_size"]:
         raise ValueError(
             f"--img-size {' '.join(map(str, args.img_size))} is not a whole number of mask units; "
-            f"{' x '.join(map(str, mae.input_size))} is"
+            f"{' x '.join(map(str, mae.input_size[-2:]))} is"
         )
     return mae
 
@@ -394,7 +414,10 @@ def export(
     }
     encoder: Any = whole.encoder
     own = own_cfg(arch, config, args.license, 0, (whole.in_chans, *whole.input_size))
-    size = {"img_size": whole.input_size} if own["input_size"][1:] != encoder.default_cfg["input_size"][1:] else {}
+    *frames, height, width = whole.input_size
+    size: dict[str, Any] = {"num_frames": frames[0]} if frames else {}
+    if (height, width) != encoder.default_cfg["input_size"][1:]:
+        size["img_size"] = (height, width)
     encoder.pretrained_cfg = own
     made = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
     model_args = given_args(args) | size

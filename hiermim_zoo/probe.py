@@ -13,14 +13,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
-from PIL import Image
-from timm.data import create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .cli import AMP
-from .data import file_name, is_stream, read, start_worker
+from .data import file_name, is_stream, make_transform, read, start_worker
 
 CELLS = 2**26  # of a chunk of the similarities, [m, N]
 Z = 1.959964  # the normal distribution has 95 % within so many standard deviations
@@ -28,19 +26,20 @@ Z = 1.959964  # the normal distribution has 95 % within so many standard deviati
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, the inverse of its regularisation
 MAX_ITERATIONS = 1000
 
-Seen = tuple[int, Tensor | str, int]  # position, image [C, H, W] or the reason why there is none, label
+Seen = tuple[int, Tensor | str, int]  # position, image [C, H, W] (clips [V, C, T, H, W]) or why there is none, label
 
 
 class Positions(Dataset[Seen]):
     """Pictures with their labels; one that cannot be read has a reason in its place."""
 
-    def __init__(self, source: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, source: Any, transform: Callable[[Any], Any]) -> None:
         self.source, self.transform = source, transform
 
     def __getitem__(self, i: int) -> Seen:
         try:
             picture, label = read(self.source, i)
-            return i, self.transform(picture), int(label)
+            image: Any = self.transform(picture)
+            return i, torch.stack(image) if isinstance(image, list) else image, int(label)
         except Exception as error:  # decoders of damaged files raise whatever comes up
             return i, f"{type(error).__name__}: {error}", -1
 
@@ -48,7 +47,7 @@ class Positions(Dataset[Seen]):
 class Once(IterableDataset[Seen]):
     """A stream as it comes; what it cannot read, its reader in timm leaves out."""
 
-    def __init__(self, source: Any, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, source: Any, transform: Callable[[Any], Any]) -> None:
         self.source, self.transform = source, transform
 
     def __iter__(self) -> Iterator[Seen]:
@@ -89,9 +88,11 @@ def outputs(
 ) -> tuple[Tensor, Tensor]:
     """What a function of images makes of pictures: float32 [N, D], and their labels [N], in the order of the data.
 
+    Of a video it is the mean over the views.
+
     Args:
-        function: images [B, C, H, W] -> [B, D].
-        source: pictures from ``data.open_pictures``; a stream is read by one worker, which keeps its order.
+        function: images [B, C, H, W] or [B, C, T, H, W] -> [B, D].
+        source: from ``clips.open_source``; a stream is read by one worker, which keeps its order.
         config: of timm's preprocessing; pictures are resized and cropped as for evaluation.
         amp: a key of ``cli.AMP``.
         positions: take only these.
@@ -101,7 +102,7 @@ def outputs(
     Raises:
         ValueError: too many pictures cannot be read, or what the function gives is no finite matrix.
     """
-    transform = create_transform(**config, is_training=False)
+    transform = make_transform(**config, is_training=False)
     chosen = list(range(len(source)) if positions is None else positions) if not is_stream(source) else None
     loader = _loader(source, transform, chosen, batch_size, workers, device)
     found: list[Tensor] = []
@@ -115,7 +116,7 @@ def outputs(
             good = [(image, label) for _, image, label in batch if isinstance(image, Tensor)]
             if good:
                 with autocast:
-                    found.append(function(torch.stack([image for image, _ in good]).to(device)).float().cpu())
+                    found.append(_of_views(function, torch.stack([image for image, _ in good]).to(device)).cpu())
                 labels += [label for _, label in good]
             bar.update(len(batch))
     if not found:
@@ -126,6 +127,13 @@ def outputs(
             f"the model gives rows of shape {list(rows.shape)}, which are no matrix of finite numbers; try --amp none"
         )
     return rows, torch.tensor(labels)
+
+
+def _of_views(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """[B, D] of pictures [B, C, H, W] or of videos [B, V, C, T, H, W]."""
+    if images.ndim == 4:
+        return function(images).float()
+    return function(images.flatten(0, 1)).float().unflatten(0, images.shape[:2]).mean(1)
 
 
 def _loader(source: Any, transform: Any, chosen: list[int] | None, batch_size: int, workers: int, device: torch.device) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from timm.models import is_model, list_models, model_entrypoint, register_model
 from torch import nn
+
+Row = TypeVar("Row")
 
 
 def register(entrypoint: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -41,3 +44,8 @@ def check_arch(name: str) -> str:
 def family_of(arch: str) -> str:
     """The family of an architecture: the name of the module that defines it ("hivit", "vision_transformer")."""
     return model_entrypoint(arch).__module__.rpartition(".")[2]
+
+
+def row_of(table: Mapping[str, Row], arch: str) -> Row | None:
+    """What a table has for an architecture, else for its family; None where neither stands in it."""
+    return table.get(arch) or table.get(family_of(arch))

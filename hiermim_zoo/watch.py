@@ -38,12 +38,12 @@ def at_rest(mae: MaskedAutoencoder) -> Iterator[None]:
 def look(
     mae: MaskedAutoencoder, source: Any, config: Mapping[str, Any], title: str, device: torch.device, file: Path | None
 ) -> None:
-    """Draw what the autoencoder makes of some pictures of the data; the same ones and the same masks each time.
+    """Draw what the autoencoder makes of some pictures of the data; the same ones and the same masks each time. Not of clips.
 
     Args:
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
-    if mae.in_chans != 3:
+    if mae.in_chans != 3 or len(config["input_size"]) > 3:
         return
     if is_stream(source):
         pictures = [picture for picture, _ in islice(iter(source), SHOWN)]

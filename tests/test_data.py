@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 
 from hiermim_zoo import data
-from hiermim_zoo.data import LABEL, READ, WANTED, Plan, Watched, batches, open_pictures
+from hiermim_zoo.data import LABEL, READ, WANTED, Plan, Watched, batches, make_transform, open_pictures
 
 MEAN = STD = (0.5, 0.5, 0.5)
+SIZE = (3, 16, 16)
 
 
 def write_pictures(folder: Path, count: int, *, classes: tuple[str, ...] = ("a", "b")) -> Path:
@@ -33,10 +33,10 @@ def plan(length: int = 12, batch: int = 4, **kwargs: int) -> Plan:
 
 
 def stream(source: object, cut: Plan, steps: range, workers: int = 0, **kwargs: object) -> list[tuple[Tensor, Tensor]]:
-    transform = create_transform(16, is_training=True, color_jitter=0.0, use_prefetcher=True)
+    transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     device = torch.device("cpu")
     return list(
-        batches(source, transform, cut, steps, mean=MEAN, std=STD, channels=3, device=device, workers=workers, **kwargs)  # type: ignore[arg-type]
+        batches(source, transform, cut, steps, mean=MEAN, std=STD, input_size=SIZE, device=device, workers=workers, **kwargs)  # type: ignore[arg-type]
     )
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["hivit_atto", "hpvit_atto"])
+@pytest.fixture(params=["hivit_atto", "hpvit_atto", "hiera_atto"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

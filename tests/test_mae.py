@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -21,6 +23,7 @@ from hiermim_zoo.protocol import MaskLayout, Stage
 from .golden.case import Case, differs, ends, golden
 
 PUBLISHED = {"mae_hivit_base": "hivit_base", "mae_vit_base": "vit_base_patch16_224"}
+SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 1}
 TOYS = {
     "hivit": ("hivit_atto", {}),
     "hivit not square": ("hivit_atto", {"img_size": (64, 96), "in_chans": 1}),
@@ -29,6 +32,8 @@ TOYS = {
         "vit_tiny_patch16_224",
         {"img_size": (32, 64), "embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, "global_pool": "avg"},
     ),
+    "hiera": ("hiera_tiny", {"img_size": (64, 96), **SMALL}),
+    "hiera of clips": ("hiera_base_video", {"img_size": 64, "num_frames": 6, **SMALL}),
 }
 
 
@@ -131,19 +136,23 @@ def test_the_encoder_is_what_timm_builds(request: pytest.FixtureRequest, mae: Ma
 def test_shapes_and_masks(mae: MaskedAutoencoder) -> None:
     images = images_for(mae)
     out = mae(images)
-    tokens = mae.target(images).shape[1]
+    tokens = [u * t for u, t in zip(mae.layout.units, mae.layout.stages[-1].tokens, strict=True)]
     assert out.loss.shape == ()
     assert out.loss.dtype == torch.float32
-    assert out.pred.shape == (2, tokens, 16 * 16 * mae.in_chans)
-    assert out.keep.shape == (2, int(mae.units * 0.25))
-    hidden = torch.ones(2, tokens, dtype=torch.bool).scatter(1, out.keep, False)
-    assert torch.equal(out.hidden, hidden)
+    assert out.pred.shape == mae.target(images).shape == (2, math.prod(tokens), 16 * 16 * mae.in_chans)
+    assert out.keep.shape == (2, int(mae.units * (1 - mae.recipe.mask_ratio)))
+    hidden = torch.ones(2, mae.units, dtype=torch.bool).scatter(1, out.keep, False).unflatten(1, mae.layout.units)
+    for axis, repeats in enumerate(mae.layout.stages[-1].tokens, 1):
+        hidden = hidden.repeat_interleave(repeats, dim=axis)
+    assert torch.equal(out.hidden, hidden.flatten(1))
     expected = (out.pred - mae.target(images)).square().mean(-1)[out.hidden].mean()
     torch.testing.assert_close(out.loss, expected)
 
 
 def test_it_learns_one_batch_by_heart(mae: MaskedAutoencoder) -> None:
-    images = nn.functional.interpolate(images_for(mae)[..., ::8, ::8], size=images_for(mae).shape[2:], mode="bilinear")
+    images = images_for(mae)
+    mode = "bilinear" if images.ndim == 4 else "trilinear"
+    images = nn.functional.interpolate(images[..., ::8, ::8], size=images.shape[2:], mode=mode)
     keep = random_keep(2, mae.units, mae.kept)
     optimizer = torch.optim.AdamW(mae.parameters(), lr=3e-3)
     first = mae(images, keep).loss.item()
@@ -167,31 +176,35 @@ def test_hidden_pixels_do_not_reach_the_prediction(mae: MaskedAutoencoder) -> No
     images = images_for(mae)
     keep = random_keep(2, mae.units, mae.kept)
     out = mae(images, keep)
-    patches = mae.patches(images)
-    other = mae.from_patches(torch.where(out.hidden[..., None], torch.randn_like(patches), patches))
+    shown = torch.zeros(2, mae.units, dtype=torch.bool).scatter(1, keep, True).view(2, 1, *mae.layout.units)
+    for axis in range(2, images.ndim):
+        shown = shown.repeat_interleave(images.shape[axis] // shown.shape[axis], dim=axis)
+    other = torch.where(shown, images, torch.randn_like(images))
     assert torch.equal(mae(other, keep).pred, out.pred)
     assert not torch.equal(mae(other + 0.1, keep).pred, out.pred)
 
 
 def test_patches_and_back(mae: MaskedAutoencoder) -> None:
+    """Of clips the first frames of pairs."""
     images = images_for(mae)
-    assert torch.equal(mae.from_patches(mae.patches(images)), images)
-    patch = images[0, :, :16, 16:32]
-    assert torch.equal(mae.patches(images)[0, 1], patch.permute(1, 2, 0).flatten())
-    mae.recipe = replace(mae.recipe, pixel_order="chw")
-    assert torch.equal(mae.patches(images)[0, 1], patch.flatten())
-    assert torch.equal(mae.from_patches(mae.patches(images)), images)
+    predicted = images[:, :, ::2] if images.ndim == 5 else images
+    patch = (images[0, :, 0] if images.ndim == 5 else images[0])[:, :16, 16:32]
+    for order, values in (("hwc", patch.permute(1, 2, 0)), ("chw", patch)):
+        mae.recipe = replace(mae.recipe, pixel_order=order)
+        assert torch.equal(mae.patches(images)[0, 1], values.flatten())
+        assert torch.equal(mae.from_patches(mae.patches(images)), predicted)
 
 
 def test_reconstruction_shows_the_visible_and_undoes_the_normalisation(mae: MaskedAutoencoder) -> None:
     images = images_for(mae) * 3 + 5
     out = mae(images)
     perfect = out._replace(pred=mae.target(images))
-    torch.testing.assert_close(mae.reconstruct(images, perfect), images, rtol=1e-4, atol=1e-3)
+    predicted = images[:, :, ::2] if images.ndim == 5 else images
+    torch.testing.assert_close(mae.reconstruct(images, perfect), predicted, rtol=1e-4, atol=1e-3)
     estimated = mae.reconstruct(images, perfect, statistics="visible")
     shown = ~out.hidden[..., None].expand_as(out.pred)
-    assert torch.equal(mae.patches(estimated)[shown], mae.patches(images)[shown])
-    assert not torch.allclose(estimated, images, rtol=1e-4, atol=1e-3)
+    assert torch.equal(estimated, torch.where(mae.from_patches(shown), predicted, estimated))
+    assert not torch.allclose(estimated, predicted, rtol=1e-4, atol=1e-3)
     with pytest.raises(ValueError, match="statistics='own' is unknown"):
         mae.reconstruct(images, out, statistics="own")
 
@@ -304,7 +317,7 @@ def test_decoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-# ---- fusion by convolution (no encoder here uses it yet)
+# ---- fusion by convolution
 
 
 def test_conv_fusion_sums_the_levels_of_each_unit() -> None:

@@ -34,8 +34,8 @@ def make() -> Callable[..., nn.Module]:
     return get
 
 
-# The largest differ from the base size in numbers alone; gigabytes are no unit of a test.
-SIZES = [name for name in hiermim_zoo.list_models() if not name.endswith(("_large", "_huge"))]
+# Sizes of a family differ in numbers alone, and gigabytes are no unit of a test. Models of clips: tests/test_hiera.py.
+SIZES = [name for name in hiermim_zoo.list_models() if name.endswith("_atto") or name in ("hivit_base", "hpvit_base")]
 
 
 @pytest.fixture(params=SIZES)
@@ -61,9 +61,11 @@ def test_features_only_gives_four_nchw_maps(name: str, make: Callable[..., nn.Mo
 def test_every_size_can_be_built_without_memory(name: str) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7)
-        maps = timm.create_model(name, features_only=True)(torch.empty(2, 3, 96, 64))
-        assert model(torch.empty(2, 3, 96, 64)).shape == (2, 7)
-    assert [tuple(m.shape[2:]) for m in maps] == [(96 // r, 64 // r) for r in (4, 8, 16, 32)]
+        frames = () if getattr(model, "num_frames", None) is None else (4,)
+        images = torch.empty(2, 3, *frames, 96, 64)
+        maps = timm.create_model(name, features_only=True)(images)
+        assert model(images).shape == (2, 7)
+    assert [tuple(m.shape[-2:]) for m in maps] == [(96 // r, 64 // r) for r in (4, 8, 16, 32)]
     layers = group_parameters(model, model.group_matcher())
     assert sum(map(len, layers.values())) == len(list(model.parameters()))
 
@@ -128,8 +130,9 @@ def test_intermediates_can_be_chosen(name: str, make: Callable[..., nn.Module], 
 def test_intermediates_can_be_normalised(name: str, make: Callable[..., nn.Module]) -> None:
     model = copy.deepcopy(make(name, num_classes=5))
     model.fc_norm.weight.data.mul_(3)
-    raw = model.forward_intermediates(image(), [2], output_fmt="NLC", intermediates_only=True)[0]
-    normed = model.forward_intermediates(image(), [2], norm=True, output_fmt="NLC", intermediates_only=True)[0]
+    level = [2, 3][model.feature_info[2]["num_chs"] != model.num_features]  # the finest of the last two that has the norm's width
+    raw = model.forward_intermediates(image(), [level], output_fmt="NLC", intermediates_only=True)[0]
+    normed = model.forward_intermediates(image(), [level], norm=True, output_fmt="NLC", intermediates_only=True)[0]
     torch.testing.assert_close(normed, model.fc_norm(raw))
 
 
@@ -140,17 +143,18 @@ def test_intermediates_of_visible_units(name: str, make: Callable[..., nn.Module
         with pytest.raises(TypeError, match="keep"):
             model.forward_intermediates(image(), keep=None)
         return
-    keep = torch.tensor([[1, 2, 7]])
+    keep = torch.tensor([[1, 2, 3]])
     stages = model.forward_visible(image(), keep).stages
     final, levels = model.forward_intermediates(image(), keep=keep, output_fmt="NHWC")
-    assert all(torch.equal(a, b) for a, b in zip(levels, stages, strict=True))
+    handed_on = [[level.shape[-1] for level in levels].index(stage.shape[-1]) for stage in stages]
+    assert all(torch.equal(levels[i], stage) for i, stage in zip(handed_on, stages, strict=True))
     assert torch.equal(final, stages[-1].flatten(1, -2))
     nchw = model.forward_intermediates(image(), keep=keep, intermediates_only=True)
-    assert all(torch.equal(a.permute(0, 1, 3, 4, 2), b) for a, b in zip(nchw, stages, strict=True))
+    assert all(torch.equal(a.permute(0, 1, 3, 4, 2), b) for a, b in zip(nchw, levels, strict=True))
     nlc = model.forward_intermediates(image(), keep=keep, output_fmt="NLC", intermediates_only=True)
-    assert all(torch.equal(a, b.flatten(1, -2)) for a, b in zip(nlc, stages, strict=True))
+    assert all(torch.equal(a, b.flatten(1, -2)) for a, b in zip(nlc, levels, strict=True))
     with pytest.raises(ValueError, match="level"):
-        model.forward_intermediates(image(), [3], keep=keep)
+        model.forward_intermediates(image(), [len(levels)], keep=keep)
 
 
 @pytest.mark.parametrize(

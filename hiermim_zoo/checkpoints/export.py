@@ -121,10 +121,11 @@ def convert(
     sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
     size = img_size or family.checkpoint_img_size(native, sizes, saved)
     classes = _classes(native.state, base.classifier, num_classes)
-    stem = native.state.get(f"{base.first_conv}.weight")
+    stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips
     chans = stem.shape[1] if stem is not None and stem.ndim > 1 else 3
     license = license or config.get("license") or "unstated"
     args = {name: value for name, value in saved.items() if name not in ("img_size", "num_classes", "in_chans", "global_pool")}
+    args.update(family.checkpoint_args(native, arch) if hasattr(family, "checkpoint_args") else {})
     args.update(model_args or {})
     if _pair(size) != base.input_size[1:]:
         args["img_size"] = _pair(size)

@@ -56,7 +56,8 @@ def own_cfg(
         preprocessing: of timm's config (mean, std, interpolation, crop_pct, crop_mode, ...) and label_names; what it does not
             say is the architecture's.
         classes: of the head, 0 for an encoder.
-        input_size: (channels, height, width).
+        input_size: (channels, height, width), or (channels, frames, height, width): timm's configs have no place for frames, an
+            argument of the model says how many.
     """
     base = get_pretrained_cfg(arch)
     keys = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "pool_size")
@@ -64,7 +65,7 @@ def own_cfg(
     labels = preprocessing.get("label_names")
     if labels and classes == len(labels):
         cfg["label_names"] = labels
-    cfg.update(architecture=arch, license=license, num_classes=classes, input_size=input_size)
+    cfg.update(architecture=arch, license=license, num_classes=classes, input_size=(input_size[0], *input_size[-2:]))
     return cfg
 
 

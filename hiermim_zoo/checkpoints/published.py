@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .layouts import Layout
+from .layouts import LAYOUTS, Layout
 from .rules import apply_rules
 
 
 def to_published(
     state: Mapping[str, Tensor], decoder: Mapping[str, Tensor], layout: Layout, fresh: nn.Module
 ) -> dict[str, Tensor]:
-    """Rename an encoder and its decoder.
+    """Rename a classifier or an encoder, and the decoder of a masked autoencoder.
 
     Args:
-        state: encoder, in this package's names.
-        decoder: "fusion.*" and "decoder.*".
-        layout: its files hold a decoder.
+        state: of the model, in this package's names.
+        decoder: "fusion.*" and "decoder.*"; left out where the layout holds none.
+        layout: one that can be written.
         fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value.
 
     Raises:
-        ValueError: a layout of encoders alone, no decoder, or a tensor that the layout has no place for.
+        ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place for.
     """
     if not layout.back:
-        raise ValueError(f"--to {layout.name}: only layouts of masked autoencoders can be written")
-    if not decoder:
+        raise ValueError(f"--to {layout.name}: only {', '.join(table.name for table in LAYOUTS if table.back)} can be written")
+    if layout.decoder and not decoder:
         raise ValueError(f"--to {layout.name} needs a decoder, which the source does not hold")
     initial = fresh.state_dict()
     kept = {}
@@ -38,12 +39,16 @@ def to_published(
             kept[name] = tensor
         elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
             raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
-    renamed, _ = apply_rules({**kept, **decoder}, (*layout.rules, *layout.back), layout.name)
+    rest = decoder if layout.decoder else {}
+    renamed, _ = apply_rules({**kept, **rest}, (*layout.rules, *layout.back), layout.name)
+    if not layout.fits(renamed):
+        missing = [pattern for pattern in layout.has if not any(re.fullmatch(pattern, name) for name in renamed)]
+        raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
     return renamed
 
 
-def write_published(state: dict[str, Tensor], file: Path, force: bool) -> None:
-    """Write {"model": state} as torch does, beside and renamed.
+def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: str = "model") -> None:
+    """Write {top_key: state} as torch does, beside and renamed.
 
     Raises:
         ValueError: the file exists, or cannot be written.
@@ -51,7 +56,7 @@ def write_published(state: dict[str, Tensor], file: Path, force: bool) -> None:
     check_file(file, force)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
-        torch.save({"model": {name: tensor.contiguous().clone() for name, tensor in state.items()}}, part)
+        torch.save({top_key: {name: tensor.contiguous().clone() for name, tensor in state.items()}}, part)
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -31,6 +31,17 @@ class Rename:
 
 
 @dataclass(frozen=True)
+class Number:
+    """Like Rename, of blocks that are numbered stage by stage: {} in the new name counts them through.
+
+    The first two groups of the pattern are the stage and the place in it; blocks are counted over all rules of this kind.
+    """
+
+    pattern: str
+    to: str
+
+
+@dataclass(frozen=True)
 class Reshape:
     """The values are rearranged on the way."""
 
@@ -66,7 +77,7 @@ class Refuse:
     reason: str
 
 
-Rule = Keep | Rename | Reshape | Join | Drop | Refuse
+Rule = Keep | Rename | Number | Reshape | Join | Drop | Refuse
 
 
 class Step(NamedTuple):
@@ -96,6 +107,7 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
     out: dict[str, Tensor] = {}
     steps: list[Step] = []
     joins: dict[str, _Parts] = {}
+    count = _counted(state, rules)
     for name, tensor in state.items():
         rule, match = _first(rules, name)
         if rule is None or match is None:
@@ -106,6 +118,8 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
             steps.append(Step(name, "dropped", "", rule.reason))
             continue
         target = name if isinstance(rule, Keep) else match.expand(rule.to)
+        if isinstance(rule, Number):
+            target = target.format(count[_place(match)])
         if isinstance(rule, Join):
             joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor)
             steps.append(Step(name, "joined", target, rule.why))
@@ -122,6 +136,17 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
             )
         out[target] = parts.joined()
     return out, steps
+
+
+def _counted(state: Iterable[str], rules: Sequence[Rule]) -> dict[tuple[int, int], int]:
+    """Running numbers of the blocks that the Number rules find."""
+    numbering = [rule for rule in rules if isinstance(rule, Number)]
+    found = {_place(match) for name in state for rule in numbering if (match := re.fullmatch(rule.pattern, name))}
+    return {place: i for i, place in enumerate(sorted(found))}
+
+
+def _place(match: re.Match[str]) -> tuple[int, int]:
+    return int(match[1]), int(match[2])
 
 
 class _Parts(NamedTuple):

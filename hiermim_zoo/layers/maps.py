@@ -1,6 +1,7 @@
 """Levels of a pyramid in the formats that timm's consumers ask for.
 
-Letters: B images; N units of an image, K of them visible; s tokens along a side of a unit; c channels; r pixels under a token.
+Letters: B inputs; D axes (2 of an image, 3 of a clip); N units of an input, K of them visible; s_i tokens of a unit along axis i;
+c channels; r_i pixels (or frames) under a token along axis i.
 """
 
 from __future__ import annotations
@@ -20,29 +21,31 @@ def check_format(output_fmt: str) -> None:
         raise ValueError(f"output_fmt={output_fmt!r} is unknown, use {', '.join(FORMATS)}")
 
 
-def maps_of_units(levels: Sequence[Tensor], size: tuple[int, int], unit: int) -> list[Tensor]:
-    """Put the units of an image back in place.
+def maps_of_units(levels: Sequence[Tensor], size: Sequence[int], unit: Sequence[int]) -> list[Tensor]:
+    """Put the units of an input back in place.
 
     Args:
-        levels: [B, N, s, s, c], fine to coarse.
-        size: (H, W) of the image; units that reach beyond it were padded.
-        unit: pixels along a side of a unit.
+        levels: [B, N, s_1, ..., s_D, c], fine to coarse.
+        size: pixels (and frames) of the input along each axis; units that reach beyond it were padded.
+        unit: pixels (and frames) of a unit along each axis.
 
     Returns:
-        [B, c, ceil(H / r), ceil(W / r)] for each level, what was padded cropped away.
+        [B, c, ceil(size_1 / r_1), ..., ceil(size_D / r_D)] for each level, what was padded cropped away.
     """
-    grid = tuple(-(-side // unit) for side in size)
+    grid = tuple(-(-side // u) for side, u in zip(size, unit, strict=True))
     maps = []
     for x in levels:
-        r = unit // x.shape[2]
-        x = from_units(x, grid)[:, : -(-size[0] // r), : -(-size[1] // r)]  # [B, ceil(H/r), ceil(W/r), c]
-        maps.append(x.permute(0, 3, 1, 2))
+        cells = x.shape[2:-1]
+        x = from_units(x, grid).movedim(-1, 1)
+        for axis, (side, u, s) in enumerate(zip(size, unit, cells, strict=True)):
+            x = x.narrow(2 + axis, 0, -(-side // (u // s)))
+        maps.append(x)
     return maps
 
 
-def in_format(x: Tensor, output_fmt: str) -> Tensor:
-    """[..., c, h, w] -> the same (NCHW), [..., h, w, c] (NHWC) or [..., h w, c] (NLC); contiguous."""
+def in_format(x: Tensor, output_fmt: str, axes: int = 2) -> Tensor:
+    """[..., c, h, w] -> the same (NCHW), [..., h, w, c] (NHWC) or [..., h w, c] (NLC); contiguous. With three axes: t, h, w."""
     if output_fmt == "NCHW":
         return x.contiguous()
-    x = x.movedim(-3, -1)
-    return x.flatten(-3, -2) if output_fmt == "NLC" else x.contiguous()
+    x = x.movedim(-1 - axes, -1)
+    return x.flatten(-1 - axes, -2) if output_fmt == "NLC" else x.contiguous()

@@ -6,20 +6,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def pad_to_multiple(images: Tensor, multiple: int, minimum: int, only: tuple[int, int] | None = None) -> Tensor:
+def pad_to_multiple(images: Tensor, multiple: int, minimum: int, only: tuple[int, int] | None = None, axes: int = 2) -> Tensor:
     """Pad height and width with zeros at the bottom and the right.
 
     Args:
-        images: [B, C, H, W].
+        images: [B, C, H, W], or clips [B, C, T, H, W].
         multiple: what the sides of the result are multiples of.
         minimum: the smallest side accepted.
         only: (H, W), the one size accepted, if there is but one.
+        axes: 2 for images, 3 for clips, whose frames stay as they are.
 
     Raises:
-        ValueError: not four axes, a side below ``minimum``, or not the size that ``only`` asks for.
+        ValueError: other axes, a side below ``minimum``, or not the size that ``only`` asks for.
     """
-    if images.ndim != 4:
-        raise ValueError(f"expected images [B, C, H, W], got shape {list(images.shape)}")
+    if images.ndim != 2 + axes:
+        expected = "images [B, C, H, W]" if axes == 2 else "clips [B, C, T, H, W]"
+        raise ValueError(f"expected {expected}, got shape {list(images.shape)}")
     height, width = images.shape[-2:]
     if height < minimum or width < minimum:
         raise ValueError(f"image of {height} x {width} pixels is too small: both sides must be at least {minimum}")

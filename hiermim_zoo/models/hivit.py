@@ -411,7 +411,7 @@ class HiViT(Backbone):
         if norm:
             taken = [self.fc_norm(t) if t.shape[-1] == self.embed_dim else t for t in taken]
         if keep is None:
-            maps = maps_of_units(taken, (x.shape[-2], x.shape[-1]), UNIT)
+            maps = maps_of_units(taken, x.shape[-2:], (UNIT, UNIT))
             maps += [self.downsample(maps[-1])] if len(maps) == 3 else []
         else:
             maps = [level.permute(0, 1, 4, 2, 3) for level in taken]  # [B, K, c, s, s]
