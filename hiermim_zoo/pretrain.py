@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     freeze_unreached(mae)
     if not args.fsdp:
         mae.to(world.device)
-    blocks: Any = (*mae.encoder.blocks, *mae.decoder.blocks)  # type: ignore[misc]
+    encoder: Any = mae.encoder
+    blocks: Any = (*(encoder.called_blocks if hasattr(encoder, "called_blocks") else encoder.blocks), *mae.decoder.blocks)
     model = spread(mae, blocks, world, args.fsdp, args.compile)
     optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas, no_decay=undecayed(mae, args.model))
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")

@@ -38,10 +38,10 @@ class Layout:
     top_key: str = "model"  # under which the files of its authors hold the tensors
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
     warning: str = ""  # said whenever such a file is read
-    by_name: bool = False  # names do not tell such files from those of another layout: a tag or --layout has to
+    by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
 
     def fits(self, names: Collection[str]) -> bool:
-        return not self.by_name and all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
+        return all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
 
     def may_miss(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.may_be_missing)
@@ -526,8 +526,8 @@ LAYOUTS = (
         "green_mim_2022",
         ("green",),
         "GreenMIM authors, the published files: code of May 2022, the same names as green_mim",
-        has=(),
-        lacks=(),
+        has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"decoder_pred\.weight"),
+        lacks=(r"encoder\.mask_token",),
         rules=_swin(r"encoder\.", swapped=True),
         decoder=_MAE_DECODER,
         back=_swin_back(swapped=True),
@@ -619,7 +619,7 @@ def recognise(names: Collection[str], family: str) -> Layout:
     Raises:
         ValueError: no layout fits, or one of another family does.
     """
-    fitting = [layout for layout in LAYOUTS if layout.fits(names)]
+    fitting = [layout for layout in LAYOUTS if layout.fits(names) and not layout.by_name]
     assert len(fitting) < 2, f"layouts must exclude each other: {[layout.name for layout in fitting]}"
     if fitting and family in fitting[0].families:
         return fitting[0]

@@ -1,26 +1,26 @@
-"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (GreenMIM, section 3.2).
+"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (arXiv 2205.13515).
 
-A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that attention is dense;
-inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the tokens themselves: empty slots cost
-attention and nothing else. There are three ways to make groups:
+A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that attention is
+dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the tokens themselves: empty
+slots cost attention and nothing else. There are three ways to make groups:
 
-- "pack": windows are packed into groups that they fill almost completely. The best where the mask is on the CPU: in the workers of a
-  data loader, or just before the step.
-- "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their neighbours too.
-  No padding, and shapes that do not depend on the mask: for masks on a device, where looking at them would stop it, and for graphs.
+- "pack": windows are packed into groups that they fill almost completely. Cheapest to follow, and made on the host: in a data
+  loader's workers, or just before the step.
+- "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their neighbours
+  too. Nothing looks at the mask and no shape depends on it: for masks on a device, where a look would stop it, and for graphs.
 - one group a sample, where that costs less than either.
 
 Samples with one mask share one plan. Otherwise the windows of all samples are packed together.
 
 Letters: B samples; K visible units, t tokens along a side of one; N = K t t tokens of a sample; M tokens that a plan is for: N
-where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3 g; W windows; n heads;
-C channels.
+where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3 g; n heads; C
+channels, d of one head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,8 @@ class Plan(NamedTuple):
 
     def to(self, device: torch.device) -> Plan:
         """The plan on a device."""
-        return Plan(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
+        moved: Any = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
+        return Plan(*moved)
 
 
 Plans = dict[Geometry, Plan]

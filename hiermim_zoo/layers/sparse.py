@@ -23,7 +23,7 @@ from ..masking import gather_units
 class Halo(NamedTuple):
     """Which token stands where in units that are widened on all sides, for one batch and stage."""
 
-    index: Tensor  # int64 [B (t + 2 r)^2 K] in B (N + 1) tokens, of which the last of each image is zero
+    source: Tensor  # int64 [B (t + 2 r)^2 K] in B (N + 1) tokens, of which the last of each image is zero
     tokens: int  # t
     reach: int  # r
 
@@ -110,7 +110,7 @@ def depthwise_conv(x: Tensor, conv: nn.Conv2d, halo: Halo) -> Tensor:
     if conv.kernel_size != (k, k) or conv.stride != (1, 1) or conv.padding != (halo.reach, halo.reach) or conv.dilation != (1, 1):
         raise ValueError(f"{conv} does not keep the grid, or its kernel is not the {k} x {k} that the halo was made for")
     side = halo.tokens + 2 * halo.reach
-    tiles = F.pad(x, (0, 0, 0, 1)).flatten(0, 1).index_select(0, halo.index)  # [B K (t + 2 r)^2, C]
+    tiles = F.pad(x, (0, 0, 0, 1)).flatten(0, 1).index_select(0, halo.source)  # [B K (t + 2 r)^2, C]
     tiles = tiles.unflatten(0, (-1, side, side)).permute(0, 3, 1, 2)  # [B K, C, t + 2 r, t + 2 r]
     out = F.conv2d(tiles, conv.weight, conv.bias, groups=conv.groups)  # [B K, C, t, t]
     return out.permute(0, 2, 3, 1).reshape(x.shape)

@@ -5,6 +5,7 @@ green_twins.py; here are their variants, names and checkpoints.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,9 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
             f"tensor {name!r} is of windows of {side} x {side} tokens, but the model has {h} x {w}; "
             f"window_size={side} builds such a model, window_size={h} allows resampling"
         )
-    resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=attn.window_size, new_bias_shape=(rows, heads))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's code makes torch warn of its speed and of its indexing
+        resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=attn.window_size, new_bias_shape=(rows, heads))
     return resized
 
 

@@ -38,16 +38,16 @@ class GreenSwin(SwinTransformer):
         ValueError: a window larger than the grid of the first stage.
     """
 
+    patch_embed: Any
+    layers: Any
+    norm: Any
+    called_blocks = ()  # blocks whose own forward pass runs in masked training: visible_block takes the place of all of them
+
     def __init__(self, norm_eps: float | None = None, resample_windows: bool = False, **kwargs: Any) -> None:
         super().__init__(**{"dynamic_img_size": not kwargs.get("strict_img_size", False), **kwargs})
-        _check_windows(self._ref_window_sizes, self.patch_embed.grid_size)
+        _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
         self.resample_windows = resample_windows
         set_norm_eps(self, norm_eps)
-
-    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
-        """timm's; refuses a window larger than the new grid of the first stage."""
-        super().set_input_size(*args, **kwargs)
-        _check_windows(self._ref_window_sizes, self.patch_embed.grid_size)
 
     @property
     def unit(self) -> int:
@@ -64,7 +64,7 @@ class GreenSwin(SwinTransformer):
         return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
-        """The windows of every block, for images of so many rows and columns of units: what a data loader needs to plan a batch."""
+        """The windows of every block, for images of so many rows and columns of units; all that planning needs to know."""
         for stage, layer in enumerate(self.layers):
             for block in layer.blocks:
                 yield Geometry(units, self._side(stage), tuple(block.window_size), tuple(block.shift_size))
@@ -86,8 +86,8 @@ class GreenSwin(SwinTransformer):
                 f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.patch_embed.img_size} alone"
             )
         check_keep(keep, images.shape[0], units[0] * units[1])
-        geometries = iter(blocks := list(self.geometries(units)))
-        plans = make_plans(keep, blocks) if plans is None else plans
+        plans = make_plans(keep, self.geometries(units)) if plans is None else plans
+        geometries = self.geometries(units)
         x = patch_conv(visible_pixels(images, keep, self.unit), self.patch_embed.proj)  # [B, K, t, t, C]
         x = self.patch_embed.norm(x)
         for layer in self.layers:
@@ -122,8 +122,9 @@ def set_norm_eps(model: nn.Module, eps: float | None) -> None:
             module.eps = eps
 
 
-def _check_windows(windows: Any, grid: tuple[int, int]) -> None:
-    """timm cuts windows down to the grid of later stages; one that is too large for the first was hardly meant."""
-    for window in windows:
-        if window[0] > grid[0] or window[1] > grid[1]:
-            raise ValueError(f"window_size={tuple(to_2tuple(window))} is larger than the grid of {grid[0]} x {grid[1]} tokens")
+def _check_windows(window_size: Any, grid: tuple[int, int]) -> None:
+    """timm cuts windows down to the grids of later stages; one that is too large for the first was hardly meant."""
+    one = isinstance(window_size, int) or (len(window_size) == 2 and isinstance(window_size[0], int))
+    for height, width in map(to_2tuple, [window_size] if one else window_size):
+        if height > grid[0] or width > grid[1]:
+            raise ValueError(f"window_size={window_size} is larger than the grid of {grid[0]} x {grid[1]} tokens")

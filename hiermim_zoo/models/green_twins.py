@@ -37,6 +37,13 @@ class GreenTwins(Twins):
         ValueError: no windows, or one larger than the grid of the first stage.
     """
 
+    patch_embeds: Any
+    pos_drops: Any
+    blocks: Any
+    pos_block: Any
+    norm: Any
+    called_blocks = ()  # blocks whose own forward pass runs in masked training
+
     def __init__(self, norm_eps: float | None = None, **kwargs: Any) -> None:
         wss = kwargs.get("wss")
         if wss is None or min(wss) < 2:
@@ -81,7 +88,7 @@ class GreenTwins(Twins):
         return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
-        """The windows of every stage, for images of so many rows and columns of units: what a data loader needs to plan a batch."""
+        """The windows of every stage, for images of so many rows and columns of units; all that planning needs to know."""
         for stage, blocks in enumerate(self.blocks):
             window = blocks[0].attn.ws
             yield Geometry(units, self._side(stage), (window, window))
