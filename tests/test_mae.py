@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 1}
 TOYS = {
     "hivit": ("hivit_atto", {}),
     "hivit not square": ("hivit_atto", {"img_size": (64, 96), "in_chans": 1}),
-    "green": ("green_swin_atto", {"img_size": (64, 128), "embed_dim": 16, "num_heads": (1, 1, 2, 2)}),
+    "green": ("green_swin_atto", {"img_size": (64, 128), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "depths": (2, 1, 1, 1)}),
     "vit": ("vit_tiny_patch16_224", {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}),
     "vit without class token": (
         "vit_tiny_patch16_224",

@@ -18,7 +18,7 @@ ENCODERS = {
     "hivit without bias": ("hivit_atto", {"num_classes": 0, "rel_pos_bias": False}),
     "hivit not square": ("hivit_atto", {"num_classes": 0, "img_size": (64, 96)}),
     "hiera in pre-training": ("hiera_atto", {"num_classes": 0, "img_size": (96, 64), "q_pool": 2}),
-    "green swin": ("green_swin_atto", {"num_classes": 0}),
+    "green swin": ("green_swin_atto", {"num_classes": 0, "depths": (2, 1, 1, 1)}),
     "green swin not square": (
         "green_swin_atto",
         {"num_classes": 0, "img_size": (128, 64), "window_size": 8, "depths": (2, 1, 1, 1)},
