@@ -23,11 +23,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
+from torch import nn
 
 from .build import input_shape
 from .cli import AMP, assignment, at_least, make_model, run
 from .mae import create_mae
 from .measure import measure
+from .peers import PEERS, is_peer, make_peer
 from .registry import check_arch
 from .version import __version__
 
@@ -42,7 +44,7 @@ class Row:
     model: str
     mode: str
     parameters: int
-    gmacs: float  # of the dense forward pass of one image
+    gmacs: float  # of the dense forward pass of one image; 0 where they cannot be counted
     seconds: list[float] = field(default_factory=list)  # of each round
     peak_mib: float = 0.0  # above what was held before the step; 0 where it cannot be read
     images_per_second: float = 0.0
@@ -78,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.benchmark", description=(__doc__ or "").splitlines()[0])
-    what = f"of this package or of timm, with arguments of the model if need be; modes: {', '.join(MODES)}"
+    what = f"of this package, of timm (with arguments of the model if need be) or of {', '.join(f'{p}/' for p in PEERS)}; "
+    what += f"modes: {', '.join(MODES)}"
     parser.add_argument("models", nargs="+", metavar="NAME[,ARGUMENT=VALUE...][:MODE]", help=what)
     parser.add_argument("--versus", metavar="NAME...", help="a peer: the others' time and memory as a ratio to it")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
@@ -116,7 +119,8 @@ def split(name: str) -> tuple[str, dict[str, Any], str]:
     if mode and mode not in MODES:
         raise ValueError(f"mode {mode!r} of {name!r} is unknown, use {', '.join(MODES)}")
     model, *given = rest.split(",")
-    check_arch(model)
+    if not is_peer(model):
+        check_arch(model)
     try:
         return model, dict(assignment(text) for text in given), mode or "inference"
     except argparse.ArgumentTypeError as error:
@@ -129,7 +133,10 @@ def labels(name: str) -> tuple[str, str]:
 
 
 def gmacs_of(name: str, args: argparse.Namespace) -> float:
+    """0 for models of other packages, which cannot be counted without running them."""
     model, given, _ = split(name)
+    if is_peer(model):
+        return 0.0
     return measure(model.partition(".")[0], args.img_size, **given).macs / 1e9
 
 
@@ -138,8 +145,25 @@ def build(name: str, args: argparse.Namespace) -> Any:
     model, given, mode = split(name)
     if args.img_size:
         given = {**given, "img_size": args.img_size}
+    if is_peer(model):
+        return build_peer(model, given, mode).to(args.device).train(mode != "inference")
     made = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
     return made.to(args.device).train(mode != "inference")
+
+
+def build_peer(name: str, given: dict[str, Any], mode: str) -> nn.Module:
+    """A model of another package, as it comes.
+
+    Raises:
+        ValueError: it has no such mode, or was to be changed.
+    """
+    if given:
+        raise ValueError(f"{name} is measured as it comes: leave out {', '.join(given)}")
+    model = make_peer(name)
+    if hasattr(model, "encoder") != (mode == "pretrain"):
+        fit = "pretrain" if hasattr(model, "encoder") else "inference or train"
+        raise ValueError(f"{name}:{mode}: its mode is {fit}")
+    return model
 
 
 def prepare(model: Any, mode: str, args: argparse.Namespace) -> Callable[[], object]:
@@ -214,12 +238,14 @@ def table(rows: dict[str, Row], args: argparse.Namespace) -> str:
     head += ["time / peer", "memory / peer", "time per GMAC / peer"] if peer else []
     lines = [head, ["---"] * len(head)]
     for row in rows.values():
-        line = [f"`{row.model}`", row.mode, f"{row.parameters / 1e6:.2f} M", f"{row.gmacs:.2f}", f"{1000 * row.median:.1f}"]
+        gmacs = f"{row.gmacs:.2f}" if row.gmacs else "-"
+        line = [f"`{row.model}`", row.mode, f"{row.parameters / 1e6:.2f} M", gmacs, f"{1000 * row.median:.1f}"]
         line += [f"{row.images_per_second:.1f}", f"{row.peak_mib:.0f}"]
         if peer:
             ratio = statistics.median(a / b for a, b in zip(row.seconds, peer.seconds, strict=True))
             memory = f"{row.peak_mib / peer.peak_mib:.2f}" if peer.peak_mib else "-"
-            line += [f"{ratio:.3f}", memory, f"{ratio * peer.gmacs / row.gmacs:.3f}"]
+            each = f"{ratio * peer.gmacs / row.gmacs:.3f}" if row.gmacs and peer.gmacs else "-"
+            line += [f"{ratio:.3f}", memory, each]
         lines.append(line)
     what = f"batch {args.batch_size}, {args.device}, amp {args.amp}, {'compiled' if args.compile else 'eager'}, "
     what += f"{args.rounds} rounds, torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row=row,
             decoder=args.mae,
             model_args=chosen(args),
+            inflate=args.inflate,
         )
         if args.mae:
             check_decoder(converted)
@@ -107,6 +108,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--class-token", action="store_true", default=None, help="HPViT: keep it as one more token of every window"
     )
+    parser.add_argument("--inflate", metavar="HOW", help="Hiera: weights of images for a model of clips, center or mean")
     parser.add_argument("--num-classes", type=int, metavar="N", help="0 leaves the classifier out")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors written")
     parser.add_argument(
@@ -138,6 +140,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
     if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or chosen(args)):
         raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
+    if args.inflate and (args.mae or args.install or args.to):
+        raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
     if args.mae and (args.img_size or args.install):
         raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install")
     if args.verify and args.dry_run:

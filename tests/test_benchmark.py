@@ -38,6 +38,17 @@ def test_arguments_and_sizes_are_those_asked_for(tmp_path: Path, capsys: pytest.
     assert rows[names[1]]["parameters"] == rows["hpvit_atto"]["parameters"] + 3 * 5 * 96
 
 
+def test_other_packages_run_as_they_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--batch-size", "1", "--rounds", "1", "--warmup", "0", "--device", "cpu", "-o", str(tmp_path / "out.json")]
+    peer = "hiera-transformer/mae_hiera_tiny_224:pretrain"
+    benchmark.main(["hiera_tiny:pretrain", "hiera-transformer/hiera_tiny_224", "--versus", peer, *options])
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == ["pretrain", "inference", "pretrain"]
+    assert rows[0]["parameters"] == rows[2]["parameters"] + 2 * 768, "ours keeps the norm that fine-tuning needs"
+    assert rows[2]["parameters"] == 55_020_896
+    assert rows[1]["parameters"] == 27_910_216
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -45,6 +56,9 @@ def test_arguments_and_sizes_are_those_asked_for(tmp_path: Path, capsys: pytest.
         (["hpvit_atto,window"], "'hpvit_atto,window': window is not of the form NAME=VALUE"),
         (["hpvit_atto,colour=1"], "unexpected keyword argument 'colour'"),
         (["hpvit_atto", "--img-size", "64", "64", "64"], "--img-size 64 64 64: one number, or height and width"),
+        (["hiera-transformer/hiera_nano"], "hiera-transformer has no 'hiera_nano', it has"),
+        (["hiera-transformer/hiera_tiny_224:pretrain"], "its mode is inference or train"),
+        (["hiera-transformer/hiera_tiny_224,depth=3"], "is measured as it comes: leave out depth"),
         (["hivit_nano"], "'hivit_nano' is unknown"),
         (["hivit_atto", "--device", "abacus"], "device 'abacus'"),
         (["hivit_atto", "--rounds", "0"], "--rounds 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,15 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=["hivit_atto", "hpvit_atto", "hiera_atto"])
-def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+KINDS = ("classifier", "features_only", "another size")
+CASES = [*product(("hivit_atto", "hpvit_atto"), KINDS), ("hiera_atto", "another size")]  # the last does all that it can do
 
 
-@pytest.fixture(params=["classifier", "features_only", "another size"])
-def model_and_size(name: str, request: pytest.FixtureRequest) -> tuple[nn.Module, int]:
-    kwargs = {"features_only": True} if request.param == "features_only" else {"num_classes": 5}
-    return timm.create_model(name, exportable=True, **kwargs).eval(), 96 if request.param == "another size" else 64
+@pytest.fixture(params=CASES, ids=" ".join)
+def model_and_size(request: pytest.FixtureRequest) -> tuple[nn.Module, int]:
+    name, kind = request.param
+    kwargs = {"features_only": True} if kind == "features_only" else {"num_classes": 5}
+    return timm.create_model(name, exportable=True, **kwargs).eval(), 96 if kind == "another size" else 64
 
 
 def flat(out: object) -> list[torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiermim_zoo import convert
+from hiermim_zoo.checkpoints.layouts import to_native
 from hiermim_zoo.geometry import from_units, to_units
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
@@ -247,6 +249,50 @@ def test_checkpoints_of_clips_keep_their_frames_or_are_resampled(clips: nn.Modul
     other = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_frames=8, in_chans=1)
     assert torch.equal(other.pos_embed_temporal, resize_frames(clips.pos_embed_temporal, 4))
     torch.testing.assert_close(other.patch_embed.proj.weight, clips.patch_embed.proj.weight.sum(1, keepdim=True))
+
+
+@torch.inference_mode()
+def test_inflated_weights_see_in_a_still_clip_what_they_saw_in_a_picture(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    image: Any = timm.create_model("hiera_tiny", img_size=64, num_classes=7).eval()
+    for parameter in image.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    native = to_native(image.state_dict(), "hiera")
+    shape = {"embed_dim": 96, "depths": (1, 2, 7, 2), "num_heads": 1, "img_size": 64, "num_classes": 7}
+    found = {}
+    for how in ("center", "mean"):
+        video: Any = timm.create_model("hiera_base_video", **shape).eval()
+        video.load_state_dict(hiera.adapt(hiera.inflate(native, "hiera_base_video", how), video))
+        found[how] = video
+    picture = torch.randn(2, 3, 64, 64)
+    still = picture[:, :, None].expand(-1, -1, 16, -1, -1)
+    torch.testing.assert_close(found["center"](still), image(picture), rtol=1e-4, atol=1e-5)
+    ours_all, theirs_all = found["center"].forward_intermediates(still)[1], image.forward_intermediates(picture)[1]
+    for ours, theirs in zip(ours_all, theirs_all, strict=True):
+        torch.testing.assert_close(ours, theirs[:, :, None].expand_as(ours), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found["center"](still.roll(1, -1)), image(picture), rtol=1e-3, atol=1e-4)  # negative control
+    frames = found["mean"].patch_embed(still).unflatten(1, (8, -1))[:, 1:, :, 0]  # [B, 7, u, 8, 8, c], all but the first
+    torch.testing.assert_close(frames, image.patch_embed(picture)[:, None].expand_as(frames), rtol=1e-4, atol=1e-5)
+
+
+def test_inflating_is_a_matter_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = timm.create_model("hiera_base", img_size=32, num_classes=3).state_dict()
+    torch.save({"model_state": dict(state)}, tmp_path / "image.pth")
+    source, out = str(tmp_path / "image.pth"), str(tmp_path / "out")
+    convert.main([source, "--model", "hiera_base_video", "--inflate", "center", "-o", out])
+    assert "inflated in time, center" in capsys.readouterr().out
+    model: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert (model.num_frames, model.num_classes, model.patch_embed.img_size) == (16, 3, (32, 32))
+    assert torch.equal(model.patch_embed.proj.weight[:, :, 1], state["patch_embed.proj.weight"])
+    for more, words in (
+        (["--model", "hiera_base_video", "--inflate", "max"], "--inflate max is unknown, use center or mean"),
+        (["--model", "hiera_base", "--inflate", "mean"], "hiera_base or the source is not of that kind"),
+        (["--model", "hivit_atto", "--inflate", "mean"], "fit|hivit"),
+        (["--model", "hiera_base_video", "--inflate", "mean", "--mae"], "leave out --mae"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            convert.main([source, *more, "-o", str(tmp_path / "no")])
+    assert not (tmp_path / "no").exists()
 
 
 def test_clips_are_trained_and_copied(clips: nn.Module) -> None:

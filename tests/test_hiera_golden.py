@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -17,6 +18,7 @@ from hiermim_zoo.checkpoints.published import to_published
 from hiermim_zoo.checkpoints.rules import check_fits
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.models.hiera import adapt
+from hiermim_zoo.peers import make_peer
 
 from .golden.case import Case, differs, ends, golden
 
@@ -248,6 +250,22 @@ def test_what_is_written_for_timm_loads_there(tmp_path: Path) -> None:
     convert.main([str(file), "--model", "hiera_tiny", "--to", "hiera_timm", "-o", str(out)])
     theirs = timm.create_model("hiera_tiny_224", checkpoint_path=str(out)).eval()
     state = torch.load(out, weights_only=True)["model"]
+    theirs.load_state_dict(state, strict=True)
+    ours, image = filled("hiera_tiny", case), case.images()[:1]
+    torch.testing.assert_close(theirs(image), ours(image), rtol=1e-5, atol=1e-5)
+    state["blocks.3.mlp.fc1.weight"][0, 0] += 1  # negative control
+    theirs.load_state_dict(state, strict=True)
+    assert not torch.allclose(theirs(image), ours(image), rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_what_is_written_for_the_authors_loads_there(tmp_path: Path) -> None:
+    """hiera-transformer's own classifier loads the file strictly and gives the same logits (in evaluation it gives shares)."""
+    case, file, out = golden("hiera_tiny_224"), tmp_path / "published.pth", tmp_path / "out.pth"
+    case.publish(file, top_key="model_state")
+    convert.main([str(file), "--model", "hiera_tiny", "--to", "hiera", "-o", str(out)])
+    theirs: Any = make_peer("hiera-transformer/hiera_tiny_224").train()
+    state = torch.load(out, weights_only=True)["model_state"]
     theirs.load_state_dict(state, strict=True)
     ours, image = filled("hiera_tiny", case), case.images()[:1]
     torch.testing.assert_close(theirs(image), ours(image), rtol=1e-5, atol=1e-5)

@@ -216,7 +216,7 @@ LEVELS = [
     {"layers", "checkpoints"},
     {"build"},
     {"models"},
-    {"cli", "mae", "measure", "detection", "data", "moving", "clips", "distributed", "optim", "resume", "journal"},
+    {"cli", "mae", "measure", "peers", "detection", "data", "moving", "clips", "distributed", "optim", "resume", "journal"},
     {"probe", "finetune", "labelled"},
     {"reconstruct", "__init__"},
     {"watch"},

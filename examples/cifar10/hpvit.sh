@@ -53,10 +53,10 @@ compare)
   done
   ;;
 ablate)
-  for name in token window4 global depths1221 depths2121 depths1122; do from $name 0; done
+  for name in token window4 depths1221 global depths1122 depths2121; do from $name 0; done
   ;;
 ship) # on all labels
-  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/avg" --method finetune --epochs 4 \
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/avg" --method finetune --epochs 3 \
     --batch-size 200 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 probes) # features as they are, before any labels; with convolutional pooling they are those of avg

@@ -88,6 +88,7 @@ def convert(
     row: Weights | None = None,
     decoder: bool = False,
     model_args: Mapping[str, Any] | None = None,
+    inflate: str | None = None,
 ) -> Converted:
     """Carry a checkpoint over into a model of this package.
 
@@ -103,6 +104,7 @@ def convert(
         row: the manifest's record, if the file belongs to one.
         decoder: keep the decoder of a masked autoencoder (``Converted.native.decoder``).
         model_args: what the family lets a conversion choose (``CONVERT_ARGS`` of its module).
+        inflate: how a checkpoint of images becomes one of clips, in families that have ``inflate(native, arch, how)``.
 
     Raises:
         ValueError: the file does not fit the architecture; names the first tensor in the way.
@@ -113,6 +115,10 @@ def convert(
             raise ValueError(f"--{name.replace('_', '-')} is nothing that a conversion to {arch} can choose")
     class_token = bool((model_args or {}).get("class_token"))
     native = to_native(checkpoint.state, family_of(arch), layout, decoder=decoder, class_token=class_token)
+    if inflate:
+        if not hasattr(family, "inflate"):
+            raise ValueError(f"--inflate {inflate}: {arch} is no model of clips")
+        native = family.inflate(native, arch, inflate)
     base: Any = get_pretrained_cfg(arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}

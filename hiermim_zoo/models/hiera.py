@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..build import build_model, default_cfgs_for, known_sizes, source_grid
 from ..checkpoints.layouts import Native, to_native
-from ..checkpoints.rules import check_fits
+from ..checkpoints.rules import Keep, Rename, Reshape, apply_rules, check_fits, then
 from ..geometry import from_units, to_units
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone, as_asked, take_levels
@@ -48,6 +48,7 @@ POOLINGS = 3  # how often a unit can be pooled: once between two stages
 SIDE = UNIT[-1] // STRIDE[-1]  # tokens along a side of a unit
 POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
 RESIZE = ("plain", "window")
+INFLATIONS = ("center", "mean")
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
 for _leaf in ("pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
@@ -603,6 +604,42 @@ def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
     table = native.state.get("pos_embed_temporal")
     frames = None if table is None or table.ndim != 3 else table.shape[1] * STRIDE[0]
     return {"num_frames": frames} if frames and frames != VARIANTS[arch].get("num_frames") else {}
+
+
+def inflate(native: Native, arch: str, how: str) -> Native:
+    """A checkpoint of images as one of clips.
+
+    Positions become those in space, positions in time start at zero. With "center" a model of clips computes of a clip that
+    stands still what the model of images computes of its picture, at every time; with "mean" its convolution does so, but for
+    the first frames, before which there is nothing.
+
+    Args:
+        native: of a model of images.
+        arch: model of clips.
+        how: what the convolution does in time: "center", it sees the frame in the middle alone; "mean", all of them alike.
+
+    Raises:
+        ValueError: unknown ``how``, a checkpoint of clips already, or a model of images.
+    """
+    if how not in INFLATIONS:
+        raise ValueError(f"--inflate {how} is unknown, use {' or '.join(INFLATIONS)}")
+    frames = VARIANTS[arch].get("num_frames")
+    if not frames or "pos_embed" not in native.state:
+        raise ValueError(f"--inflate makes a checkpoint of images one of clips: {arch} or the source is not of that kind")
+    taps = torch.eye(KERNEL[0])[KERNEL[0] // 2] if how == "center" else torch.full((KERNEL[0],), 1 / KERNEL[0])
+    rules = (
+        Rename("pos_embed", "pos_embed_spatial"),
+        Reshape(
+            r"patch_embed\.proj\.weight",
+            "patch_embed.proj.weight",
+            lambda w: w[:, :, None] * taps.to(w)[:, None, None],  # [c, C, 3, 7, 7]
+            f"inflated in time, {how}",
+        ),
+        Keep(".*"),
+    )
+    state, more = apply_rules(native.state, rules, native.layout.name)
+    state["pos_embed_temporal"] = torch.zeros(1, frames // STRIDE[0], state["pos_embed_spatial"].shape[-1])
+    return native._replace(state=state, steps=then(native.steps, more))
 
 
 def _grid(state: Mapping[str, Tensor], name: str, sizes: Sequence[Any]) -> tuple[int, int]:
