@@ -163,7 +163,7 @@ def snippets() -> list[str]:
 
 def test_the_readmes_snippets_run_in_order() -> None:
     scope: dict[str, object] = {}
-    assert len(snippets()) == 4
+    assert len(snippets()) == 5
     for code in snippets():
         exec(code, scope)
     assert scope["logits"].shape == (1, 10)  # type: ignore[attr-defined]
