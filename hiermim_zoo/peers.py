@@ -7,7 +7,12 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from timm.models import create_model, is_model
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+
+from .masking import random_keep
 
 SEPARATOR = "/"  # in names of peers: PACKAGE/NAME
 
@@ -54,7 +59,49 @@ def hiera_transformer(name: str) -> nn.Module:
     return HieraAutoencoder(model) if name.startswith("mae_") else model
 
 
-PEERS: dict[str, Callable[[str], nn.Module]] = {"hiera-transformer": hiera_transformer}
+class SimMIM(nn.Module):
+    """Masked pre-training of timm's Swin on all tokens (arXiv 2111.09886), called like ours; it draws its masks itself.
+
+    Hidden patches are one learned token, a linear head predicts the pixels under the tokens of the last stage, the loss is the
+    mean absolute error over hidden pixels.
+    """
+
+    units = 0  # nothing can be said of which are visible
+
+    def __init__(self, encoder: Any, ratio: float = 0.75) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.ratio = ratio  # that of our recipe
+        self.unit = max(encoder.patch_embed.patch_size) * 2 ** (encoder.num_layers - 1)
+        self.mask_token = nn.Parameter(torch.zeros(encoder.embed_dim))
+        self.head = nn.Conv2d(encoder.num_features, 3 * self.unit**2, 1)
+
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Loss:
+        rows, cols = images.shape[-2] // self.unit, images.shape[-1] // self.unit
+        visible = random_keep(len(images), rows * cols, int(rows * cols * (1 - self.ratio)), device=images.device)
+        hidden = torch.ones(len(images), rows * cols, device=images.device).scatter(1, visible, 0).unflatten(1, (rows, cols))
+        tokens = self.encoder.patch_embed(images)  # [B, h, w, C]
+        t = tokens.shape[1] // rows
+        grid = hidden.repeat_interleave(t, 1).repeat_interleave(t, 2)[..., None].to(tokens.dtype)
+        tokens = self.encoder.norm(self.encoder.layers(tokens * (1 - grid) + self.mask_token * grid))
+        pred = nn.functional.pixel_shuffle(self.head(tokens.permute(0, 3, 1, 2)), self.unit)  # [B, 3, H, W]
+        pixels = hidden.repeat_interleave(self.unit, 1).repeat_interleave(self.unit, 2)[:, None]
+        return Loss(((pred - images).abs() * pixels).sum() / pixels.sum() / 3)
+
+
+def simmim(name: str) -> nn.Module:
+    """SimMIM around a Swin of timm.
+
+    Raises:
+        ValueError: another model.
+    """
+    model: Any = create_model(name, num_classes=0, drop_path_rate=0.0) if is_model(name) else None
+    if not isinstance(model, SwinTransformer):
+        raise ValueError(f"simmim/{name}: name a Swin of timm, such as simmim/swin_base_patch4_window7_224")
+    return SimMIM(model)
+
+
+PEERS: dict[str, Callable[[str], nn.Module]] = {"hiera-transformer": hiera_transformer, "simmim": simmim}
 
 
 def is_peer(name: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.twins import Twins
 from torch import Tensor, nn
@@ -291,3 +294,36 @@ def test_tables_of_another_window_are_resampled_with_permission_alone() -> None:
     assert {n: t.shape for n, t in loaded.state_dict().items()} == {n: t.shape for n, t in source.state_dict().items()}
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, source.state_dict()[name], msg=name)
+
+
+# ---- the example: another model of timm, with convolutions that overlap
+
+
+@pytest.fixture(scope="module")
+def pvt() -> Any:
+    path = Path(__file__).parents[1] / "examples" / "green_pvt.py"
+    spec: Any = importlib.util.spec_from_file_location("green_pvt", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    return module.GreenPVT((128, 96), num_classes=0, depths=(1, 2, 1, 1), embed_dims=(16, 32, 64, 128)).eval()
+
+
+@torch.inference_mode()
+def test_an_adapted_pyramid_computes_what_timms_computes(pvt: Any) -> None:
+    theirs = PyramidVisionTransformerV2(num_classes=0, depths=(1, 2, 1, 1), embed_dims=(16, 32, 64, 128)).eval()
+    theirs.load_state_dict(pvt.state_dict())
+    images = torch.randn(2, 3, 128, 96)
+    found = pvt.forward_visible(images, torch.arange(12).expand(2, -1)).stages[0].flatten(1, -2)
+    torch.testing.assert_close(found, theirs.forward_features(images).flatten(2).mT, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_adapted_pyramid_sees_visible_pixels_alone(pvt: Any) -> None:
+    images, keep = torch.randn(2, 3, 128, 96), random_keep(2, 12, 4)
+    shown = torch.zeros(2, 12).scatter(1, keep, 1).view(2, 1, 4, 3).repeat_interleave(32, 2).repeat_interleave(32, 3)
+    (expected,) = pvt.forward_visible(images, keep).stages
+    assert torch.equal(pvt.forward_visible(torch.where(shown > 0, images, torch.randn(())), keep).stages[0], expected)
+    assert not torch.equal(pvt.forward_visible(images + 0.1, keep).stages[0], expected)
+    alone = pvt.forward_visible(images[1:], keep[1:]).stages[0]
+    torch.testing.assert_close(alone, expected[1:], rtol=1e-5, atol=1e-5)

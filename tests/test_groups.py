@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiermim_zoo.layers.groups import Geometry, Plan, group_attention, make_plans, pair_bias, pair_mask, pair_rows
 from hiermim_zoo.layers.packing import cost, pack
-from hiermim_zoo.layers.sparse import depthwise_conv, make_halo, patch_conv
+from hiermim_zoo.layers.sparse import halo_conv, make_halo, patch_conv
 from hiermim_zoo.masking import random_keep
 
 INSTANCES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "grouping.json").read_text())["instances"]
@@ -156,14 +156,15 @@ def test_convolutions_of_whole_patches(kernel: int) -> None:
         patch_conv(x, nn.Conv2d(5, 6, kernel + 1, kernel))
 
 
-@pytest.mark.parametrize(("tokens", "kernel"), [(8, 3), (2, 3), (1, 3), (4, 5), (1, 5)])
-def test_depthwise_convolutions_see_hidden_neighbours_as_zeros(tokens: int, kernel: int) -> None:
-    grid, keep = (3, 4), random_keep(2, 12, 5)
-    x, conv = torch.randn(2, 5, tokens, tokens, 6), nn.Conv2d(6, 6, kernel, 1, kernel // 2, groups=6)
+@pytest.mark.parametrize(("tokens", "kernel", "stride"), [(8, 3, 1), (8, 7, 4), (4, 3, 2), (1, 3, 1), (1, 5, 1)])
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_convolutions_see_hidden_neighbours_as_zeros(tokens: int, kernel: int, stride: int, depthwise: bool) -> None:
+    grid, keep, groups = (3, 4), random_keep(2, 12, 5), 6 if depthwise else 1
+    x, conv = torch.randn(2, 5, tokens, tokens, 6), nn.Conv2d(6, 12, kernel, stride, kernel // 2, groups=groups)
     dense = conv(raster(x, keep, grid))
     halo = make_halo(keep, grid, tokens, kernel // 2)
-    found = depthwise_conv(x.flatten(1, 3), conv, halo).view_as(x)
-    shown = raster(torch.ones_like(x), keep, grid)
+    found = halo_conv(x.flatten(1, 3), conv, halo).unflatten(1, (5, tokens // stride, tokens // stride))
+    shown = raster(torch.ones_like(found), keep, grid)
     torch.testing.assert_close(raster(found, keep, grid), dense * shown, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="does not keep the grid"):
-        depthwise_conv(x.flatten(1, 3), nn.Conv2d(6, 6, kernel, 1, groups=6), halo)
+    with pytest.raises(ValueError, match="does not fit a halo"):
+        halo_conv(x.flatten(1, 3), nn.Conv2d(6, 6, kernel + 2, 1), halo)

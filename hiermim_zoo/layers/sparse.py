@@ -1,11 +1,12 @@
 """Convolutions on visible units alone, with the weights of ordinary Conv2d modules (GreenMIM, arXiv 2205.13515, section 3.3).
 
 Two kinds occur in hierarchical transformers. A convolution whose kernel is its stride sees whole patches, and a unit holds whole
-patches: it is a linear map of each. A convolution of stride 1 looks beyond its unit: hidden neighbours count as zeros, like those
-beyond the edge of the image, and results are computed for visible tokens only.
+patches: it is a linear map of each. Any other looks beyond its unit: hidden neighbours count as zeros, like those beyond the edge
+of the image, and results are computed inside visible units only.
 
 Letters: B images; H, W pixels; U units, K of them visible; t tokens along a side of a unit; N = K t t visible tokens, unit after
-unit; C, D channels; k side of a kernel; r = (k - 1) / 2, tokens that it reaches beyond a unit.
+unit; C, D channels; k side of a kernel; r = (k - 1) / 2, tokens that it reaches beyond a unit;
+s its stride.
 """
 
 from __future__ import annotations
@@ -92,25 +93,26 @@ def make_halo(keep: Tensor, units: tuple[int, int], tokens: int, reach: int = 1)
     return Halo((index + start).flatten(), tokens, reach)
 
 
-def depthwise_conv(x: Tensor, conv: nn.Conv2d, halo: Halo) -> Tensor:
-    """A depthwise convolution of stride 1 at visible tokens, hidden ones counting as zeros.
+def halo_conv(x: Tensor, conv: nn.Conv2d, halo: Halo) -> Tensor:
+    """A convolution that looks beyond its unit, at visible units, hidden tokens counting as zeros.
 
     Args:
         x: [B, N, C].
-        conv: kernel 2 r + 1, groups = C.
+        conv: kernel 2 r + 1, padding r, a stride s that divides t; depthwise or not.
         halo: of these tokens.
 
     Returns:
-        [B, N, C].
+        [B, N / s s, D], unit after unit.
 
     Raises:
         ValueError: a convolution of another kind.
     """
-    k = 2 * halo.reach + 1
-    if conv.kernel_size != (k, k) or conv.stride != (1, 1) or conv.padding != (halo.reach, halo.reach) or conv.dilation != (1, 1):
-        raise ValueError(f"{conv} does not keep the grid, or its kernel is not the {k} x {k} that the halo was made for")
+    k, s = 2 * halo.reach + 1, conv.stride[0]
+    padded = conv.padding == (halo.reach, halo.reach) and conv.dilation == (1, 1)
+    if conv.kernel_size != (k, k) or conv.stride != (s, s) or halo.tokens % s or not padded:
+        raise ValueError(f"{conv} does not fit a halo of {halo.reach} around units of {halo.tokens} x {halo.tokens}")
     side = halo.tokens + 2 * halo.reach
     tiles = F.pad(x, (0, 0, 0, 1)).flatten(0, 1).index_select(0, halo.source)  # [B K (t + 2 r)^2, C]
     tiles = tiles.unflatten(0, (-1, side, side)).permute(0, 3, 1, 2)  # [B K, C, t + 2 r, t + 2 r]
-    out = F.conv2d(tiles, conv.weight, conv.bias, groups=conv.groups)  # [B K, C, t, t]
-    return out.permute(0, 2, 3, 1).reshape(x.shape)
+    out = F.conv2d(tiles, conv.weight, conv.bias, s, groups=conv.groups)  # [B K, D, t / s, t / s]
+    return out.permute(0, 2, 3, 1).reshape(x.shape[0], -1, out.shape[1])

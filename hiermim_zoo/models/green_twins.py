@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_mask
-from ..layers.sparse import depthwise_conv, make_halo, patch_conv, unit_grid, visible_pixels
+from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
 from .green_swin import set_norm_eps
@@ -122,7 +122,7 @@ class GreenTwins(Twins):
                 )
                 x = _rest(block, x, attended)
                 if j == 0:
-                    x = x + depthwise_conv(x, position.proj[0], halo)
+                    x = x + halo_conv(x, position.proj[0], halo)
             x = x.view(shape)
         return Visible(prefix=None, stages=(self.norm(x),))
 
