@@ -49,6 +49,7 @@ class Recipe:
     first_frame: bool = False  # of the frames under a token, predict the first alone
     mask_ratio: float = 0.75
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
+    shared_mask: bool = False  # one mask a batch, where none is given
     xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
 
 
@@ -60,6 +61,7 @@ _HIERA_VIDEO = replace(_HIERA, pixel_order="hwc", first_frame=True, mask_ratio=0
 RECIPES = {  # by architecture, else by family
     "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
     "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
+    "green": Recipe(fusion="last", depth=1, xavier=True, shared_mask=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0}),
     "hiera": _HIERA,
     **{f"hiera_{size}_video": _HIERA_VIDEO for size in ("atto", "base", "base_plus", "large", "huge")},
 }
@@ -236,7 +238,8 @@ class MaskedAutoencoder(nn.Module):
         """
         self._check(images)
         if keep is None:
-            keep = random_keep(images.shape[0], self.units, self.kept, device=images.device)
+            masks = 1 if self.recipe.shared_mask else images.shape[0]
+            keep = random_keep(masks, self.units, self.kept, device=images.device).expand(images.shape[0], -1)
         visible: Visible = self.maskable.forward_visible(images, keep)
         pred = self.decoder(self.fusion(visible.stages), visible.prefix, keep)  # [B, N, P]
         hidden = self._hidden(keep)

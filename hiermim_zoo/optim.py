@@ -66,6 +66,10 @@ _TUNE_HIERA_VIDEO = FineTuning(
     erase=0.0,
     auto_augment="rand-m7-mstd0.5-inc1",
 )
+# arXiv 2205.13515: the authors' scripts, which differ in more than the model. For sizes without one: Swin-B's.
+_GREEN = Pretraining(blr=1e-4, epochs=800, batch=2048, decay_positions=False)
+_GREEN_TWINS = Pretraining(blr=1.5e-4, epochs=100)
+_TUNE_GREEN = FineTuning(epochs=100, blr=6.25e-4, layer_decay=0.9, drop_path=0.1, batch=768, warmup=20, min_lr=2.5e-7)
 
 PRETRAINING = {  # by architecture, else by family
     "hivit": Pretraining(blr=1e-4),  # arXiv 2205.14949, and the released code
@@ -77,6 +81,9 @@ PRETRAINING = {  # by architecture, else by family
     "hiera_base_video": replace(_HIERA_VIDEO, drop_path=0.1),
     **dict.fromkeys(("hiera_base_plus_video", "hiera_large_video"), replace(_HIERA_VIDEO, drop_path=0.2)),
     "hiera_huge_video": replace(_HIERA_VIDEO, blr=1.6e-4, drop_path=0.4),
+    "green": _GREEN,
+    "green_swin_base_win14": replace(_GREEN, blr=1.5e-4),
+    **dict.fromkeys(("green_twins_small", "green_twins_base", "green_twins_large"), _GREEN_TWINS),
 }
 FINE_TUNING = {  # by architecture, else by family
     "hivit": FineTuning(epochs=100, blr=5e-4, layer_decay=0.85, drop_path=0.2),
@@ -97,6 +104,8 @@ FINE_TUNING = {  # by architecture, else by family
     **dict.fromkeys(("hiera_atto_video", "hiera_base_video", "hiera_base_plus_video"), _TUNE_HIERA_VIDEO),
     "hiera_large_video": replace(_TUNE_HIERA_VIDEO, epochs=100, layer_decay=0.875),
     "hiera_huge_video": replace(_TUNE_HIERA_VIDEO, epochs=100, blr=4e-4, layer_decay=0.875, drop_path=0.3),
+    "green": _TUNE_GREEN,
+    "green_swin_large_win14": replace(_TUNE_GREEN, blr=5e-4, layer_decay=0.8, drop_path=0.3, min_lr=3.5e-7),
 }
 
 

@@ -28,7 +28,7 @@ from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
 from .cli import AMP, add_model_kwargs, at_least, model_kwargs, run, share_of_one
 from .clips import open_source
-from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, things
+from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, seed_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
 from .mae import MaskedAutoencoder, create_mae, decoder_state
@@ -74,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     freeze_unreached(mae)
     if not args.fsdp:
         mae.to(world.device)
-    blocks: Any = (*mae.encoder.blocks, *mae.decoder.blocks)  # type: ignore[misc]
+    encoder: Any = mae.encoder
+    blocks: Any = (*(encoder.called_blocks if hasattr(encoder, "called_blocks") else encoder.blocks), *mae.decoder.blocks)
     model = spread(mae, blocks, world, args.fsdp, args.compile)
     optimizer = make_optimizer(mae, args.opt, args.weight_decay, args.betas, no_decay=undecayed(mae, args.model))
     scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
@@ -143,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             images, columns = next(stream)
             waited += time.perf_counter() - asked
             with unsynchronised(model, micro < args.accumulate - 1), autocast:
-                loss = model(images, columns[:, EXTRA:]).loss / args.accumulate
+                keep = one_mask(mae, args.seed, step, images) if mae.recipe.shared_mask else columns[:, EXTRA:]
+                loss = model(images, keep).loss / args.accumulate
                 scaler.scale(loss).backward()
             losses.append(loss.detach())
             positions.append(columns[:, WANTED])
@@ -291,6 +293,12 @@ def complete(args: argparse.Namespace) -> None:
         raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
     if args.export_only and not args.resume:
         raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+
+
+def one_mask(mae: MaskedAutoencoder, seed: int, step: int, images: Tensor) -> Tensor:
+    """The mask that all pictures of a step share, on every process and in every part of an accumulated batch: int64 [B, K]."""
+    generator = torch.Generator().manual_seed(seed_of(seed, step))
+    return random_keep(1, mae.units, mae.kept, generator=generator).to(images.device).expand(len(images), -1)
 
 
 def undecayed(mae: MaskedAutoencoder, name: str) -> set[str]:

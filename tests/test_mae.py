@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 1}
 TOYS = {
     "hivit": ("hivit_atto", {}),
     "hivit not square": ("hivit_atto", {"img_size": (64, 96), "in_chans": 1}),
+    "green": ("green_swin_atto", {"img_size": (64, 128), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "depths": (2, 1, 1, 1)}),
     "vit": ("vit_tiny_patch16_224", {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}),
     "vit without class token": (
         "vit_tiny_patch16_224",
@@ -139,7 +140,7 @@ def test_shapes_and_masks(mae: MaskedAutoencoder) -> None:
     tokens = [u * t for u, t in zip(mae.layout.units, mae.layout.stages[-1].tokens, strict=True)]
     assert out.loss.shape == ()
     assert out.loss.dtype == torch.float32
-    assert out.pred.shape == mae.target(images).shape == (2, math.prod(tokens), 16 * 16 * mae.in_chans)
+    assert out.pred.shape == mae.target(images).shape == (2, math.prod(tokens), mae.layout.stride[-1] ** 2 * mae.in_chans)
     assert out.keep.shape == (2, int(mae.units * (1 - mae.recipe.mask_ratio)))
     hidden = torch.ones(2, mae.units, dtype=torch.bool).scatter(1, out.keep, False).unflatten(1, mae.layout.units)
     for axis, repeats in enumerate(mae.layout.stages[-1].tokens, 1):
@@ -188,7 +189,8 @@ def test_patches_and_back(mae: MaskedAutoencoder) -> None:
     """Of clips the first frames of pairs."""
     images = images_for(mae)
     predicted = images[:, :, ::2] if images.ndim == 5 else images
-    patch = (images[0, :, 0] if images.ndim == 5 else images[0])[:, :16, 16:32]
+    p = mae.layout.stride[-1]
+    patch = (images[0, :, 0] if images.ndim == 5 else images[0])[:, :p, p : 2 * p]
     for order, values in (("hwc", patch.permute(1, 2, 0)), ("chw", patch)):
         mae.recipe = replace(mae.recipe, pixel_order=order)
         assert torch.equal(mae.patches(images)[0, 1], values.flatten())

@@ -56,7 +56,7 @@ import importlib
 for name in [n for n in sys.modules if n.startswith("hiermim_zoo.models")] + ["hiermim_zoo"]:
     importlib.reload(sys.modules[name])
 assert timm.list_models() == names
-for family in ("hivit", "hpvit", "hiera"):  # timm has a module of the last name, too
+for family in ("hivit", "hpvit", "hiera", "green"):  # timm has a module of the last name, too
     ours = [name for name in timm.list_models(module=family) if timm.model_entrypoint(name).__module__.startswith("hiermim")]
     assert ours == sorted(hiermim_zoo.list_models(family))
 """
@@ -86,7 +86,7 @@ def test_no_name_of_ours_is_timms() -> None:
 
 def test_list_models_filters() -> None:
     everything = hiermim_zoo.list_models()
-    assert everything == [name for family in ("hivit", "hpvit", "hiera") for name in hiermim_zoo.list_models(family)]
+    assert everything == [name for family in ("hivit", "hpvit", "hiera", "green") for name in hiermim_zoo.list_models(family)]
     tags = hiermim_zoo.list_models(pretrained=True)
     assert tags == list(manifest.records())
     assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == [
@@ -98,8 +98,9 @@ def test_list_models_filters() -> None:
     assert {tag for tag in hiermim_zoo.list_models("hpvit", True) if "atto" not in tag} == plain
     hiera = {tag for tag in hiermim_zoo.list_models("hiera", True) if "atto" not in tag}
     assert len(hiera) == 20
-    assert set(hiermim_zoo.list_models(pretrained=True, license="cc-by-nc-4.0")) == plain | hiera
-    with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit, hpvit, hiera"):
+    green = {f"green_swin_{size}.mae_in1k" for size in ("base", "base_win14", "large_win14")}
+    assert set(hiermim_zoo.list_models(pretrained=True, license="cc-by-nc-4.0")) == plain | hiera | green
+    with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit, hpvit, hiera, green"):
         hiermim_zoo.list_models("resnet")
 
 
@@ -162,7 +163,7 @@ def snippets() -> list[str]:
 
 def test_the_readmes_snippets_run_in_order() -> None:
     scope: dict[str, object] = {}
-    assert len(snippets()) == 4
+    assert len(snippets()) == 5
     for code in snippets():
         exec(code, scope)
     assert scope["logits"].shape == (1, 10)  # type: ignore[attr-defined]

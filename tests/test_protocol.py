@@ -12,11 +12,18 @@ from hiermim_zoo.geometry import from_units
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.protocol import MaskableEncoder
 
+TWINS = {"embed_dims": (8, 16, 32, 64), "num_heads": (1, 2, 4, 4), "depths": (2, 2, 2, 1), "wss": (4, 4, 4, 2)}
 ENCODERS = {
     "hivit": ("hivit_atto", {"num_classes": 0}),
     "hivit without bias": ("hivit_atto", {"num_classes": 0, "rel_pos_bias": False}),
     "hivit not square": ("hivit_atto", {"num_classes": 0, "img_size": (64, 96)}),
     "hiera in pre-training": ("hiera_atto", {"num_classes": 0, "img_size": (96, 64), "q_pool": 2}),
+    "green swin": ("green_swin_atto", {"num_classes": 0, "depths": (2, 1, 1, 1)}),
+    "green swin not square": (
+        "green_swin_atto",
+        {"num_classes": 0, "img_size": (128, 64), "window_size": 8, "depths": (2, 1, 1, 1)},
+    ),
+    "green twins": ("green_twins_small", {"num_classes": 0, "img_size": (128, 64), **TWINS}),
     "hiera of clips": ("hiera_atto", {"num_classes": 0, "num_frames": 4}),
 }
 BATCH = 3
@@ -84,7 +91,7 @@ def test_all_units_visible_is_the_ordinary_forward_pass(encoder: nn.Module) -> N
     images, keep = inputs(encoder, share=1.0)
     last = encoder.forward_visible(images, keep).stages[-1]
     raster = from_units(last, encoder.mask_layout.units).flatten(1, -2)
-    torch.testing.assert_close(raster, encoder.forward_features(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(raster, encoder.forward_features(images).flatten(1, -2), rtol=1e-5, atol=1e-5)
 
 
 @torch.inference_mode()

@@ -1,0 +1,242 @@
+"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (arXiv 2205.13515).
+
+A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that attention is
+dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the tokens themselves: empty
+slots cost attention and nothing else. There are three ways to make groups:
+
+- "pack": windows are packed into groups that they fill almost completely. Cheapest to follow, and made on the host: in a data
+  loader's workers, or just before the step.
+- "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their neighbours
+  too. Nothing looks at the mask and no shape depends on it: for masks on a device, where a look would stop it, and for graphs.
+- one group a sample, where that costs less than either.
+
+Samples with one mask share one plan. Otherwise the windows of all samples are packed together.
+
+Letters: B samples; K visible units, t tokens along a side of one; N = K t t tokens of a sample; M tokens that a plan is for: N
+where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3 g; n heads; C
+channels, d of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .packing import cost, pack
+from .position import relative_position_bias
+
+SLOT_COST = 48  # what moving a token into a slot and back costs, in pairs of tokens of attention
+METHODS = ("pack", "sort")
+
+
+class Geometry(NamedTuple):
+    """The windows of a stage."""
+
+    units: tuple[int, int]  # mask units of the image, rows and columns
+    tokens: int  # t
+    window: tuple[int, int]  # tokens, rows and columns
+    shift: tuple[int, int] = (0, 0)  # as Swin counts: the first window is cut down to so many rows and columns; 0 for none
+
+
+class Plan(NamedTuple):
+    """Who attends to whom: tensors alone, so that a data loader can hand it over."""
+
+    slots: Tensor | None  # int64 [G g]: the token in every slot (some token in empty ones); None: slots are tokens as they come
+    back: Tensor | None  # int64 [M]: the slot of every token
+    window: Tensor  # int32 [G, g]: the window of every slot, -1 in empty ones
+    place: Tensor  # int32 [G, g]: the difference of two places of one window, plus centre, is a row of its bias table
+    centre: int
+    reach: int  # groups on either side that a group sees too: 0 or 1
+
+    def to(self, device: torch.device) -> Plan:
+        """The plan on a device."""
+        moved: Any = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
+        return Plan(*moved)
+
+
+Plans = dict[Geometry, Plan]
+
+
+def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None = None) -> Plans:
+    """Plan every window attention of an encoder for a batch; on a CPU a matter of a few milliseconds.
+
+    Args:
+        keep: int64 [B, K]. Rows that are one and the same are planned once: an expanded tensor is taken at its word, on the CPU
+            rows are compared.
+        geometries: of the encoder; equal ones are planned once.
+        method: "pack" or "sort"; None packs on the CPU and sorts on devices and inside graphs.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method not in (None, *METHODS):
+        raise ValueError(f"method={method!r} is unknown, use {' or '.join(map(repr, METHODS))}")
+    graph = torch.compiler.is_compiling()
+    on_host = keep.device.type == "cpu" and not graph
+    if keep.shape[0] > 1 and (keep.stride(0) == 0 or (on_host and bool((keep == keep[:1]).all()))):
+        keep = keep[:1]
+    make = _packed if method == "pack" or (method is None and on_host) else _sorted
+    return {geometry: make(keep, geometry) for geometry in dict.fromkeys(geometries)}
+
+
+# ---- windows
+
+
+def _windows(keep: Tensor, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    """The window of every visible token, unit after unit, and its place: int64 [B, N] each.
+
+    Places are rows of the bias table: (row - row' + h - 1)(2 w - 1) + (col - col' + w - 1) for windows of h x w tokens.
+    """
+    t, (h, w) = geometry.tokens, geometry.window
+    inside = torch.arange(t, device=keep.device)
+    rows = (keep // geometry.units[1] * t)[:, :, None] + inside  # [B, K, t]
+    cols = (keep % geometry.units[1] * t)[:, :, None] + inside
+    place = rows[..., :, None] * (2 * w - 1) + cols[..., None, :]  # [B, K, t, t]
+    above, before = (-s % size if s else 0 for s, size in zip(geometry.shift, (h, w), strict=True))
+    across = (geometry.units[1] * t + before - 1) // w + 1  # windows in a row of them
+    window = ((rows + above) // h)[..., :, None] * across + ((cols + before) // w)[..., None, :]
+    return window.flatten(1), place.flatten(1)
+
+
+def _centre(geometry: Geometry) -> int:
+    h, w = geometry.window
+    return (h - 1) * (2 * w - 1) + w - 1
+
+
+def _window_ids(window: Tensor, geometry: Geometry) -> Tensor:
+    """int64 [B, N] -> [B N], with other numbers in every sample."""
+    (rows, cols), t, (h, w) = geometry.units, geometry.tokens, geometry.window
+    most = (rows * t // h + 2) * (cols * t // w + 2)
+    return (window + most * torch.arange(window.shape[0], device=window.device)[:, None]).flatten()
+
+
+# ---- the ways to plan
+
+
+def _packed(keep: Tensor, geometry: Geometry) -> Plan:
+    """Windows packed into groups, on the host."""
+    window, place = _windows(keep.cpu(), geometry)
+    ids, samples, tokens = _window_ids(window, geometry), *window.shape
+    order = ids.argsort(stable=True)
+    _, counts = ids[order].unique_consecutive(return_counts=True)
+    packing = pack(counts.numpy(), SLOT_COST)
+    if cost(samples, tokens, 0) <= cost(packing.groups, packing.size, SLOT_COST):
+        return _one_sequence(window, place, geometry).to(keep.device)
+    start = counts.cumsum(0) - counts
+    first = torch.from_numpy(packing.group * packing.size + packing.first)  # slot of the first token of a window
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order)) + (first - start).repeat_interleave(counts)
+    slots = torch.zeros(packing.groups * packing.size, dtype=torch.int64)
+    slots[back] = torch.arange(len(order))
+    used = torch.full_like(slots, -1, dtype=torch.int32)
+    used[back] = ids.int()
+    shape = packing.groups, packing.size
+    places = place.flatten()[slots].int().view(shape)
+    return Plan(slots, back, used.view(shape), places, _centre(geometry), 0).to(keep.device)
+
+
+def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
+    """Tokens in the order of their windows, cut into groups; no shape depends on the mask, and nothing looks at it."""
+    window, place = _windows(keep, geometry)
+    tokens, size = window.shape[1], geometry.window[0] * geometry.window[1]  # a window ends in its group or in the next one
+    if tokens <= 3 * size + SLOT_COST:
+        return _one_sequence(window, place, geometry)
+    ids = _window_ids(window, geometry)
+    order = ids.argsort(stable=True)
+    empty = -len(order) % size
+    back = torch.zeros_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    window = F.pad(ids[order], (0, empty), value=-1).int().view(-1, size)
+    slots = F.pad(order, (0, empty))
+    return Plan(slots, back, window, place.flatten()[slots].int().view(-1, size), _centre(geometry), 1)
+
+
+def _one_sequence(window: Tensor, place: Tensor, geometry: Geometry) -> Plan:
+    """All tokens of a sample in one group, as they come."""
+    return Plan(None, None, window.int(), place.int(), _centre(geometry), 0)
+
+
+# ---- attention
+
+
+def _around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
+    """Put the slots of the groups on either side next to those of each group.
+
+    Args:
+        x: [..., G, ..., g, ...].
+        groups: axis of the groups.
+        slots: axis of the slots.
+        beyond: what the slots before the first group and behind the last one hold.
+
+    Returns:
+        [..., G, ..., 3 g, ...].
+    """
+    edge = torch.full_like(x.narrow(groups, 0, 1), beyond)
+    x = torch.cat([edge, x, edge], dim=groups)
+    return torch.cat([x.narrow(groups, i, x.shape[groups] - 2) for i in range(3)], dim=slots)
+
+
+def pair_rows(plan: Plan, masked: int) -> Tensor:
+    """Row of the bias table for each pair of slots: int64 [G, g, S]; ``masked`` for pairs of different windows."""
+    window, place = plan.window, plan.place
+    if plan.reach:
+        window, place = _around(window, 0, 1, -2), _around(place, 0, 1, 0)  # [G, 3 g]
+    same = plan.window[:, :, None] == window[:, None]
+    return torch.where(same, plan.place[:, :, None] - place[:, None] + plan.centre, masked).long()
+
+
+def pair_bias(rows: Tensor, table: Tensor) -> Tensor:
+    """Bias of every pair, minus infinity between windows.
+
+    Args:
+        rows: int64 [G, g, S], of :func:`pair_rows` with ``masked`` = number of rows of the table.
+        table: [rows, n].
+
+    Returns:
+        [G, n, g, S].
+    """
+    return relative_position_bias(F.pad(table, (0, 0, 0, 1), value=-torch.inf), rows)
+
+
+def pair_mask(plan: Plan) -> Tensor:
+    """Which pairs of slots see each other: bool [G, 1, g, S]."""
+    window = _around(plan.window, 0, 1, -2) if plan.reach else plan.window
+    return (plan.window[:, :, None] == window[:, None])[:, None]
+
+
+def group_attention(qkv: Tensor, plan: Plan, heads: int, bias: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention of every token to those of its window.
+
+    Args:
+        qkv: [B, N, 3 C], queries, keys and values side by side.
+        plan: of these tokens.
+        heads: n.
+        bias: [G, n or 1, g, S], of :func:`pair_bias` or :func:`pair_mask`.
+        dropout: of attention weights.
+
+    Returns:
+        [B, N, C].
+    """
+    batch, tokens, _ = qkv.shape
+    groups, size = plan.window.shape
+    if plan.slots is None or plan.back is None:
+        x = qkv.reshape(-1, groups * size, qkv.shape[-1])  # [R, G g, 3 C]
+    else:
+        x = qkv.reshape(-1, len(plan.back), qkv.shape[-1]).index_select(1, plan.slots)  # [R, M, 3 C] -> [R, G g, 3 C]
+    x = x.unflatten(2, (3, heads, -1)).unflatten(1, (groups, size))  # [R, G, g, 3, n, d]
+    q, k, v = x.permute(3, 0, 1, 4, 2, 5).unbind(0)  # [R, G, n, g, d]
+    if plan.reach:
+        k, v = _around(k, 1, 3, 0), _around(v, 1, 3, 0)  # [R, G, n, 3 g, d]
+    if q.shape[0] == 1:  # groups are the batch
+        q, k, v = q[0], k[0], v[0]  # [G, n, g, d]
+    else:  # the batch is one of samples, which share groups and bias
+        q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)  # [R, G n, g, d]
+        bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)[None]  # [1, G n, g, S]
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    x = x.reshape(-1, groups, heads, size, x.shape[-1]).transpose(2, 3).reshape(-1, groups * size, heads * x.shape[-1])
+    if plan.back is not None:
+        x = x.index_select(1, plan.back)  # [R, M, C]
+    return x.reshape(batch, tokens, -1)

@@ -1,0 +1,130 @@
+"""Swin that can look at visible patches alone: timm's SwinTransformer with the protocol added (GreenMIM, arXiv 2205.13515).
+
+Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the last stage,
+so at every stage it is hidden or shown as a whole; patch embedding and merging stay inside units, window attention runs in groups
+(layers/groups.py), and there are no absolute positions.
+
+Where windows do not divide a stage's grid, timm pads it with zeros that are attended to. The masked pass has no such padding:
+hidden tokens and those beyond the edge are equally absent.
+
+Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from timm.layers import to_2tuple
+from timm.models import checkpoint
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_bias, pair_rows
+from ..layers.sparse import patch_conv, unit_grid, visible_pixels
+from ..masking import check_keep
+from ..protocol import MaskLayout, Stage, Visible
+
+
+class GreenSwin(SwinTransformer):
+    """timm's SwinTransformer, maskable.
+
+    Args:
+        norm_eps: of every LayerNorm, where it is not to be timm's 1e-5 (masked pre-training used 1e-6).
+        resample_windows: weights that were made for windows of another size may be resampled while loading.
+        **kwargs: timm's; ``dynamic_img_size`` is on unless ``strict_img_size`` asks otherwise.
+
+    Raises:
+        ValueError: a window larger than the grid of the first stage.
+    """
+
+    patch_embed: Any
+    layers: Any
+    norm: Any
+    called_blocks = ()  # blocks whose own forward pass runs in masked training: visible_block takes the place of all of them
+
+    def __init__(self, norm_eps: float | None = None, resample_windows: bool = False, **kwargs: Any) -> None:
+        super().__init__(**{"dynamic_img_size": not kwargs.get("strict_img_size", False), **kwargs})
+        _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
+        self.resample_windows = resample_windows
+        set_norm_eps(self, norm_eps)
+
+    @property
+    def unit(self) -> int:
+        """Pixels along a side of a mask unit: those under a token of the last stage."""
+        return max(self.patch_embed.patch_size) * 2 ** (self.num_layers - 1)
+
+    @property
+    def mask_layout(self) -> MaskLayout:
+        """One token for every unit, for inputs of the configured size."""
+        height, width = self.patch_embed.img_size
+        if height % self.unit or width % self.unit:
+            raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {self.unit}")
+        units = height // self.unit, width // self.unit
+        return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
+
+    def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
+        """The windows of every block, for images of so many rows and columns of units; all that planning needs to know."""
+        for stage, layer in enumerate(self.layers):
+            for block in layer.blocks:
+                yield Geometry(units, self._side(stage), tuple(block.window_size), tuple(block.shift_size))
+
+    def _side(self, stage: int) -> int:
+        return 2 ** (self.num_layers - 1 - stage)  # t
+
+    def forward_visible(self, images: Tensor, keep: Tensor, plans: Plans | None = None) -> Visible:
+        """Encode the visible units alone; see :class:`hiermim_zoo.protocol.MaskableEncoder`.
+
+        Args:
+            images: [B, C, H, W], sides that are multiples of ``unit``.
+            keep: int64 [B, K].
+            plans: of ``make_plans(keep, geometries(units))``, where it has been made beforehand.
+        """
+        units = unit_grid(images, self.unit)
+        if not self.dynamic_img_size and tuple(images.shape[-2:]) != tuple(self.patch_embed.img_size):
+            raise ValueError(
+                f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.patch_embed.img_size} alone"
+            )
+        check_keep(keep, images.shape[0], units[0] * units[1])
+        plans = make_plans(keep, self.geometries(units)) if plans is None else plans
+        geometries = self.geometries(units)
+        x = patch_conv(visible_pixels(images, keep, self.unit), self.patch_embed.proj)  # [B, K, t, t, C]
+        x = self.patch_embed.norm(x)
+        for layer in self.layers:
+            x = layer.downsample(x.flatten(0, 1)).unflatten(0, keep.shape)  # units are images of their own: [B, K, t, t, C]
+            shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
+            rows: dict[Geometry, Tensor] = {}
+            for block in layer.blocks:
+                geometry = next(geometries)
+                if geometry not in rows:
+                    rows[geometry] = pair_rows(plans[geometry], len(block.attn.relative_position_bias_table))
+                run: Any = visible_block
+                args = (block, x, plans[geometry], rows[geometry])
+                x = checkpoint(run, *args) if layer.grad_checkpointing else run(*args)
+            x = x.view(shape)
+        return Visible(prefix=None, stages=(self.norm(x),))
+
+
+def visible_block(block: SwinTransformerBlock, x: Tensor, plan: Any, rows: Tensor) -> Tensor:
+    """A block of timm's Swin on visible tokens [B, N, C]."""
+    attn: Any = block.attn
+    bias = pair_bias(rows, attn.relative_position_bias_table)
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    attended = group_attention(attn.qkv(block.norm1(x)), plan, attn.num_heads, bias, dropout)
+    x = x + block.drop_path1(attn.proj_drop(attn.proj(attended)))
+    return x + block.drop_path2(block.mlp(block.norm2(x)))
+
+
+def set_norm_eps(model: nn.Module, eps: float | None) -> None:
+    """Give every LayerNorm this eps; None leaves them as they are."""
+    for module in model.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm):
+            module.eps = eps
+
+
+def _check_windows(window_size: Any, grid: tuple[int, int]) -> None:
+    """timm cuts windows down to the grids of later stages; one that is too large for the first was hardly meant."""
+    one = isinstance(window_size, int) or (len(window_size) == 2 and isinstance(window_size[0], int))
+    for height, width in map(to_2tuple, [window_size] if one else window_size):
+        if height > grid[0] or width > grid[1]:
+            raise ValueError(f"window_size={window_size} is larger than the grid of {grid[0]} x {grid[1]} tokens")

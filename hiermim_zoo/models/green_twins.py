@@ -1,0 +1,149 @@
+"""Twins-SVT that can look at visible patches alone: timm's Twins with the protocol added (GreenMIM, arXiv 2205.13515).
+
+Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the last stage.
+Patch embeddings stay inside units, window attention runs in groups (layers/groups.py), the keys of global attention summarise one
+unit each, and the position block sees hidden neighbours as zeros (layers/sparse.py). The position block keeps its residual,
+x + conv(x), as in Twins; the authors' masked pre-training has none, which the centre tap of a converted kernel makes up for.
+
+Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a stage; n
+heads, d channels of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.models.twins import Block, Twins
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_mask
+from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
+from ..masking import check_keep
+from ..protocol import MaskLayout, Stage, Visible
+from .green_swin import set_norm_eps
+
+
+class GreenTwins(Twins):
+    """timm's Twins (the variants with local and global attention in turns), maskable.
+
+    Args:
+        norm_eps: of every LayerNorm, where it is not to be timm's 1e-6 and 1e-5 (masked pre-training used 1e-6 throughout).
+        **kwargs: timm's.
+
+    Raises:
+        ValueError: no windows, or one larger than the grid of the first stage.
+    """
+
+    patch_embeds: Any
+    pos_drops: Any
+    blocks: Any
+    pos_block: Any
+    norm: Any
+    called_blocks = ()  # blocks whose own forward pass runs in masked training
+
+    def __init__(self, norm_eps: float | None = None, **kwargs: Any) -> None:
+        wss = kwargs.get("wss")
+        if wss is None or min(wss) < 2:
+            raise ValueError(f"wss={wss} must name the windows of each stage, of at least 2 tokens")
+        super().__init__(**kwargs)
+        for level, info in enumerate(self.feature_info):
+            info["module"] = f"blocks.{level}"
+        embed: Any = self.patch_embed
+        embed.grid_size = (embed.H, embed.W)
+        if max(wss) > min(embed.grid_size):
+            raise ValueError(f"wss={tuple(wss)}: a window is larger than the grid of {embed.H} x {embed.W} tokens")
+        set_norm_eps(self, norm_eps)
+
+    @property
+    def patch_embed(self) -> Any:
+        """The first patch embedding, where consumers look for sizes."""
+        return self.patch_embeds[0]
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """(Re)initialise every parameter, also after a build on the meta device."""
+        self.apply(self._init_weights)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's Twins has none."""
+        if enable:
+            raise ValueError("Twins has no gradient checkpointing")
+
+    @property
+    def unit(self) -> int:
+        """Pixels along a side of a mask unit: those under a token of the last stage."""
+        return self.patch_embed.patch_size[0] * 2 ** (len(self.depths) - 1)
+
+    @property
+    def mask_layout(self) -> MaskLayout:
+        """One token for every unit, for inputs of the configured size."""
+        height, width = self.patch_embed.img_size
+        if height % self.unit or width % self.unit:
+            raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {self.unit}")
+        units = height // self.unit, width // self.unit
+        return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
+
+    def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
+        """The windows of every stage, for images of so many rows and columns of units; all that planning needs to know."""
+        for stage, blocks in enumerate(self.blocks):
+            window = blocks[0].attn.ws
+            yield Geometry(units, self._side(stage), (window, window))
+
+    def _side(self, stage: int) -> int:
+        return 2 ** (len(self.depths) - 1 - stage)  # t
+
+    def forward_visible(self, images: Tensor, keep: Tensor, plans: Plans | None = None) -> Visible:
+        """Encode the visible units alone; see :class:`hiermim_zoo.protocol.MaskableEncoder`.
+
+        Args:
+            images: [B, C, H, W], sides that are multiples of ``unit``.
+            keep: int64 [B, K].
+            plans: of ``make_plans(keep, geometries(units))``, where it has been made beforehand.
+        """
+        units = unit_grid(images, self.unit)
+        check_keep(keep, images.shape[0], units[0] * units[1])
+        geometries = list(self.geometries(units))
+        plans = make_plans(keep, geometries) if plans is None else plans
+        x = visible_pixels(images, keep, self.unit)
+        stages = zip(self.patch_embeds, self.pos_drops, self.blocks, self.pos_block, geometries, strict=True)
+        for embed, drop, blocks, position, geometry in stages:
+            x = drop(embed.norm(patch_conv(x, embed.proj)))  # [B, K, t, t, C]
+            shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
+            plan = plans[geometry]
+            mask = pair_mask(plan)
+            halo = make_halo(keep, units, geometry.tokens)
+            for j, block in enumerate(blocks):
+                attended = (
+                    _local(block.attn, block.norm1(x), plan, mask) if j % 2 == 0 else _global(block.attn, block.norm1(x), shape)
+                )
+                x = _rest(block, x, attended)
+                if j == 0:
+                    x = x + halo_conv(x, position.proj[0], halo)
+            x = x.view(shape)
+        return Visible(prefix=None, stages=(self.norm(x),))
+
+
+def _local(attn: Any, x: Tensor, plan: Any, mask: Tensor) -> Tensor:
+    """Attention inside windows: [B, N, C] -> the same."""
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    return attn.proj_drop(attn.proj(group_attention(attn.qkv(x), plan, attn.num_heads, mask, dropout)))
+
+
+def _global(attn: Any, x: Tensor, shape: torch.Size) -> Tensor:
+    """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same."""
+    q = attn.q(x).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, n, N, d]
+    if attn.sr is not None:
+        x = attn.norm(patch_conv(x.view(shape), attn.sr)).flatten(1, 3)  # [B, K, C]
+    k, v = attn.kv(x).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, n, K, d]
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
+    return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
+
+
+def _rest(block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """The residuals and the MLP of a block."""
+    x = x + block.drop_path1(attended)
+    return x + block.drop_path2(block.mlp(block.norm2(x)))
