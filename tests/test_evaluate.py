@@ -146,13 +146,18 @@ def test_unreadable_pictures_are_named_or_left_out(tmp_path: Path, capsys: pytes
 # ---- the command
 
 
-def test_classify_gives_the_known_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "share", "low", "high"), [("hivit_atto", 81.5, 75.54, 86.27), ("hpvit_atto", 78.5, 72.3, 83.63)]
+)
+def test_classify_gives_the_known_share(
+    model: str, share: float, low: float, high: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "out.json"
-    args = [str(PICTURES), "--model", "hivit_atto", "--method", "classify", "--workers", "0"]
+    args = [str(PICTURES), "--model", model, "--method", "classify", "--workers", "0"]
     found = result(capsys, *args, "--json", str(file))
-    assert (found["top1"], found["pictures"]) == (81.5, 200)
-    assert found["interval"] == pytest.approx([75.54, 86.27], abs=0.005)
+    assert (found["top1"], found["pictures"]) == (share, 200)
     assert json.loads(file.read_text()) == found
+    assert found["interval"] == pytest.approx([low, high], abs=0.005)
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 

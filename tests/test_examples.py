@@ -235,7 +235,7 @@ def test_finetuning_the_head_repeats_itself(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "model"), [("detect", "hivit_atto"), ("segment", "hivit_atto")])
+@pytest.mark.parametrize(("name", "model"), [("detect", "hpvit_atto"), ("segment", "hpvit_atto"), ("detect", "hivit_atto")])
 def test_a_step_of_somebody_elses_head_and_a_picture(name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     sys.path.insert(0, str(EXAMPLES))
     try:

@@ -92,6 +92,8 @@ def test_list_models_filters() -> None:
     assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == [
         "hivit_atto.mae_cifar10_ft_cifar10",
         "hivit_atto.mae_cifar10",
+        "hpvit_atto.mae_cifar10_ft_cifar10",
+        "hpvit_atto.mae_cifar10",
     ]
     assert hiermim_zoo.list_models(license="unstated") == ["hivit_small", "hivit_base"]
     plain = {f"hpvit_{size}.mae_in1k{end}" for size in ("base", "large", "huge") for end in ("", "_ft_in1k")}

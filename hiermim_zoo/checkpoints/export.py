@@ -17,7 +17,7 @@ from ..manifest import Weights
 from ..registry import family_of
 from ..version import __version__
 from .files import Checkpoint
-from .folder import Contents, own_cfg
+from .folder import DECODER_FILE, Contents, own_cfg
 from .layouts import Native, to_native
 from .rules import check_fits
 
@@ -149,6 +149,8 @@ def convert(
     ]
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
+    if checkpoint.path.with_name(DECODER_FILE).is_file():
+        config.setdefault("tag", "mae")  # an encoder of our own pre-training, or converted with its decoder
     notes: dict[str, str] = family.notes(native, config, model) if hasattr(family, "notes") else {}
     return Converted(arch, model, native, checkpoint, source, license, row, dtype, args, resampled, initial, notes)
 
