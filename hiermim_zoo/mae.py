@@ -63,7 +63,7 @@ RECIPES = {  # by architecture, else by family
     "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
     "green": Recipe(fusion="last", depth=1, xavier=True, shared_mask=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0}),
     "hiera": _HIERA,
-    **dict.fromkeys(("hiera_base_video", "hiera_base_plus_video", "hiera_large_video", "hiera_huge_video"), _HIERA_VIDEO),
+    **{f"hiera_{size}_video": _HIERA_VIDEO for size in ("atto", "base", "base_plus", "large", "huge")},
 }
 
 

@@ -77,6 +77,7 @@ PRETRAINING = {  # by architecture, else by family
     "hiera": _HIERA,
     **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_HIERA, drop_path=0.2)),
     "hiera_huge": replace(_HIERA, drop_path=0.3),
+    "hiera_atto_video": _HIERA_VIDEO,
     "hiera_base_video": replace(_HIERA_VIDEO, drop_path=0.1),
     **dict.fromkeys(("hiera_base_plus_video", "hiera_large_video"), replace(_HIERA_VIDEO, drop_path=0.2)),
     "hiera_huge_video": replace(_HIERA_VIDEO, blr=1.6e-4, drop_path=0.4),
@@ -100,7 +101,7 @@ FINE_TUNING = {  # by architecture, else by family
     "hiera_large": replace(_TUNE_HIERA, epochs=50, blr=2.5e-4, layer_decay=0.85),
     "hiera_huge": replace(_TUNE_HIERA, epochs=50, blr=2.5e-4, layer_decay=0.85, drop_path=0.3),
     # As after 3200 epochs of pre-training; the paper's dropout before the head and clipped gradients are not part of a row.
-    **dict.fromkeys(("hiera_base_video", "hiera_base_plus_video"), _TUNE_HIERA_VIDEO),
+    **dict.fromkeys(("hiera_atto_video", "hiera_base_video", "hiera_base_plus_video"), _TUNE_HIERA_VIDEO),
     "hiera_large_video": replace(_TUNE_HIERA_VIDEO, epochs=100, layer_decay=0.875),
     "hiera_huge_video": replace(_TUNE_HIERA_VIDEO, epochs=100, blr=4e-4, layer_decay=0.875, drop_path=0.3),
     "green": _TUNE_GREEN,

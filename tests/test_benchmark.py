@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from hiermim_zoo import benchmark
 from hiermim_zoo.cli import run
 from hiermim_zoo.measure import measure
+from hiermim_zoo.peers import make_peer
 
 
 def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +51,18 @@ def test_other_packages_run_as_they_come(tmp_path: Path, capsys: pytest.CaptureF
     assert rows[1]["parameters"] == 27_910_216
 
 
+def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
+    model = make_peer("simmim/swin_tiny_patch4_window7_224")
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.zero_()
+    loss = model(images).loss
+    assert loss.item() == pytest.approx(images.abs().mean().item(), rel=0.01)  # of hidden pixels: like all of them
+    loss.backward()
+    assert model.head.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -56,6 +70,7 @@ def test_other_packages_run_as_they_come(tmp_path: Path, capsys: pytest.CaptureF
         (["hpvit_atto,window"], "'hpvit_atto,window': window is not of the form NAME=VALUE"),
         (["hpvit_atto,colour=1"], "unexpected keyword argument 'colour'"),
         (["hpvit_atto", "--img-size", "64", "64", "64"], "--img-size 64 64 64: one number, or height and width"),
+        (["simmim/resnet18:pretrain"], "only Swins of timm are masked this way"),
         (["hiera-transformer/hiera_nano"], "hiera-transformer has no 'hiera_nano', it has"),
         (["hiera-transformer/hiera_tiny_224:pretrain"], "its mode is inference or train"),
         (["hiera-transformer/hiera_tiny_224,depth=3"], "is measured as it comes: leave out depth"),

@@ -14,12 +14,14 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiermim_zoo import convert
+from hiermim_zoo import convert, pretrain
 from hiermim_zoo.checkpoints.layouts import to_native
 from hiermim_zoo.geometry import from_units, to_units
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
 from hiermim_zoo.models.hiera import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
+from hiermim_zoo.optim import FINE_TUNING, PRETRAINING
+from hiermim_zoo.registry import row_of
 
 PARAMETERS = {
     "hiera_tiny": 27_910_216,
@@ -307,6 +309,30 @@ def test_clips_are_trained_and_copied(clips: nn.Module) -> None:
         torch.testing.assert_close(a, b)
     with torch.inference_mode():
         assert torch.equal(pickle.loads(pickle.dumps(clips))(CLIP), clips(CLIP))
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize(
+    ("name", "pretraining", "tuning"),
+    [
+        ("hiera_tiny", 8e-4, 2e-3),
+        ("hiera_base_plus", 8e-4, 1e-3),
+        ("hiera_large_video", 8e-4, 8e-4),
+        ("hiera_huge_video", 3.2e-4, 4e-4),
+    ],
+)
+def test_learning_rates_are_the_papers_at_its_batch(name: str, pretraining: float, tuning: float) -> None:
+    for table, rate in ((PRETRAINING, pretraining), (FINE_TUNING, tuning)):
+        row = row_of(table, name)
+        assert row.blr * row.batch / 256 == pytest.approx(rate)
+
+
+def test_positions_take_no_weight_decay_in_pretraining() -> None:
+    mae = create_mae("hiera_atto", recipe={"depth": 1, "dim": 32, "heads": 2})
+    assert pretrain.undecayed(mae, "hiera_atto") == {"encoder.pos_embed", "decoder.pos_embed"}
+    assert pretrain.undecayed(create_mae("hivit_atto"), "hivit_atto") == set()
 
 
 # ---- bad input

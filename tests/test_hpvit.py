@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import hiermim_zoo
 from hiermim_zoo.geometry import sincos_table
 from hiermim_zoo.layers.windows import from_windows, to_windows, window_mask
+from hiermim_zoo.measure import measure
 from hiermim_zoo.models.hpvit import HPViT, WindowAttention
 
 TOY: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
@@ -257,6 +258,10 @@ def test_a_class_token_is_trained_like_the_rest() -> None:
     assert "cls_embed" in model.no_weight_decay()
     layer = {name: i for i, names in group_parameters(model, model.group_matcher()).items() for name in names}
     assert layer["cls_embed"] == layer["pos_embed"] == 0
+
+
+def test_the_multiply_adds_of_a_class_token_are_counted() -> None:
+    assert 1 < measure("hpvit_atto", class_token=True).macs / measure("hpvit_atto").macs < 1.1
 
 
 @torch.inference_mode()

@@ -664,8 +664,10 @@ _IMAGES: dict[str, dict[str, Any]] = {
     "hiera_large": {"embed_dim": 144, "depths": (2, 6, 36, 4), "num_heads": 2},
     "hiera_huge": {"embed_dim": 256, "depths": (2, 6, 36, 4), "num_heads": 4},
 }
+_ATTO: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "hiera_atto": {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1},
+    "hiera_atto": _ATTO,
+    "hiera_atto_video": {**_ATTO, "num_frames": 8},
     **_IMAGES,
     **{f"{name}_video": {**_IMAGES[name], "num_frames": 16} for name in list(_IMAGES)[2:]},  # from base on
 }
@@ -673,7 +675,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 default_cfgs = default_cfgs_for(
     {
         name: {
-            "input_size": (3, 64, 64) if name == "hiera_atto" else (3, 224, 224),
+            "input_size": (3, *to_2tuple(args.get("img_size", 224))),
             "num_classes": 400 if "num_frames" in args else 1000,
             "first_conv": None if "num_frames" in args else "patch_embed.proj",  # timm adapts two-dimensional ones alone
             "classifier": "head",
@@ -689,8 +691,14 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register
 def hiera_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hiera of 0.8 million parameters for 64 x 64 images."""
+    """Hiera of a million parameters for 64 x 64 images."""
     return _create("hiera_atto", pretrained, **kwargs)
+
+
+@register
+def hiera_atto_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hiera of a million parameters for 64 x 64 clips of 8 frames."""
+    return _create("hiera_atto_video", pretrained, **kwargs)
 
 
 @register

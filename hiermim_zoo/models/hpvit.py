@@ -311,7 +311,8 @@ class HPViT(Backbone):
             self.pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0
         )  # [1, N, C]
         x = self.patch_embed(images) + positions.unflatten(1, grid)  # [B, h, w, C]
-        token = self.cls_embed.expand(x.shape[0], -1, -1) if self.class_token else None  # [B, 1, C]
+        # a copy: without gradients torch's counters of operations stumble over a view of a parameter
+        token = self.cls_embed.repeat(x.shape[0], 1, 1) if self.class_token else None  # [B, 1, C]
         levels: list[Tensor] = []
         for i, block in enumerate(self.blocks[: self.stage_ends[stages - 1] + 1]):
             if i - 1 in self.stage_ends:
