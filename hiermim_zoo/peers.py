@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import create_model, is_model
+from timm.models import create_model
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .masking import random_keep
+from .registry import check_arch
 
 SEPARATOR = "/"  # in names of peers: PACKAGE/NAME
 
@@ -60,45 +61,48 @@ def hiera_transformer(name: str) -> nn.Module:
 
 
 class SimMIM(nn.Module):
-    """Masked pre-training of timm's Swin on all tokens (arXiv 2111.09886), called like ours; it draws its masks itself.
+    """Masked pre-training on all tokens, hidden ones replaced by a learned one (arXiv 2111.09886), over a Swin of timm.
 
-    Hidden patches are one learned token, a linear head predicts the pixels under the tokens of the last stage, the loss is the
-    mean absolute error over hidden pixels.
+    Units, ratio and image size are those of GreenMIM, so that the two differ in the method alone; pixels come from a linear head,
+    the loss is L1 on hidden ones.
     """
 
-    units = 0  # nothing can be said of which are visible
+    units = 0
 
     def __init__(self, encoder: Any, ratio: float = 0.75) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.ratio = ratio  # that of our recipe
-        self.unit = max(encoder.patch_embed.patch_size) * 2 ** (encoder.num_layers - 1)
+        self.encoder, self.ratio, self.unit = encoder, ratio, 32
         self.mask_token = nn.Parameter(torch.zeros(encoder.embed_dim))
-        self.head = nn.Conv2d(encoder.num_features, 3 * self.unit**2, 1)
+        self.head = nn.Conv2d(encoder.num_features, self.unit**2 * 3, 1)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Loss:
-        rows, cols = images.shape[-2] // self.unit, images.shape[-1] // self.unit
-        visible = random_keep(len(images), rows * cols, int(rows * cols * (1 - self.ratio)), device=images.device)
-        hidden = torch.ones(len(images), rows * cols, device=images.device).scatter(1, visible, 0).unflatten(1, (rows, cols))
-        tokens = self.encoder.patch_embed(images)  # [B, h, w, C]
-        t = tokens.shape[1] // rows
-        grid = hidden.repeat_interleave(t, 1).repeat_interleave(t, 2)[..., None].to(tokens.dtype)
-        tokens = self.encoder.norm(self.encoder.layers(tokens * (1 - grid) + self.mask_token * grid))
-        pred = nn.functional.pixel_shuffle(self.head(tokens.permute(0, 3, 1, 2)), self.unit)  # [B, 3, H, W]
-        pixels = hidden.repeat_interleave(self.unit, 1).repeat_interleave(self.unit, 2)[:, None]
-        return Loss(((pred - images).abs() * pixels).sum() / pixels.sum() / 3)
+        grid = [side // self.unit for side in images.shape[-2:]]
+        noise = torch.rand(images.shape[0], grid[0] * grid[1], device=images.device)
+        kept = int(noise.shape[1] * (1 - self.ratio))
+        hidden = (noise.argsort(1).argsort(1) >= kept).view(-1, *grid)
+        tokens = self.unit // self.encoder.patch_embed.patch_size[0]
+        x = self.encoder.patch_embed(images)  # [B, h, w, C]
+        x = torch.where(enlarged(hidden, tokens)[..., None], self.mask_token, x)
+        x = self.encoder.norm(self.encoder.layers(x)).permute(0, 3, 1, 2)
+        error = (F.pixel_shuffle(self.head(x), self.unit) - images).abs() * enlarged(hidden, self.unit)[:, None]
+        return Loss(error.sum() / (hidden.sum() * self.unit**2 * 3))
+
+
+def enlarged(grid: Tensor, times: int) -> Tensor:
+    """[B, h, w] -> [B, h times, w times]."""
+    return grid.repeat_interleave(times, 1).repeat_interleave(times, 2)
 
 
 def simmim(name: str) -> nn.Module:
-    """SimMIM around a Swin of timm.
+    """SimMIM over a Swin of timm.
 
     Raises:
-        ValueError: another model.
+        ValueError: it is none.
     """
-    model: Any = create_model(name, num_classes=0, drop_path_rate=0.0) if is_model(name) else None
-    if not isinstance(model, SwinTransformer):
-        raise ValueError(f"simmim/{name}: name a Swin of timm, such as simmim/swin_base_patch4_window7_224")
-    return SimMIM(model)
+    encoder = create_model(check_arch(name), num_classes=0)
+    if not isinstance(encoder, SwinTransformer):
+        raise ValueError(f"simmim/{name}: only Swins of timm are masked this way here")
+    return SimMIM(encoder)
 
 
 PEERS: dict[str, Callable[[str], nn.Module]] = {"hiera-transformer": hiera_transformer, "simmim": simmim}
