@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -118,7 +119,7 @@ def split(name: str) -> tuple[str, dict[str, Any], str]:
     rest, _, mode = name.partition(":")
     if mode and mode not in MODES:
         raise ValueError(f"mode {mode!r} of {name!r} is unknown, use {', '.join(MODES)}")
-    model, *given = rest.split(",")
+    model, *given = re.split(r",(?![^(]*\))", rest)  # not at the commas of a tuple
     if not is_peer(model):
         check_arch(model)
     try:

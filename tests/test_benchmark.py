@@ -31,7 +31,7 @@ def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_arguments_and_sizes_are_those_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Attention over more tokens has more multiply-adds, and so have more pixels."""
-    names = ["hpvit_atto,window_size=0", "hpvit_atto,window_size=4,pool='conv'"]
+    names = ["hpvit_atto,window_size=0", "hpvit_atto,depths=(1,1,3,1),window_size=4,pool='conv'"]
     options = ["--img-size", "64", "128", "--batch-size", "1", "--rounds", "1", "--warmup", "0", "--device", "cpu"]
     benchmark.main([*names, "--versus", "hpvit_atto", *options, "-o", str(tmp_path / "out.json")])
     rows = {row["model"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
