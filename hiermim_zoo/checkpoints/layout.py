@@ -1,0 +1,61 @@
+"""What a layout is, and what several of them share.
+
+A layout is recognised by the names in a file alone: all of ``has`` occur, none of ``lacks`` does. Layouts exclude each other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .rules import Keep, Rename, Rule
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of published file names its tensors."""
+
+    name: str
+    families: tuple[str, ...]  # that can read it
+    about: str  # whose files these are
+    has: tuple[str, ...]  # signature: each pattern matches some name
+    lacks: tuple[str, ...]  # ... and none of these matches any
+    rules: tuple[Rule, ...]
+    may_be_missing: tuple[str, ...] = ()  # target names that start from their initial value
+    decoder: tuple[
+        Rename, ...
+    ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
+    back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
+    top_key: str = "model"  # under which the files of its authors hold the tensors
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
+    warning: str = ""  # said whenever such a file is read
+    by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
+
+    def fits(self, names: Collection[str]) -> bool:
+        return all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
+
+    def may_miss(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.may_be_missing)
+
+
+def _any(pattern: str, names: Collection[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for name in names)
+
+
+DECODER_REASON = "decoder of the masked autoencoder"
+HEAD = (Keep(r"(fc_norm|head)\.(weight|bias)"),)
+# The decoder of MAE's code, which others have taken over, and its way back.
+MAE_DECODER = (
+    Rename("mask_token", "decoder.mask_token"),
+    Rename("decoder_pos_embed", "decoder.pos_embed"),
+    Rename(r"decoder_(embed|norm|pred)\.(weight|bias)", r"decoder.\1.\2"),
+    Rename(r"decoder_blocks\.(\d+)\.(.+)", r"decoder.blocks.\1.\2"),
+)
+MAE_DECODER_BACK = (
+    Rename(r"decoder\.mask_token", "mask_token"),
+    Rename(r"decoder\.pos_embed", "decoder_pos_embed"),
+    Rename(r"decoder\.(embed|norm|pred)\.(weight|bias)", r"decoder_\1.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.(.+)", r"decoder_blocks.\1.\2"),
+)

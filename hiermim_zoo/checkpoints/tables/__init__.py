@@ -1,0 +1,1 @@
+"""One table for every layout in which weights are published."""

@@ -1,0 +1,161 @@
+"""Layouts of Swin and Twins (https://github.com/LayneH/GreenMIM, https://github.com/microsoft/SimMIM, Microsoft's Swin, timm)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
+from ..rules import Drop, Keep, Rename, Reshape, Rule
+
+_SWIN_PART = (
+    r"((?:patch_embed\.(?:proj|norm)|layers\.\d\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)|norm)"
+    r"\.(?:weight|bias)|layers\.\d\.blocks\.\d+\.attn\.relative_position_bias_table)"
+)
+_MERGING = r"downsample\.(norm\.(?:weight|bias)|reduction\.weight)"
+_SWIN_BUFFERS = Drop(
+    r"(encoder\.)?layers\.\d\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)",
+    "integer index or mask, recomputed from the grid",
+)
+_MERGING_WHY = "the middle two of four neighbours change places: files of May 2022 join them by rows, Swin by columns"
+
+
+def _merge_quarters(values: Tensor) -> Tensor:
+    """The second and the third quarter of the last axis change places (norm [4 C] and reduction [2 C, 4 C] of a merging)."""
+    first, second, third, fourth = values.chunk(4, dim=-1)
+    return torch.cat([first, third, second, fourth], dim=-1)
+
+
+def _swin(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
+    """Microsoft's names, where a merging ends a stage; in timm's it begins the next one."""
+    mergings: list[Rule] = []
+    for stage in range(3):
+        old, new = rf"{prefix}layers\.{stage}\.{_MERGING}", rf"layers.{stage + 1}.downsample.\1"
+        mergings.append(Reshape(old, new, _merge_quarters, _MERGING_WHY) if swapped else Rename(old, new))
+    return (*mergings, Rename(prefix + _SWIN_PART, r"\1"), _SWIN_BUFFERS)
+
+
+def _swin_back(swapped: bool = False) -> tuple[Rule, ...]:
+    mergings: list[Rule] = []
+    for stage in range(3):
+        old, new = rf"layers\.{stage + 1}\.{_MERGING}", rf"encoder.layers.{stage}.downsample.\1"
+        mergings.append(Reshape(old, new, _merge_quarters, _MERGING_WHY) if swapped else Rename(old, new))
+    return (*mergings, Rename(_SWIN_PART, r"encoder.\1"), *MAE_DECODER_BACK)
+
+
+_TWINS_PLAIN = (
+    r"(patch_embeds\.\d\.norm\.(?:weight|bias)|patch_embeds\.\d\.proj\.bias|patch_embeds\.0\.proj\.weight"
+    r"|blocks\.\d\.\d+\.(?:norm1|norm2|mlp\.fc1|mlp\.fc2|attn\.(?:qkv|proj|q|kv|norm))\.(?:weight|bias)"
+    r"|blocks\.\d\.\d+\.attn\.sr\.bias|pos_block\.\d\.proj\.0\.bias|norm\.(?:weight|bias))"
+)
+_TWINS_SPARSE = r"(patch_embeds\.[1-3]\.proj\.weight|blocks\.\d\.\d+\.attn\.sr\.weight)"
+_TWINS_TAPS = r"(pos_block\.\d\.proj\.0\.weight)"
+_SPARSE_WHY = "spconv's order of axes"
+_TAP_WHY = "1 at the centre: the authors' position block has no residual, Twins has one"
+
+
+def _from_spconv(kernel: Tensor) -> Tensor:
+    """[out, k, k, in], or [k, k, out, in] as spconv 2.1 stored kernels of more than 32 taps -> [out, in, k, k]."""
+    if kernel.shape[0] == kernel.shape[1] < kernel.shape[2]:
+        return kernel.permute(2, 3, 0, 1).contiguous()
+    return kernel.permute(0, 3, 1, 2).contiguous()
+
+
+def _centre_tap(value: float) -> Callable[[Tensor], Tensor]:
+    """Adds to the middle of kernels [C, 1, 3, 3]."""
+
+    def change(kernel: Tensor) -> Tensor:
+        kernel = kernel.clone()
+        kernel[:, :, 1, 1] += value
+        return kernel
+
+    return change
+
+
+_SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
+_GREEN_2022 = (
+    "taken for the code of May 2022, which joined the four neighbours of a merging in another order (likely, but unproven; "
+    "--layout green_mim reads the file as later code writes it)"
+)
+
+LAYOUTS = (
+    Layout(
+        "green_mim",
+        ("green",),
+        "GreenMIM authors, masked pre-training of a Swin with decoder, code since January 2023",
+        has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"decoder_pred\.weight"),
+        lacks=(r"encoder\.mask_token",),
+        rules=_swin(r"encoder\."),
+        decoder=MAE_DECODER,
+        back=_swin_back(),
+    ),
+    Layout(
+        "green_mim_2022",
+        ("green",),
+        "GreenMIM authors, the published files: code of May 2022, the same names as green_mim",
+        has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"decoder_pred\.weight"),
+        lacks=(r"encoder\.mask_token",),
+        rules=_swin(r"encoder\.", swapped=True),
+        decoder=MAE_DECODER,
+        back=_swin_back(swapped=True),
+        warning=_GREEN_2022,
+        by_name=True,
+    ),
+    Layout(
+        "green_mim_twins",
+        ("green",),
+        "GreenMIM authors, masked pre-training of a Twins with decoder (kernels as spconv stores them)",
+        has=(r"encoder\.patch_embeds\.1\.proj\.weight", r"decoder_pred\.weight"),
+        lacks=(),
+        rules=(
+            Reshape(r"encoder\." + _TWINS_SPARSE, r"\1", _from_spconv, _SPARSE_WHY),
+            Reshape(r"encoder\." + _TWINS_TAPS, r"\1", _centre_tap(-1), _TAP_WHY),
+            Rename(r"encoder\." + _TWINS_PLAIN, r"\1"),
+        ),
+        decoder=MAE_DECODER,
+        back=(
+            Reshape(_TWINS_SPARSE, r"encoder.\1", lambda kernel: kernel.permute(0, 2, 3, 1).contiguous(), _SPARSE_WHY),
+            Reshape(_TWINS_TAPS, r"encoder.\1", _centre_tap(1), _TAP_WHY),
+            Rename(_TWINS_PLAIN, r"encoder.\1"),
+            *MAE_DECODER_BACK,
+        ),
+    ),
+    Layout(
+        "simmim_swin",
+        ("green",),
+        "SimMIM authors, masked pre-training of a Swin on all tokens",
+        has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"encoder\.mask_token"),
+        lacks=(),
+        rules=(
+            *_swin(r"encoder\."),
+            Drop(r"encoder\.mask_token", _SIMMIM_TOKEN),
+            Drop(r"decoder\.0\.(weight|bias)", "SimMIM's linear head over all tokens"),
+        ),
+    ),
+    Layout(
+        "swin_microsoft",
+        ("green",),
+        "Microsoft's Swin, with or without classifier",
+        has=(r"patch_embed\.norm\.weight", r"layers\.0\.downsample\.reduction\.weight"),
+        lacks=(),
+        rules=(*_swin(""), Rename(r"head\.(weight|bias)", r"head.fc.\1")),
+    ),
+    Layout(
+        "green_swin_timm",
+        ("green",),
+        "this package's own files of a Swin, which have timm's names",
+        has=(r"patch_embed\.norm\.weight", r"layers\.1\.downsample\.reduction\.weight"),
+        lacks=(r"layers\.0\.downsample\..*",),
+        rules=(Keep(_SWIN_PART), Keep(rf"layers\.[1-3]\.{_MERGING}"), Keep(r"head\.fc\.(weight|bias)"), _SWIN_BUFFERS),
+    ),
+    Layout(
+        "green_twins_timm",
+        ("green",),
+        "this package's own files of a Twins, which have timm's names",
+        has=(r"patch_embeds\.1\.proj\.weight", r"pos_block\.0\.proj\.0\.weight"),
+        lacks=(),
+        rules=(Keep(_TWINS_PLAIN), Keep(_TWINS_SPARSE), Keep(_TWINS_TAPS), *HEAD),
+    ),
+)

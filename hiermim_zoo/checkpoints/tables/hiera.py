@@ -1,0 +1,128 @@
+"""Layouts of Hiera (https://github.com/facebookresearch/hiera, timm, transformers)."""
+
+from __future__ import annotations
+
+from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
+from ..rules import Drop, Keep, Number, Rename, Rule
+
+_HIERA_ENCODER: tuple[Rule, ...] = (
+    Keep("pos_embed|pos_embed_spatial|pos_embed_temporal"),
+    Keep(r"patch_embed\.proj\.(weight|bias)"),
+    Keep(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|proj)\.(weight|bias)"),
+)
+_HIERA_SIGNATURE = ("pos_embed|pos_embed_spatial", r"patch_embed\.proj\.weight", r"blocks\.\d+\.proj\.weight")
+_HIERA_NORM = r"fc_norm\.(weight|bias)"
+_HIERA_DECODER = (
+    Rename(r"encoder_norm\.(weight|bias)", r"fusion.norm.\1"),
+    Rename(r"multi_scale_fusion_heads\.(\d)\.(weight|bias)", r"fusion.heads.\1.\2"),
+    *MAE_DECODER,
+)
+_HIERA_DECODER_BACK = (
+    Rename(r"fusion\.norm\.(weight|bias)", r"encoder_norm.\1"),
+    Rename(r"fusion\.heads\.(\d)\.(weight|bias)", r"multi_scale_fusion_heads.\1.\2"),
+    *MAE_DECODER_BACK,
+)
+
+# transformers
+_HF_HIERA_STEM: tuple[Rule, ...] = (
+    Rename(r"(?:hiera\.)?embeddings\.position_embeddings", "pos_embed"),
+    Rename(r"(?:hiera\.)?embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
+)
+_HF_HIERA_LAYER = r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_HF_HIERA_ENCODER: tuple[Rule, ...] = (
+    *_HF_HIERA_STEM,
+    Number(_HF_HIERA_LAYER + r"layernorm_before\.(weight|bias)", r"blocks.{}.norm1.\3"),
+    Number(_HF_HIERA_LAYER + r"layernorm_after\.(weight|bias)", r"blocks.{}.norm2.\3"),
+    Number(_HF_HIERA_LAYER + r"(attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|proj)\.(weight|bias)", r"blocks.{}.\3.\4"),
+)
+_HF_HIERA_DECODER: tuple[Rename, ...] = (
+    Rename(r"encoder_norm\.(weight|bias)", r"fusion.norm.\1"),
+    Rename(r"multiscale_fusion\.multi_scale_fusion_heads\.(\d)\.(weight|bias)", r"fusion.heads.\1.\2"),
+    Rename(r"decoder\.mask_token", "decoder.mask_token"),
+    Rename(r"decoder\.decoder_position_embeddings", "decoder.pos_embed"),
+    Rename(r"decoder\.decoder_embeddings\.(weight|bias)", r"decoder.embed.\1"),
+    Rename(r"decoder\.decoder_(norm|pred)\.(weight|bias)", r"decoder.\1.\2"),
+    Rename(r"decoder\.decoder_block\.layers\.(\d+)\.layernorm_before\.(weight|bias)", r"decoder.blocks.\1.norm1.\2"),
+    Rename(r"decoder\.decoder_block\.layers\.(\d+)\.layernorm_after\.(weight|bias)", r"decoder.blocks.\1.norm2.\2"),
+    Rename(r"decoder\.decoder_block\.layers\.(\d+)\.(attn|mlp)\.(.+)", r"decoder.blocks.\1.\2.\3"),
+)
+_HF_HIERA_SIGNATURE = (r"(hiera\.)?embeddings\.position_embeddings", _HF_HIERA_LAYER + r"attn\.qkv\.weight")
+
+LAYOUTS = (
+    Layout(
+        "hiera",
+        ("hiera",),
+        "Hiera authors, classifiers of images and clips; their Hub repositories",
+        has=(*_HIERA_SIGNATURE, r"norm\.weight", r"head\.projection\.weight"),
+        lacks=("cls_token", "mask_token"),
+        rules=(
+            *_HIERA_ENCODER,
+            Rename(r"norm\.(weight|bias)", r"fc_norm.\1"),
+            Rename(r"head\.projection\.(weight|bias)", r"head.\1"),
+        ),
+        back=(Rename(r"fc_norm\.(weight|bias)", r"norm.\1"), Rename(r"head\.(weight|bias)", r"head.projection.\1")),
+        top_key="model_state",
+    ),
+    Layout(
+        "hiera_mae",
+        ("hiera",),
+        "Hiera authors, masked pre-training: encoder, fusion, decoder (mae_hiera_*.pth)",
+        has=(*_HIERA_SIGNATURE, r"encoder_norm\.weight", "mask_token"),
+        lacks=("cls_token",),
+        rules=_HIERA_ENCODER,
+        may_be_missing=(_HIERA_NORM,),
+        decoder=_HIERA_DECODER,
+        back=_HIERA_DECODER_BACK,
+        top_key="model_state",
+    ),
+    Layout(
+        "hiera_timm",
+        ("hiera",),
+        "timm's names of a Hiera classifier",
+        has=(*_HIERA_SIGNATURE, r"head\.norm\.weight", r"head\.fc\.weight"),
+        lacks=("cls_token",),
+        rules=(
+            *_HIERA_ENCODER,
+            Rename(r"head\.norm\.(weight|bias)", r"fc_norm.\1"),
+            Rename(r"head\.fc\.(weight|bias)", r"head.\1"),
+        ),
+        back=(Rename(r"fc_norm\.(weight|bias)", r"head.norm.\1"), Rename(r"head\.(weight|bias)", r"head.fc.\1")),
+    ),
+    Layout(
+        "hiera_timm_mae",
+        ("hiera",),
+        "timm's names of a Hiera encoder from masked pre-training",
+        has=(*_HIERA_SIGNATURE, r"head\.norm\.weight"),
+        lacks=("cls_token", r"head\.fc\.weight"),
+        rules=(
+            *_HIERA_ENCODER,
+            Drop(
+                r"head\.norm\.(weight|bias)",
+                "norm of the joined levels in pre-training; fc_norm stands behind mean pooling instead",
+            ),
+        ),
+        may_be_missing=(_HIERA_NORM,),
+    ),
+    Layout(
+        "hiera_transformers",
+        ("hiera",),
+        "transformers' Hiera: classifier, bare encoder, or masked pre-training with decoder (facebook/hiera-*-hf)",
+        has=_HF_HIERA_SIGNATURE,
+        lacks=(),
+        rules=(
+            *_HF_HIERA_ENCODER,
+            Rename(r"(?:hiera\.)?pooler\.layernorm\.(weight|bias)", r"fc_norm.\1"),
+            Rename(r"classifier\.(weight|bias)", r"head.\1"),
+        ),
+        may_be_missing=(_HIERA_NORM,),
+        decoder=_HF_HIERA_DECODER,
+    ),
+    Layout(
+        "hiera_own",
+        ("hiera",),
+        "this package's own files",
+        has=(*_HIERA_SIGNATURE, r"fc_norm\.weight"),
+        lacks=("cls_token", "mask_token"),
+        rules=(*_HIERA_ENCODER, *HEAD),
+    ),
+)
