@@ -19,7 +19,7 @@ from hiermim_zoo.checkpoints.layouts import to_native
 from hiermim_zoo.geometry import from_units, to_units
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
-from hiermim_zoo.models.hiera import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
+from hiermim_zoo.models.hiera_parts import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
 from hiermim_zoo.optim import FINE_TUNING, PRETRAINING
 from hiermim_zoo.registry import row_of
 

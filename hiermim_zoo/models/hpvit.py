@@ -260,7 +260,7 @@ class HPViT(Backbone):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the tables that take no weight decay."""
-        return {"pos_embed", "cls_embed"}
+        return {"pos_embed", "cls_embed"} if self.class_token else {"pos_embed"}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
