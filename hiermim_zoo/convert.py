@@ -104,7 +104,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
     parser.add_argument("--pool", help="HPViT: what stands between the stages, avg or conv")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="HPViT: blocks of each stage")
-    parser.add_argument("--window-size", type=int, metavar="N", help="HPViT: tokens along a side of a window, 0 for none")
+    window = "HPViT, Swin: tokens along a side of a window (HPViT: 0 for none; Swin: bias tables are resampled)"
+    parser.add_argument("--window-size", type=int, metavar="N", help=window)
     parser.add_argument(
         "--class-token", action="store_true", default=None, help="HPViT: keep it as one more token of every window"
     )
