@@ -57,11 +57,7 @@ class GreenSwin(SwinTransformer):
     @property
     def mask_layout(self) -> MaskLayout:
         """One token for every unit, for inputs of the configured size."""
-        height, width = self.patch_embed.img_size
-        if height % self.unit or width % self.unit:
-            raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {self.unit}")
-        units = height // self.unit, width // self.unit
-        return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
+        return unit_layout(self.patch_embed.img_size, self.unit, self.num_features)
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
         """The windows of every block, for images of so many rows and columns of units; all that planning needs to know."""
@@ -113,6 +109,18 @@ def visible_block(block: SwinTransformerBlock, x: Tensor, plan: Any, rows: Tenso
     attended = group_attention(attn.qkv(block.norm1(x)), plan, attn.num_heads, bias, dropout)
     x = x + block.drop_path1(attn.proj_drop(attn.proj(attended)))
     return x + block.drop_path2(block.mlp(block.norm2(x)))
+
+
+def unit_layout(img_size: tuple[int, int], unit: int, dim: int) -> MaskLayout:
+    """One token of ``dim`` channels for every unit of ``unit`` pixels.
+
+    Raises:
+        ValueError: a side that is no multiple of the unit.
+    """
+    height, width = img_size
+    if height % unit or width % unit:
+        raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {unit}")
+    return MaskLayout(units=(height // unit, width // unit), stages=(Stage((1, 1), dim),), stride=(unit, unit))
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:

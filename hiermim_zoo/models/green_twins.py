@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_mask
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
-from ..protocol import MaskLayout, Stage, Visible
-from .green_swin import set_norm_eps
+from ..protocol import MaskLayout, Visible
+from .green_swin import set_norm_eps, unit_layout
 
 
 class GreenTwins(Twins):
@@ -81,11 +81,7 @@ class GreenTwins(Twins):
     @property
     def mask_layout(self) -> MaskLayout:
         """One token for every unit, for inputs of the configured size."""
-        height, width = self.patch_embed.img_size
-        if height % self.unit or width % self.unit:
-            raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {self.unit}")
-        units = height // self.unit, width // self.unit
-        return MaskLayout(units=units, stages=(Stage((1, 1), self.num_features),), stride=(self.unit, self.unit))
+        return unit_layout(self.patch_embed.img_size, self.unit, self.num_features)
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
         """The windows of every stage, for images of so many rows and columns of units; all that planning needs to know."""
