@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     caught = catch_signals()
 
     # the data
-    changes = {key: value for key in ("depth", "dim", "heads") if (value := getattr(args, f"decoder_{key}")) is not None}
+    changes: dict[str, Any] = {key: value for key in ("depth", "dim", "heads") if (value := getattr(args, f"decoder_{key}"))}
+    if args.masks:
+        changes["shared_mask"] = args.masks == "batch"
     mae = build(args, changes)
     config = data_config(mae.encoder, mae.input_size) | overrides(args, "mean", "std")
     source = open_source(
@@ -227,6 +229,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", metavar="DIR", help="go on from a folder of convert --mae or of an earlier run, with a new schedule")
     add("--pretrained", action="store_true", help="start the encoder from the architecture's pretrained weights")
     add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
+    add("--masks", choices=("sample", "batch"), help="one for each picture, or one for all of a step (default: the family's)")
     add("--raw-pixels", action="store_true", help="predict pixels that are not normalised patch by patch")
     add("--decoder-depth", type=at_least(1), metavar="N", help="blocks (default: the family's, likewise below)")
     add("--decoder-dim", type=at_least(1), metavar="N", help="width")

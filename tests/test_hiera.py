@@ -62,7 +62,7 @@ def test_autoencoders_are_those_of_the_authors(name: str, parameters: int, kept:
 def test_the_small_size_is_what_it_should_be() -> None:
     model = timm.create_model("hiera_atto", num_classes=10)
     assert 0.7e6 < sum(p.numel() for p in model.parameters()) < 0.85e6
-    assert (model.patch_embed.img_size, model.patch_embed.grid_size) == ((64, 64), (2, 2))
+    assert (model.patch_embed.img_size, model.patch_embed.grid_size) == ((96, 96), (3, 3))
 
 
 def test_layers_are_the_blocks() -> None:
@@ -188,7 +188,7 @@ def test_loading_at_another_size_resizes_as_asked(how: str) -> None:
     loaded = timm.create_model(
         "hiera_atto", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=(96, 64), pos_resize=how
     )
-    assert torch.equal(loaded.pos_embed, resize_table(source.pos_embed, (2, 2), (3, 2), how))
+    assert torch.equal(loaded.pos_embed, resize_table(source.pos_embed, (3, 3), (3, 2), how))
 
 
 # ---- clips

@@ -498,10 +498,11 @@ _IMAGES: dict[str, dict[str, Any]] = {
     "hiera_large": {"embed_dim": 144, "depths": (2, 6, 36, 4), "num_heads": 2},
     "hiera_huge": {"embed_dim": 256, "depths": (2, 6, 36, 4), "num_heads": 4},
 }
-_ATTO: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1}
+# A unit has 32 x 32 pixels: 3 x 3 of them in an image, 4 x 2 x 2 in a clip, so that there is something to hide.
+_ATTO: dict[str, Any] = {"img_size": 96, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
     "hiera_atto": _ATTO,
-    "hiera_atto_video": {**_ATTO, "num_frames": 8},
+    "hiera_atto_video": {**_ATTO, "img_size": 64, "num_frames": 8},
     **_IMAGES,
     **{f"{name}_video": {**_IMAGES[name], "num_frames": 16} for name in list(_IMAGES)[2:]},  # from base on
 }
@@ -525,7 +526,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 @register
 def hiera_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hiera of a million parameters for 64 x 64 images."""
+    """Hiera of a million parameters for 96 x 96 images."""
     return _create("hiera_atto", pretrained, **kwargs)
 
 

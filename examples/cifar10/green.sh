@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# GreenMIM on real pictures, with one mask a batch and one a picture. How the embedded weights green_swin_atto.mae_cifar10 and
+# green_swin_atto.mae_cifar10_ft_cifar10 and the table of MODEL_CARDS.md were made.
+#
+#     bash examples/cifar10/green.sh DATA RUNS pretrain|compare|ship|probes
+#
+# DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs the first.
+# Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 5 epochs.
+set -euo pipefail
+data=$1 runs=$2 step=$3
+model=green_swin_atto
+fast=(--amp bf16 --compile --workers 1)
+export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
+recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
+  --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
+
+finetune() { # NAME SEED OPTIONS...: on a tenth of the labels
+  mkdir -p "$runs/tenth"
+  [ -e "$runs/tenth/train" ] || tar -xf "$data/train.tar" -C "$runs/tenth" --wildcards 'train/*/0[0-4][0-9][0-9].jpg'
+  [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method finetune --epochs 5 \
+    --batch-size 100 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" "${@:3}"
+}
+
+case $step in
+pretrain) # labels are not used
+  for masks in batch sample; do
+    python -m hiermim_zoo.pretrain "$data/train.tar" --model $model -o "$runs/$masks" --resume auto --license apache-2.0 \
+      --masks $masks --epochs 5 --warmup 0.5 --batch-size 250 --opt nmuon --lr 2e-3 --crop-scale 0.4 1 --decoder-depth 1 \
+      --decoder-dim 128 --decoder-heads 4 --max-bad 0 --look-every 10 --log-steps 100 "${fast[@]}"
+  done
+  ;;
+compare)
+  for seed in ${SEEDS:-0 1 2}; do
+    for masks in batch sample; do
+      finetune $masks "$seed" --model "local-dir:$runs/$masks/encoder" --layer-decay 0.85
+    done
+    finetune scratch "$seed" --model $model --no-pretrained --layer-decay 1
+  done
+  ;;
+ship) # on all labels
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/sample/encoder" \
+    --method finetune --epochs 2 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+  ;;
+probes) # features as they are, before any labels
+  for masks in batch sample; do
+    python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method knn --model "local-dir:$runs/$masks/encoder" \
+      --amp bf16 --batch-size 250 --workers 1 --json "$runs/$masks-knn.json"
+  done
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method knn --model $model --no-pretrained \
+    --amp bf16 --batch-size 250 --workers 1 --json "$runs/random-knn.json"
+  ;;
+*)
+  echo "unknown step $step" >&2
+  exit 2
+  ;;
+esac
