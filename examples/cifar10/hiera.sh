@@ -2,9 +2,9 @@
 # Hiera on real pictures. How the embedded weights hiera_atto.mae_cifar10 and hiera_atto.mae_cifar10_ft_cifar10 and the tables of
 # MODEL_CARDS.md were made.
 #
-#     bash examples/cifar10/hiera.sh DATA RUNS pretrain|compare|ship|probes
+#     bash examples/cifar10/hiera.sh DATA RUNS pretrain|compare|ship|sizes|probes
 #
-# DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs the first.
+# DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs the first, sizes needs ship.
 # Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 6 epochs.
 set -euo pipefail
 data=$1 runs=$2 step=$3
@@ -36,6 +36,14 @@ compare)
 ship) # on all labels
   python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/pretrain/encoder" \
     --method finetune --epochs 2 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+  ;;
+sizes) # positions learned at 96 x 96, resampled either way
+  for size in 64 128 160 192; do
+    for how in plain window; do
+      python -m hiermim_zoo.evaluate "$data/test.tar" --method classify --model "local-dir:$runs/ship" --img-size $size \
+        --model-kwargs pos_resize=$how --amp bf16 --batch-size 250 --workers 1 --json "$runs/$how-$size.json"
+    done
+  done
   ;;
 probes) # features as they are, before any labels
   python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method knn --model "local-dir:$runs/pretrain/encoder" \
