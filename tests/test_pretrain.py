@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hiermim_zoo import optim, pretrain, resume
 from hiermim_zoo.journal import read_log
-from hiermim_zoo.mae import create_mae
+from hiermim_zoo.mae import MAEOutput, MaskedAutoencoder, create_mae
 
 MODEL = ("--model", "hivit_atto", "--img-size", "32", "--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
 SHORT = ("--batch-size", "8", "--epochs", "1", "--warmup", "0", "--workers", "0", "--device", "cpu", "--look-every", "0")
@@ -102,6 +102,25 @@ def test_pictures_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> Non
     first, second = (np.asarray(Image.open(path)) for path in drawn)
     assert first.shape == second.shape
     assert (first != second).any()
+
+
+@pytest.mark.parametrize(("options", "shared"), [((), False), (("--masks", "sample"), False), (("--masks", "batch"), True)])
+def test_pictures_of_a_step_share_a_mask_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], shared: bool
+) -> None:
+    seen: list[Tensor] = []
+    forward = MaskedAutoencoder.forward
+
+    def noted(mae: MaskedAutoencoder, images: Tensor, keep: Tensor) -> MAEOutput:
+        seen.append(keep)
+        return forward(mae, images, keep)
+
+    monkeypatch.setattr(MaskedAutoencoder, "forward", noted)
+    train(tmp_path / "out", "--img-size", "64", "--steps", "2", *options)
+    (first, second) = (keep for keep in seen if len(keep) == 8)
+    assert bool((first == first[:1]).all()) == bool((second == second[:1]).all()) == shared
+    assert not torch.equal(first, second)
+    assert create_mae("hivit_atto", checkpoint=tmp_path / "out" / "encoder").recipe.shared_mask == shared
 
 
 def test_the_exported_encoder_is_the_trained_one_bit_for_bit(finished: Path) -> None:
