@@ -9,17 +9,8 @@
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=green_swin_atto
-fast=(--amp bf16 --compile --workers 1)
-export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
-recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
-  --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
-
-finetune() { # NAME SEED OPTIONS...: on a tenth of the labels
-  mkdir -p "$runs/tenth"
-  [ -e "$runs/tenth/train" ] || tar -xf "$data/train.tar" -C "$runs/tenth" --wildcards 'train/*/0[0-4][0-9][0-9].jpg'
-  [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method finetune --epochs 5 \
-    --batch-size 100 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" "${@:3}"
-}
+epochs=5
+source "$(dirname "$0")/common.sh"
 
 case $step in
 pretrain) # labels are not used
@@ -38,16 +29,12 @@ compare)
   done
   ;;
 ship) # on all labels
-  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/sample/encoder" \
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/batch/encoder" \
     --method finetune --epochs 2 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
-probes) # features as they are, before any labels
-  for masks in batch sample; do
-    python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method knn --model "local-dir:$runs/$masks/encoder" \
-      --amp bf16 --batch-size 250 --workers 1 --json "$runs/$masks-knn.json"
-  done
-  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method knn --model $model --no-pretrained \
-    --amp bf16 --batch-size 250 --workers 1 --json "$runs/random-knn.json"
+probes) # features as they are
+  for masks in batch sample; do probe $masks --model "local-dir:$runs/$masks/encoder"; done
+  probe random --model $model --no-pretrained
   ;;
 *)
   echo "unknown step $step" >&2

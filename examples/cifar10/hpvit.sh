@@ -10,15 +10,8 @@ set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hpvit_atto
 plain=(--model vit_tiny_patch16_224 --model-kwargs embed_dim=96 depth=6 num_heads=3 --img-size 64)
-fast=(--amp bf16 --compile --workers 1)
-export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
-recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
-  --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
-
-finetune() { # NAME SEED OPTIONS...: on a tenth of the labels
-  [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --method finetune --epochs 12 \
-    --batch-size 100 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" "${@:3}"
-}
+epochs=12
+source "$(dirname "$0")/common.sh"
 
 from() { finetune "$1" "$2" --model "local-dir:$runs/$1" --layer-decay 0.85; } # NAME SEED: of a converted folder
 
@@ -41,8 +34,6 @@ convert)
   convert depths1221 --depths 1 2 2 1
   convert depths2121 --depths 2 1 2 1
   convert depths1122 --depths 1 1 2 2
-  mkdir -p "$runs/tenth"
-  tar -xf "$data/train.tar" -C "$runs/tenth" --wildcards 'train/*/0[0-4][0-9][0-9].jpg'
   ;;
 compare)
   for seed in ${SEEDS:-0 1 2}; do
@@ -61,8 +52,7 @@ ship) # on all labels
   ;;
 probes) # features as they are, before any labels; with convolutional pooling they are those of avg
   for name in pretrain/encoder avg token window4 global depths1221 depths2121 depths1122; do
-    python -m hiermim_zoo.evaluate "$data/test.tar" --train "$runs/tenth/train" --model "local-dir:$runs/$name" --method knn \
-      --amp bf16 --batch-size 250 --workers 1 --json "$runs/${name%/*}-knn.json"
+    probe "${name%/*}" --model "local-dir:$runs/$name"
   done
   ;;
 *)

@@ -10,18 +10,17 @@
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hiera_atto_video
-fast=(--amp bf16 --compile --workers 1)
-export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
-recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0 --cutmix 0
-  --hflip 0 --repeat 1 --drop-path 0 --weight-decay 0.05) # mirrored, what moves left would move right
+epochs=5
+source "$(dirname "$0")/common.sh"
+recipe+=(--mixup 0 --cutmix 0 --hflip 0 --repeat 1) # mirrored, what moves left would move right
 
 extract() { # FOLDER SPLIT PATTERN
   [ -e "$runs/$1" ] || { mkdir -p "$runs/$1" && tar -xf "$data/$2.tar" -C "$runs/$1" --strip-components 1 --wildcards "$2/*/$3.jpg"; }
 }
 
-finetune() { # NAME SEED OPTIONS...
+few() { # NAME SEED OPTIONS...: on few pictures
   [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "moving:$runs/measure" --train "moving:$runs/few" --method finetune \
-    --epochs 5 --batch-size 50 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" -o "$runs/$1-$2" "${@:3}"
+    --epochs $epochs --batch-size 50 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" -o "$runs/$1-$2" "${@:3}"
 }
 
 extract few train '00[0-9][0-9]'
@@ -37,9 +36,9 @@ inflate) # the encoder of images
   ;;
 compare)
   for seed in ${SEEDS:-0 1}; do
-    finetune mae "$seed" --model "local-dir:$runs/pretrain/encoder" --layer-decay 0.85
-    finetune scratch "$seed" --model $model --no-pretrained --layer-decay 1
-    finetune inflated "$seed" --model "local-dir:$runs/inflated" --layer-decay 0.85
+    few mae "$seed" --model "local-dir:$runs/pretrain/encoder" --layer-decay 0.85
+    few scratch "$seed" --model $model --no-pretrained --layer-decay 1
+    few inflated "$seed" --model "local-dir:$runs/inflated" --layer-decay 0.85
   done
   ;;
 *)
