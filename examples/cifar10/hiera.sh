@@ -29,7 +29,7 @@ ship) # on all labels
     --method finetune --epochs 2 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 sizes) # positions learned at 96 x 96, resampled either way
-  for size in 64 128 160 192; do
+  for size in 64 128 192; do
     for how in plain window; do
       python -m hiermim_zoo.evaluate "$data/test.tar" --method classify --model "local-dir:$runs/ship" --img-size $size \
         --model-kwargs pos_resize=$how --amp bf16 --batch-size 250 --workers 1 --json "$runs/$how-$size.json"
