@@ -222,6 +222,7 @@ LEVELS = [
     {"probe", "finetune", "labelled"},
     {"reconstruct", "__init__"},
     {"watch"},
+    {"verify"},
     {"convert", "extract", "cards", "benchmark", "pretrain", "evaluate"},
 ]
 

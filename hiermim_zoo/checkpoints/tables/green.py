@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Rename, Reshape, Rule
+from ..rules import Drop, Keep, Rename, Reshape, Rule, apply_rules
 
 _SWIN_PART = (
     r"((?:patch_embed\.(?:proj|norm)|layers\.\d\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)|norm)"
@@ -26,6 +26,12 @@ def _merge_quarters(values: Tensor) -> Tensor:
     """The second and the third quarter of the last axis change places (norm [4 C] and reduction [2 C, 4 C] of a merging)."""
     first, second, third, fourth = values.chunk(4, dim=-1)
     return torch.cat([first, third, second, fourth], dim=-1)
+
+
+def swap_mergings(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Swin in timm's names as if its file had joined the four neighbours of a merging in the other order."""
+    mergings = Reshape(rf"(layers\.[1-3]\.{_MERGING})", r"\1", _merge_quarters, _MERGING_WHY)
+    return apply_rules(state, (mergings, Keep(".*")), "green_swin_timm")[0]
 
 
 def _swin(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
@@ -77,7 +83,7 @@ def _centre_tap(value: float) -> Callable[[Tensor], Tensor]:
 _SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
 _GREEN_2022 = (
     "taken for the code of May 2022, which joined the four neighbours of a merging in another order (likely, but unproven; "
-    "--layout green_mim reads the file as later code writes it)"
+    "--layout green_mim reads the file as later code writes it, convert --verify says which of the two reconstructs better)"
 )
 
 LAYOUTS = (
