@@ -135,7 +135,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
     if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or chosen(args)):
-        raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
+        raise ValueError("--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone")
     if args.inflate and (args.mae or args.install or args.to):
         raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
     if args.mae and (args.img_size or args.install):
@@ -155,12 +155,17 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_back(converted: Converted, layout: str, file: Path, force: bool) -> None:
     """Write a model, or encoder and decoder, as their authors would."""
-    contents = replace(converted.contents(), decoder=converted.source_decoder())
+    decoder = converted.source_decoder()
+    contents = replace(converted.contents(), decoder=decoder)
     with torch.random.fork_rng(devices=[]):
         fresh = create_model(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
     write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
     print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
+    if decoder and not table.decoder:
+        print(f"  the source's decoder is left out: {layout} has none of its kind")
+    if table.added_why:
+        print(f"  {table.added_why}")
 
 
 def check_decoder(converted: Converted) -> None:

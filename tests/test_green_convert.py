@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
+from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
-from hiermim_zoo.checkpoints.layouts import find_layout
+from hiermim_zoo.checkpoints.layouts import find_layout, to_native
 from hiermim_zoo.checkpoints.published import to_published
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
+from hiermim_zoo.models import green
 from hiermim_zoo.verify import SAMPLE, sample, sample_folder
+
+from .golden.case import golden
 
 ARCH = "green_swin_atto"
 
@@ -134,3 +140,108 @@ def test_a_small_decoder_is_rebuilt_as_its_folder_says(tmp_path: Path, capsys: p
     publish(mae, "green_mim", tmp_path / "file.pth")  # nothing beside it says what decoder that is
     command(tmp_path / "file.pth", "--model", ARCH, "-o", tmp_path / "c", "--verify")
     assert re.search(r"cannot be told: tensor 'decoder\.\S+' is \[", capsys.readouterr().out)
+
+
+# ---- other people's names
+
+
+def exported(source: Path, layout: str, file: Path, *more: object) -> dict[str, Tensor]:
+    command(source, "--model", ARCH, "--to", layout, "-o", file, "--force", *more)
+    state: dict[str, Tensor] = torch.load(file, weights_only=True)["model"]
+    return state
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder with its decoder, every parameter drawn."""
+    torch.manual_seed(1)
+    mae = create_mae(ARCH, recipe={"dim": 32, "heads": 2})
+    with torch.no_grad():
+        for parameter in mae.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    mae.encoder.pretrained_cfg = own_cfg(ARCH, {}, "mit", 0, (3, 128, 128))
+    out = tmp_path_factory.mktemp("export") / "folder"
+    write_folder(Contents(ARCH, mae.encoder, {"license": "mit"}, "Made by a test.", decoder=decoder_state(mae)), out)
+    return out
+
+
+LEFT_OUT = "the source's decoder is left out: {} has none of its kind"
+
+
+@pytest.mark.parametrize("layout", ["swin_microsoft", "simmim_swin"])
+def test_an_encoder_comes_back_from_their_names(
+    folder: Path, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = exported(folder, layout, tmp_path / "there.pth")
+    said = capsys.readouterr().out
+    assert LEFT_OUT.format(layout) in said
+    assert ("encoder.mask_token is zero" in said) == (layout == "simmim_swin")
+    native, back = load_file(folder / "model.safetensors"), to_native(there, "green")
+    assert back.layout.name == layout
+    assert back.state.keys() == native.keys()
+    assert all(torch.equal(tensor, native[name]) for name, tensor in back.state.items())
+    name = ("encoder." if layout == "simmim_swin" else "") + "layers.1.downsample.reduction.weight"  # negative control
+    assert torch.equal(there[name], native["layers.2.downsample.reduction.weight"])
+    there[name] = there[name].flip(-1)
+    assert not torch.equal(
+        to_native(there, "green").state["layers.2.downsample.reduction.weight"],
+        back.state["layers.2.downsample.reduction.weight"],
+    )
+
+
+def test_a_classifier_goes_to_microsofts_names_and_from_there_into_timms_model(tmp_path: Path) -> None:
+    ours = timm.create_model(ARCH, num_classes=5).eval()
+    torch.save(ours.state_dict(), tmp_path / "ours.pth")
+    there = exported(tmp_path / "ours.pth", "swin_microsoft", tmp_path / "there.pth")
+    assert torch.equal(there["head.weight"], ours.head.fc.weight)
+    theirs = SwinTransformer(num_classes=5, **green.SWINS[ARCH]).eval()
+    theirs.load_state_dict(checkpoint_filter_fn(there, theirs))  # timm's own reader of Microsoft's files
+    images = torch.randn(1, 3, 128, 128)
+    assert torch.equal(theirs(images), ours(images))
+    with pytest.raises(ValueError, match=r"'head\.fc\.\w+' .* is not part of the layout 'simmim_swin'"):
+        exported(tmp_path / "ours.pth", "simmim_swin", tmp_path / "simmim.pth")
+    assert not (tmp_path / "simmim.pth").exists()
+    assert "encoder.norm.bias" in exported(tmp_path / "ours.pth", "simmim_swin", tmp_path / "simmim.pth", "--num-classes", 0)
+
+
+def test_buffers_are_what_strict_loading_asks_for(folder: Path, tmp_path: Path) -> None:
+    """The index and the mask of shifted windows, each from its definition; 32 x 32 tokens in windows of 4, shifted by 2."""
+    there = exported(folder, "swin_microsoft", tmp_path / "there.pth")
+    row, col = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
+    rows, cols = (x.flatten()[:, None] - x.flatten()[None] for x in (row, col))
+    assert torch.equal(there["layers.0.blocks.0.attn.relative_position_index"], (rows + 3) * 7 + cols + 3)
+    wrapped = torch.arange(32).roll(-2) < 2  # rows and columns that the shift brought around
+    part = (2 * wrapped[:, None] + wrapped[None]).view(8, 4, 8, 4).transpose(1, 2).reshape(64, 16)  # of the tokens of a window
+    expected = torch.where(part[:, None] == part[:, :, None], 0.0, -100.0)
+    assert torch.equal(there["layers.0.blocks.1.attn_mask"], expected)
+    assert expected.any()
+    shifted = [name for name in there if name.endswith("attn_mask")]
+    assert shifted == [f"layers.{stage}.blocks.1.attn_mask" for stage in (0, 1, 2)]  # the last grid is a window
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "arch", "kwargs"),
+    [
+        ("green_swin_base_w7", "green_mim", "green_swin_base", {}),
+        ("green_swin_base_w7", "green_mim_2022", "green_swin_base", {}),
+        ("simmim_swin_base_layout", "simmim_swin", "green_swin_base", {"img_size": 192, "window_size": 6}),
+    ],
+)
+def test_names_shapes_and_types_are_those_of_the_authors_files(case: str, layout: str, arch: str, kwargs: dict[str, Any]) -> None:
+    """Buffers included; of SimMIM's all but its linear head."""
+    with torch.device("meta"):
+        mae = create_mae(arch, **kwargs)
+        there = to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout(layout), mae.encoder)
+    about = golden(case).about
+    expected = {name: tuple(shape) for name, shape in about["manifest"].items() if not name.startswith("decoder.0.")}
+    assert {name: tuple(tensor.shape) for name, tensor in there.items()} == expected
+    indices = {name for name in about["buffers"] if name.endswith("index")}
+    assert {name for name, tensor in there.items() if tensor.dtype == torch.int64} == indices
+
+
+def test_what_is_no_swin_has_no_place_there(tmp_path: Path) -> None:
+    model = timm.create_model("green_twins_small", num_classes=0, depths=(1, 1, 1, 1))
+    torch.save(model.state_dict(), tmp_path / "twins.pth")
+    with pytest.raises(ValueError, match=r"'\S+' .* (is not part of the layout|is missing|no place)"):
+        command(tmp_path / "twins.pth", "--model", "green_twins_small", "--to", "swin_microsoft", "-o", tmp_path / "out.pth")
+    assert not (tmp_path / "out.pth").exists()

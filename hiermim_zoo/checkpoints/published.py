@@ -23,7 +23,8 @@ def to_published(
         state: of the model, in this package's names.
         decoder: "fusion.*" and "decoder.*"; left out where the layout holds none.
         layout: one that can be written.
-        fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value.
+        fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value, and
+            what they hold beyond weights (tables of indices, masks) is read off it.
 
     Raises:
         ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place for.
@@ -40,7 +41,9 @@ def to_published(
         elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
             raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
     rest = decoder if layout.decoder else {}
-    renamed, _ = apply_rules({**kept, **rest}, (*layout.rules, *layout.back), layout.name)
+    renamed, _ = apply_rules({**kept, **rest}, (*layout.back, *layout.rules), layout.name)
+    if layout.added:
+        renamed |= layout.added(fresh)
     if not layout.fits(renamed):
         missing = [pattern for pattern in layout.has if not any(re.fullmatch(pattern, name) for name in renamed)]
         raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
