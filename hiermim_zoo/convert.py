@@ -27,7 +27,7 @@ from .checkpoints.folder import check_target, write_folder
 from .checkpoints.layouts import LAYOUTS, find_layout
 from .checkpoints.published import check_file, to_published, write_published
 from .checkpoints.rules import check_fits
-from .cli import run
+from .cli import add_img_size, run
 from .mae import create_mae, decoder_state
 from .registry import check_arch
 from .verify import compare, verify
@@ -96,7 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--install", nargs="?", const="", metavar="TAG", help="put it into the local store, where pretrained=True finds it"
     )
     parser.add_argument("--layout", help=f"force a layout instead of recognising it: {', '.join(x.name for x in LAYOUTS)}")
-    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
+    add_img_size(parser.add_argument, ", that positions are resampled to")
     parser.add_argument("--pool", help="HPViT: what stands between the stages, avg or conv")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="HPViT: blocks of each stage")
     window = "HPViT, Swin: tokens along a side of a window (HPViT: 0 for none; Swin: bias tables are resampled)"
@@ -121,10 +121,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="load what was written and compare it")
     parser.add_argument("--pictures", metavar="DATA", help="on which --verify compares (default: those of the package)")
     args = parser.parse_args(argv)
-    if args.img_size is not None:
-        if len(args.img_size) > 2:
-            raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
-        args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     if args.install == "":
         args.install = args.source
     if args.install and chosen(args):

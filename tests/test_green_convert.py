@@ -239,6 +239,15 @@ def test_names_shapes_and_types_are_those_of_the_authors_files(case: str, layout
     assert {name for name, tensor in there.items() if tensor.dtype == torch.int64} == indices
 
 
+def test_a_file_that_holds_its_decoder_needs_no_folder_in_between(tmp_path: Path) -> None:
+    mae = create_mae(ARCH, recipe={"dim": 32, "heads": 2})
+    old = publish(mae, "green_mim_2022", tmp_path / "old.pth")
+    new = exported(old, "green_mim", tmp_path / "new.pth", "--layout", "green_mim_2022")
+    expected = torch.load(publish(mae, "green_mim", tmp_path / "expected.pth"), weights_only=True)["model"]
+    assert new.keys() == expected.keys()
+    assert all(torch.equal(new[name], tensor) for name, tensor in expected.items())
+
+
 def test_what_is_no_swin_has_no_place_there(tmp_path: Path) -> None:
     model = timm.create_model("green_twins_small", num_classes=0, depths=(1, 1, 1, 1))
     torch.save(model.state_dict(), tmp_path / "twins.pth")

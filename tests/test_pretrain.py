@@ -387,7 +387,7 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--model", "resnet18"), "resnet18.*no recipe.*hivit"),
         (("--mask-ratio", "1.5"), "mask_ratio=1.5"),
         (("--mask-ratio", "0"), "mask_ratio=0.0"),
-        (("--img-size", "40"), "--img-size 40 is not a whole number of mask units; 48 x 48 is"),
+        (("--img-size", "40"), "--img-size 40 40 is not a whole number of mask units; 48 x 48 is"),
         (("--img-size", "8"), "8"),
         (("--img-size", "32", "32", "32"), "--img-size 32 32 32: one number, or height and width"),
         (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
