@@ -31,7 +31,7 @@ from .clips import open_source
 from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, seed_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
-from .mae import MaskedAutoencoder, create_mae, decoder_state
+from .mae import MaskedAutoencoder, create_mae, decoder_state, recipe_changes
 from .masking import random_keep
 from .optim import PRETRAINING, lr_at, make_optimizer, set_lr
 from .registry import check_arch, row_of
@@ -228,7 +228,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_kwargs(add)
     add("--checkpoint", metavar="DIR", help="go on from a folder of convert --mae or of an earlier run, with a new schedule")
     add("--pretrained", action="store_true", help="start the encoder from the architecture's pretrained weights")
-    add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
+    add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the checkpoint's, else the family's)")
     add("--masks", choices=("sample", "batch"), help="one for each picture, or one for all of a step (default: the family's)")
     add("--raw-pixels", action="store_true", help="predict pixels that are not normalised patch by patch")
     add("--decoder-depth", type=at_least(1), metavar="N", help="blocks (default: the family's, likewise below)")
@@ -430,7 +430,9 @@ def export(
     encoder.pretrained_cfg = own
     made = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
     model_args = given_args(args) | size
-    contents = Contents(arch, encoder, provenance, made, model_args, decoder=decoder_state(whole), recipe=changes)
+    contents = Contents(
+        arch, encoder, provenance, made, model_args, decoder=decoder_state(whole), recipe=recipe_changes(args.model, whole.recipe)
+    )
     write_folder(contents, args.output / "encoder", force=True)
     print(f"wrote {args.output / 'encoder'}: timm.create_model('local-dir:{args.output / 'encoder'}', pretrained=True)")
 

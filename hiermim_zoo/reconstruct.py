@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="ARCH")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="written by convert --mae (default: random weights)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
+    parser.add_argument("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the checkpoint's)")
     parser.add_argument("--raw-pixels", action="store_true", help="the decoder was trained without normalised pixels")
     statistics = "how normalised pixels become pixels: with each patch's own mean and variance, or the visible ones' average"
     parser.add_argument("--statistics", choices=("true", "visible"), default="true", help=statistics)
