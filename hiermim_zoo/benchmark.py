@@ -33,6 +33,7 @@ from .measure import measure
 from .peers import PEERS, is_peer, make_peer
 from .registry import check_arch
 from .version import __version__
+from .writing import replacing
 
 MODES = ("inference", "train", "pretrain", "dense")
 MASKED = ("pretrain", "dense")  # of the masked autoencoder
@@ -258,9 +259,8 @@ def write(rows: dict[str, Row], args: argparse.Namespace) -> None:
         "hiermim_zoo": __version__,
         "rows": [asdict(row) for row in rows.values()],
     }
-    part = args.output.with_name(args.output.name + ".part")
-    part.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    part.replace(args.output)
+    with replacing(args.output) as part:
+        part.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

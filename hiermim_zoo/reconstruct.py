@@ -20,6 +20,7 @@ from .cli import run
 from .data import data_config
 from .mae import MAEOutput, MaskedAutoencoder, create_mae
 from .masking import random_keep
+from .writing import replacing
 
 PANELS = ("masked", "prediction", "prediction, visible parts pasted", "original")
 SIDE, GAP, HEADER, FOOTER = 224, 8, 28, 48  # pixels of the drawing
@@ -35,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = mae(images, keep)
     title = f"{args.model}, {args.checkpoint or 'random weights'}"
     picture = sheet(mae, images, out, title, args.statistics)
-    part = args.output.with_name(f".{args.output.name}.part")
-    picture.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
-    part.replace(args.output)
+    with replacing(args.output) as part:
+        picture.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
     print(f"wrote {args.output}: loss {out.loss.item():.4f} on what is hidden of {len(images)} pictures")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..writing import replacing
 from .layouts import LAYOUTS, Layout
 from .rules import apply_rules
 
@@ -57,12 +58,8 @@ def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: 
         ValueError: the file exists, or cannot be written.
     """
     check_file(file, force)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
+    with replacing(file) as part:
         torch.save({top_key: {name: tensor.contiguous().clone() for name, tensor in state.items()}}, part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_file(file: Path, force: bool) -> None:
