@@ -27,12 +27,13 @@ from huggingface_hub.utils import tqdm
 from torch import nn
 
 from .build import input_shape
-from .cli import AMP, assignment, at_least, make_model, run
+from .cli import AMP, add_img_size, assignment, make_model, run
 from .mae import create_mae
 from .measure import measure
 from .peers import PEERS, is_peer, make_peer
 from .registry import check_arch
 from .version import __version__
+from .writing import replacing
 
 MODES = ("inference", "train", "pretrain", "dense")
 MASKED = ("pretrain", "dense")  # of the masked autoencoder
@@ -86,7 +87,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("models", nargs="+", metavar="NAME[,ARGUMENT=VALUE...][:MODE]", help=what)
     parser.add_argument("--versus", metavar="NAME...", help="a peer: the others' time and memory as a ratio to it")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--img-size", type=at_least(1), nargs="+", metavar="N", help="N x N, or height and width (default: own)")
+    add_img_size(parser.add_argument, " (default: own)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="each runs every model once (default: 15)")
     parser.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before measuring (default: 3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -98,9 +99,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for option in ("batch_size", "rounds", "warmup"):
         if getattr(args, option) < (option != "warmup"):
             raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option)} is too small")
-    if args.img_size and len(args.img_size) > 2:
-        raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
-    args.img_size = args.img_size and tuple((args.img_size * 2)[:2])
     if args.output and not args.output.absolute().parent.is_dir():
         raise ValueError(f"{args.output} cannot be written: no such folder")
     try:
@@ -261,9 +259,8 @@ def write(rows: dict[str, Row], args: argparse.Namespace) -> None:
         "hiermim_zoo": __version__,
         "rows": [asdict(row) for row in rows.values()],
     }
-    part = args.output.with_name(args.output.name + ".part")
-    part.write_text(json.dumps(content, indent=2), encoding="utf-8")
-    part.replace(args.output)
+    with replacing(args.output) as part:
+        part.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,20 @@ def assignment(text: str) -> tuple[str, Any]:
         return name, value
 
 
+class _Size(argparse.Action):
+    """One number, or height and width, as (height, width)."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if len(values) > 2:
+            raise ValueError(f"{option_string} {' '.join(map(str, values))}: one number, or height and width")
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def add_img_size(add: Callable[..., Any], text: str) -> None:
+    """The option for pixels along both sides of images; ``args.img_size`` is (height, width), or None where not given."""
+    add("--img-size", type=at_least(1), nargs="+", action=_Size, metavar="N", help=f"N x N pixels, or height and width{text}")
+
+
 def add_model_kwargs(add: Callable[..., Any]) -> None:
     """The option that timm's own scripts have for arguments of a model."""
     add("--model-kwargs", type=assignment, nargs="+", default=[], metavar="NAME=VALUE", help="arguments of the model")

@@ -16,27 +16,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from safetensors.torch import load_file
-from timm.data import create_transform
 from timm.models import create_model
-from torch import Tensor
 
 from . import manifest
-from .build import input_shape
 from .checkpoints import store
 from .checkpoints.download import download
-from .checkpoints.export import Converted, convert, family_module
+from .checkpoints.export import Converted, convert
 from .checkpoints.files import Checkpoint, read_checkpoint
-from .checkpoints.folder import DECODER_FILE, MODEL_FILE, check_target, write_folder
+from .checkpoints.folder import check_target, write_folder
 from .checkpoints.layouts import LAYOUTS, find_layout
 from .checkpoints.published import check_file, to_published, write_published
 from .checkpoints.rules import check_fits
-from .cli import run
-from .data import data_config, open_pictures, read
+from .cli import add_img_size, run
 from .mae import create_mae, decoder_state
 from .registry import check_arch
+from .verify import compare, verify
 
-SAMPLE = 10  # pictures on which --verify compares features
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -77,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.mae:
             check_decoder(converted)
+        found = compare(converted, args.pictures) if args.verify else ""
     print(report(converted, every=args.dry_run))
     if target is None:
         return
@@ -86,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_folder(converted.contents(), target, args.force)
     print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
     if args.verify:
-        print(verify(converted, target))
-        print_similarity(converted, args.pictures)
+        print("\n".join(filter(None, (verify(converted, target), found))))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -101,7 +96,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--install", nargs="?", const="", metavar="TAG", help="put it into the local store, where pretrained=True finds it"
     )
     parser.add_argument("--layout", help=f"force a layout instead of recognising it: {', '.join(x.name for x in LAYOUTS)}")
-    parser.add_argument("--img-size", type=int, nargs="+", metavar="N", help="resample positions to N x N pixels (or H W)")
+    add_img_size(parser.add_argument, ", that positions are resampled to")
     parser.add_argument("--pool", help="HPViT: what stands between the stages, avg or conv")
     parser.add_argument("--depths", type=int, nargs="+", metavar="N", help="HPViT: blocks of each stage")
     window = "HPViT, Swin: tokens along a side of a window (HPViT: 0 for none; Swin: bias tables are resampled)"
@@ -124,12 +119,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--dry-run", action="store_true", help="report on every tensor, write nothing")
     parser.add_argument("--verify", action="store_true", help="load what was written and compare it")
-    parser.add_argument("--pictures", metavar="DATA", help="what --verify compares features on (default: those of the package)")
+    parser.add_argument("--pictures", metavar="DATA", help="on which --verify compares (default: those of the package)")
     args = parser.parse_args(argv)
-    if args.img_size is not None:
-        if len(args.img_size) > 2:
-            raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
-        args.img_size = args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size)
     if args.install == "":
         args.install = args.source
     if args.install and chosen(args):
@@ -140,7 +131,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if not (args.output or args.install or args.dry_run):
         raise ValueError("-o DIR is needed (or --install, or --dry-run)")
     if args.to and (args.mae or args.install or args.dry_run or args.verify or args.img_size or chosen(args)):
-        raise ValueError("--to goes with SOURCE, --model, --layout, --dtype, --force and -o FILE alone")
+        raise ValueError("--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone")
     if args.inflate and (args.mae or args.install or args.to):
         raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
     if args.mae and (args.img_size or args.install):
@@ -160,14 +151,17 @@ def chosen(args: argparse.Namespace) -> dict[str, Any]:
 
 def write_back(converted: Converted, layout: str, file: Path, force: bool) -> None:
     """Write a model, or encoder and decoder, as their authors would."""
-    beside = converted.checkpoint.path.with_name(DECODER_FILE)
-    decoder = read_checkpoint(beside).state if beside.is_file() else {}
+    decoder = converted.source_decoder()
     contents = replace(converted.contents(), decoder=decoder)
     with torch.random.fork_rng(devices=[]):
         fresh = create_model(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
     write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
     print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
+    if decoder and not table.decoder:
+        print(f"  the source's decoder is left out: {layout} has none of its kind")
+    if table.added_why:
+        print(f"  {table.added_why}")
 
 
 def check_decoder(converted: Converted) -> None:
@@ -235,63 +229,6 @@ def report(converted: Converted, every: bool) -> str:
     if converted.initial:
         lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
     return "\n".join(lines)
-
-
-def verify(converted: Converted, folder: Path) -> str:
-    """Reload what was written and compare it with what was meant.
-
-    Every tensor of the file must equal the converted one bit by bit, and the model that timm makes from the folder must compute
-    what the model in memory computes. Families may promise more.
-
-    Raises:
-        ValueError: naming the tensor that differs.
-    """
-    written, meant = load_file(folder / MODEL_FILE), converted.contents().state()
-    for name in meant.keys() | written.keys():
-        if name not in written or name not in meant or not torch.equal(written[name], meant[name]):
-            raise ValueError(f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one")
-    reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
-    converted.model.load_state_dict(meant)  # in the type written
-    image = torch.randn(1, *input_shape(reloaded), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
-    if difference:
-        raise ValueError(f"verification failed: the reloaded model's output differs by {difference:.3g}")
-    found = f"verified: {len(meant)} tensors equal bit by bit, outputs of the reloaded model and of the model in memory equal"
-    promises = getattr(family_module(converted.arch), "verify", None)
-    more = promises(converted.native, converted.model) if promises else ""
-    return f"{found}, {more}" if more else found
-
-
-def print_similarity(converted: Converted, pictures: str | None) -> None:
-    """Say how near the features still are to those of the source, for families that can.
-
-    Raises:
-        ValueError: the pictures cannot be read, or the family cannot say it but pictures were given.
-    """
-    similarity = getattr(family_module(converted.arch), "similarity", None)
-    if similarity is None:
-        if pictures:
-            raise ValueError(f"--pictures {pictures}: --verify compares no features of {converted.arch}")
-        return
-    model: Any = converted.model
-    found = similarity(converted.checkpoint.state, model, sample(pictures or sample_folder(), model))
-    if found:
-        print(found)
-
-
-def sample_folder() -> str:
-    """The package's own pictures: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).parent
-    return str(next(folder for folder in (here / "pictures", here.parent / "examples" / "pictures") if folder.is_dir()))
-
-
-def sample(data: str, model: Any) -> Tensor:
-    """SAMPLE pictures as the model wants them, evenly spaced in the data: [B, C, H, W]."""
-    source = open_pictures(data, channels=model.in_chans)
-    transform: Any = create_transform(**data_config(model, model.patch_embed.img_size), is_training=False)
-    count = min(SAMPLE, len(source))
-    return torch.stack([transform(read(source, i * len(source) // count)[0]) for i in range(count)])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from .optim import FineTuning
 from .probe import interval, knn, linear_probe, outputs, pooled_features
 from .registry import check_arch
 from .version import __version__
+from .writing import replacing
 
 RECIPE = {field.name for field in dataclasses.fields(FineTuning)}
 RUN = {field.name for field in dataclasses.fields(Run)}
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if world.first:
         result = summary(args, right, total, settings, time.perf_counter() - began)
         if args.json:
-            write_text(args.json, json.dumps(result, indent=2) + "\n")
+            with replacing(args.json) as part:
+                part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(json.dumps(result))
     share("done")
     stop()
@@ -281,9 +282,8 @@ def cached(args: argparse.Namespace, data: Labelled, model: nn.Module, how: dict
             return file.get_tensor("features"), file.get_tensor("labels")
     features, labels = pooled_features(model, data.source, **how)
     args.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.cache) as scratch:
-        save_file({"features": features, "labels": labels}, f"{scratch}/part", metadata={"key": json.dumps(key)})
-        os.replace(f"{scratch}/part", path)
+    with replacing(path) as part:
+        save_file({"features": features, "labels": labels}, part, metadata={"key": json.dumps(key)})
     return features, labels
 
 
@@ -408,7 +408,8 @@ def export(
     write_folder(
         Contents(arch, model, provenance, "Fine-tuned by `python -m hiermim_zoo.evaluate`.", model_args), args.output, True
     )
-    write_text(args.output / "log.jsonl", log)
+    with replacing(args.output / "log.jsonl") as part:
+        part.write_text(log, encoding="utf-8")
 
 
 def summary(args: argparse.Namespace, right: int, total: int, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -440,13 +441,6 @@ def summary(args: argparse.Namespace, right: int, total: int, settings: dict[str
         },
         "seconds": round(seconds, 1),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside and rename."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 METHODS = {"classify": classify, "knn": neighbours, "linear": linear, "finetune": finetune}

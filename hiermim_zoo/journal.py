@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from .writing import replacing
+
 LOG = "log.jsonl"
 
 
@@ -76,9 +78,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def _forget(file: Path, start: int) -> None:
     kept: list[Mapping[str, Any]] = [note for note in read_log(file.parent) if note["step"] <= start]
-    part = file.with_suffix(".part")
-    part.write_text("".join(json.dumps(note) + "\n" for note in kept), encoding="utf-8")
-    part.replace(file)
+    with replacing(file) as part:
+        part.write_text("".join(json.dumps(note) + "\n" for note in kept), encoding="utf-8")
 
 
 def _tensorboard(folder: Path, start: int) -> Any:

@@ -183,7 +183,7 @@ class MaskedAutoencoder(nn.Module):
     Args:
         encoder: of the protocol, or a plain VisionTransformer of timm.
         recipe: a row of RECIPES.
-        mask_ratio: share of units that are hidden, in (0, 1); int(U (1 - ratio)) stay visible.
+        mask_ratio: share of units that are hidden, in (0, 1), if not the recipe's; int(U (1 - ratio)) stay visible.
         norm_pix: predict the pixels of a patch normalised by its own mean and (unbiased) variance.
 
     Raises:
@@ -193,16 +193,15 @@ class MaskedAutoencoder(nn.Module):
     def __init__(self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool = True) -> None:
         super().__init__()
         self.encoder = encoder
-        self.recipe = recipe
+        self.recipe = recipe = recipe if mask_ratio is None else replace(recipe, mask_ratio=mask_ratio)
         self.norm_pix = norm_pix
-        self.mask_ratio = recipe.mask_ratio if mask_ratio is None else mask_ratio
         layout = self.maskable.mask_layout
         self.layout = layout
         self.units = math.prod(layout.units)
-        self.kept = int(self.units * (1 - self.mask_ratio))
-        if not 0 < self.mask_ratio < 1 or not 0 < self.kept < self.units:
+        self.kept = int(self.units * (1 - recipe.mask_ratio))
+        if not 0 < recipe.mask_ratio < 1 or not 0 < self.kept < self.units:
             raise ValueError(
-                f"mask_ratio={self.mask_ratio} keeps {self.kept} of {self.units} units; it must be in (0, 1) and keep some"
+                f"mask_ratio={recipe.mask_ratio} keeps {self.kept} of {self.units} units; it must be in (0, 1) and keep some"
             )
         self.in_chans: int = encoder.in_chans  # type: ignore[assignment]
         self.fusion = FUSIONS[recipe.fusion](layout)
@@ -334,7 +333,7 @@ def create_mae(
         pretrained: start the encoder from pretrained weights; the decoder starts fresh.
         checkpoint: a folder written by ``convert --mae`` or by pre-training; its encoder and decoder are loaded, and what it
             says of image size, channels and recipe holds where the arguments say nothing.
-        mask_ratio: share of units that are hidden; default: the family's.
+        mask_ratio: share of units that are hidden; default: that of the run which made the checkpoint, else the family's.
         norm_pix: see MaskedAutoencoder.
         decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
         recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe.
@@ -378,6 +377,12 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
             "depth must be at least 1, width a multiple of 4 and of the heads"
         )
     return recipe
+
+
+def recipe_changes(name: str, recipe: Recipe) -> dict[str, Any]:
+    """The values that are not those of the architecture's family: what a folder has to remember."""
+    own = recipe_of(name, {})
+    return {f.name: value for f in fields(Recipe) if (value := getattr(recipe, f.name)) != getattr(own, f.name)}
 
 
 def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:

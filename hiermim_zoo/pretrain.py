@@ -26,12 +26,12 @@ from torch import Tensor, nn
 
 from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
-from .cli import AMP, add_model_kwargs, at_least, model_kwargs, run, share_of_one
+from .cli import AMP, add_img_size, add_model_kwargs, at_least, model_kwargs, run, share_of_one
 from .clips import open_source
 from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, seed_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
-from .mae import MaskedAutoencoder, create_mae, decoder_state
+from .mae import MaskedAutoencoder, create_mae, decoder_state, recipe_changes
 from .masking import random_keep
 from .optim import PRETRAINING, lr_at, make_optimizer, set_lr
 from .registry import check_arch, row_of
@@ -223,12 +223,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("model").add_argument
     add("--model", required=True, metavar="ARCH", help="of this package, or a plain ViT of timm")
-    add("--img-size", type=at_least(1), nargs="+", metavar="N", help="N x N pixels, or height and width (default: the model's)")
+    add_img_size(add, " (default: the model's)")
     add("--in-chans", type=at_least(1), default=3, metavar="N", help="channels (default: 3)")
     add_model_kwargs(add)
     add("--checkpoint", metavar="DIR", help="go on from a folder of convert --mae or of an earlier run, with a new schedule")
     add("--pretrained", action="store_true", help="start the encoder from the architecture's pretrained weights")
-    add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
+    add("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the checkpoint's, else the family's)")
     add("--masks", choices=("sample", "batch"), help="one for each picture, or one for all of a step (default: the family's)")
     add("--raw-pixels", action="store_true", help="predict pixels that are not normalised patch by patch")
     add("--decoder-depth", type=at_least(1), metavar="N", help="blocks (default: the family's, likewise below)")
@@ -290,8 +290,6 @@ def complete(args: argparse.Namespace) -> None:
         args.lr = args.blr * args.batch_size / 256
     if args.epochs <= 0 or not 0 <= args.warmup < args.epochs:
         raise ValueError(f"--epochs {args.epochs} with --warmup {args.warmup}: the warm-up must be shorter than the run")
-    if args.img_size and len(args.img_size) > 2:
-        raise ValueError(f"--img-size {' '.join(map(str, args.img_size))}: one number, or height and width")
     if args.pretrained and args.checkpoint:
         raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
     if args.export_only and not args.resume:
@@ -341,7 +339,7 @@ def build(args: argparse.Namespace, changes: dict[str, Any]) -> MaskedAutoencode
     """The autoencoder, with the decoder's ``changes``, at the size asked for."""
     kwargs: dict[str, Any] = {"drop_path_rate": args.drop_path, "in_chans": args.in_chans, **given_args(args)}
     if args.img_size:
-        kwargs["img_size"] = tuple((args.img_size * 2)[:2])
+        kwargs["img_size"] = args.img_size
     try:
         mae = create_mae(
             args.model,
@@ -354,7 +352,7 @@ def build(args: argparse.Namespace, changes: dict[str, Any]) -> MaskedAutoencode
         )
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
         raise ValueError(f"--model {args.model} cannot be built with {kwargs}: {error}") from error
-    if args.img_size and mae.input_size[-2:] != kwargs["img_size"]:
+    if args.img_size and mae.input_size[-2:] != args.img_size:
         raise ValueError(
             f"--img-size {' '.join(map(str, args.img_size))} is not a whole number of mask units; "
             f"{' x '.join(map(str, mae.input_size[-2:]))} is"
@@ -432,7 +430,9 @@ def export(
     encoder.pretrained_cfg = own
     made = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
     model_args = given_args(args) | size
-    contents = Contents(arch, encoder, provenance, made, model_args, decoder=decoder_state(whole), recipe=changes)
+    contents = Contents(
+        arch, encoder, provenance, made, model_args, decoder=decoder_state(whole), recipe=recipe_changes(args.model, whole.recipe)
+    )
     write_folder(contents, args.output / "encoder", force=True)
     print(f"wrote {args.output / 'encoder'}: timm.create_model('local-dir:{args.output / 'encoder'}', pretrained=True)")
 

@@ -20,6 +20,7 @@ from .cli import run
 from .data import data_config
 from .mae import MAEOutput, MaskedAutoencoder, create_mae
 from .masking import random_keep
+from .writing import replacing
 
 PANELS = ("masked", "prediction", "prediction, visible parts pasted", "original")
 SIDE, GAP, HEADER, FOOTER = 224, 8, 28, 48  # pixels of the drawing
@@ -35,9 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = mae(images, keep)
     title = f"{args.model}, {args.checkpoint or 'random weights'}"
     picture = sheet(mae, images, out, title, args.statistics)
-    part = args.output.with_name(f".{args.output.name}.part")
-    picture.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
-    part.replace(args.output)
+    with replacing(args.output) as part:
+        picture.save(part, format=Image.registered_extensions()[args.output.suffix.lower()])
     print(f"wrote {args.output}: loss {out.loss.item():.4f} on what is hidden of {len(images)} pictures")
 
 
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="ARCH")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="written by convert --mae (default: random weights)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the family's)")
+    parser.add_argument("--mask-ratio", type=float, metavar="R", help="share that is hidden (default: the checkpoint's)")
     parser.add_argument("--raw-pixels", action="store_true", help="the decoder was trained without normalised pixels")
     statistics = "how normalised pixels become pixels: with each patch's own mean and variance, or the visible ones' average"
     parser.add_argument("--statistics", choices=("true", "visible"), default="true", help=statistics)

@@ -17,6 +17,7 @@ from .mae import MaskedAutoencoder
 from .masking import random_keep
 from .probe import knn, pooled_features
 from .reconstruct import sheet
+from .writing import replacing
 
 SHOWN = 4  # pictures, evenly spaced in the data
 PROBED = 6000  # pictures at most, drawn once and for all; a sixth asks, the others answer
@@ -56,9 +57,8 @@ def look(
         out = mae(images, keep)
     if file is not None:
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f".{file.name}.part")
-        sheet(mae, images, out, title).save(part, format="PNG")
-        part.replace(file)
+        with replacing(file) as part:
+            sheet(mae, images, out, title).save(part, format="PNG")
 
 
 def probe(mae: MaskedAutoencoder, source: Any, config: Mapping[str, Any], device: torch.device, workers: int) -> float | None:

@@ -431,6 +431,17 @@ def test_how_near_the_features_still_are_is_said(tmp_path: Path, capsys: pytest.
     assert hpvit.similarity(dict(model.state_dict()), model, torch.randn(2, 3, 64, 64)) == ""
 
 
+def test_pictures_on_which_nothing_is_compared_are_refused(tmp_path: Path) -> None:
+    """An HPViT that is one already, and a family that has no such question."""
+    converted(plain(), tmp_path)
+    torch.save(timm.create_model("hivit_atto", num_classes=0).state_dict(), tmp_path / "hivit.pth")
+    for source, arch in ((tmp_path / "out", "hpvit_atto"), (tmp_path / "hivit.pth", "hivit_atto")):
+        command(source, "--model", arch, "-o", tmp_path / arch, "--verify")
+        with pytest.raises(ValueError, match=r"--pictures .*cat: of this source --verify compares nothing on pictures"):
+            command(source, "--model", arch, "-o", tmp_path / "refused", "--verify", "--pictures", PICTURES / "cat")
+    assert not (tmp_path / "refused").exists()
+
+
 # ---- what the command lets one choose
 
 

@@ -213,7 +213,7 @@ def test_the_generated_documents_are_current(tmp_path: Path) -> None:
 # ---- the shape of the code
 
 LEVELS = [
-    {"version", "protocol", "geometry", "masking", "registry"},
+    {"version", "protocol", "geometry", "masking", "registry", "writing"},
     {"manifest"},
     {"layers", "checkpoints"},
     {"build"},
@@ -222,6 +222,7 @@ LEVELS = [
     {"probe", "finetune", "labelled"},
     {"reconstruct", "__init__"},
     {"watch"},
+    {"verify"},
     {"convert", "extract", "cards", "benchmark", "pretrain", "evaluate"},
 ]
 

@@ -406,7 +406,7 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--model", "resnet18"), "resnet18.*no recipe.*hivit"),
         (("--mask-ratio", "1.5"), "mask_ratio=1.5"),
         (("--mask-ratio", "0"), "mask_ratio=0.0"),
-        (("--img-size", "40"), "--img-size 40 is not a whole number of mask units; 48 x 48 is"),
+        (("--img-size", "40"), "--img-size 40 40 is not a whole number of mask units; 48 x 48 is"),
         (("--img-size", "8"), "8"),
         (("--img-size", "32", "32", "32"), "--img-size 32 32 32: one number, or height and width"),
         (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
@@ -473,6 +473,21 @@ def test_biases_and_norms_have_no_weight_decay_positions_and_mask_token_have() -
     for name, parameter in mae.named_parameters():
         if parameter.requires_grad:
             assert (id(parameter) in decayed) == (parameter.ndim > 1), name
+
+
+def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None:
+    """Its share of hidden units, its decoder and its way of sharing masks, through any number of runs, unless told otherwise."""
+    train(tmp_path / "a", "--mask-ratio", "0.5", "--masks", "batch", "--steps", "1")
+    go_on = ("digits", "--model", "hivit_atto", "--img-size", "32", *SHORT, "--steps", "1", "--checkpoint")
+    pretrain.main([*go_on, str(tmp_path / "a" / "encoder"), "-o", str(tmp_path / "b")])
+    for run in "ab":
+        mae = create_mae("hivit_atto", checkpoint=tmp_path / run / "encoder")
+        assert (mae.kept, mae.units) == (2, 4)
+        assert (mae.recipe.mask_ratio, mae.recipe.shared_mask, mae.recipe.depth, mae.recipe.dim) == (0.5, True, 1, 32)
+    assert create_mae("hivit_atto", checkpoint=tmp_path / "b" / "encoder", mask_ratio=0.75).kept == 1
+    pretrain.main([*go_on, str(tmp_path / "b" / "encoder"), "-o", str(tmp_path / "c"), "--mask-ratio", "0.75"])
+    config = json.loads((tmp_path / "c" / "encoder" / "config.json").read_text())
+    assert config["hiermim_zoo"]["recipe"] == {"depth": 1, "dim": 32, "heads": 2, "shared_mask": True}  # 0.75 is the family's
 
 
 def test_unknown_values_of_a_recipe_are_refused() -> None:

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..manifest import Weights
 from ..registry import family_of
 from ..version import __version__
-from .files import Checkpoint
+from .files import Checkpoint, read_checkpoint
 from .folder import DECODER_FILE, Contents, own_cfg
 from .layouts import Native, to_native
-from .rules import check_fits
+from .rules import Drop, apply_rules, check_fits
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; every tensor of the source was carried over or dropped for a stated reason."
@@ -53,6 +53,13 @@ class Converted:
             **self.notes,
             "hiermim_zoo": __version__,
         }
+
+    def source_decoder(self) -> dict[str, Tensor]:
+        """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty without."""
+        beside, table = self.checkpoint.path.with_name(DECODER_FILE), self.native.layout
+        if beside.is_file():
+            return read_checkpoint(beside).state
+        return apply_rules(self.checkpoint.state, (*table.decoder, Drop(".*", "of the encoder")), table.name)[0]
 
     def contents(self) -> Contents:
         """What is written."""

@@ -6,9 +6,11 @@ A layout is recognised by the names in a file alone: all of ``has`` occur, none 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from .rules import Keep, Rename, Rule
 
@@ -28,6 +30,8 @@ class Layout:
         Rename, ...
     ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
     back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
+    added: Callable[[Any], dict[str, Tensor]] | None = None  # on the way back: what its files hold beyond weights, from a model
+    added_why: str = ""  # what has to be said of that
     top_key: str = "model"  # under which the files of its authors hold the tensors
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
     warning: str = ""  # said whenever such a file is read

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..writing import replacing
 from .layouts import LAYOUTS, Layout
 from .rules import apply_rules
 
@@ -23,7 +24,8 @@ def to_published(
         state: of the model, in this package's names.
         decoder: "fusion.*" and "decoder.*"; left out where the layout holds none.
         layout: one that can be written.
-        fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value.
+        fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value, and
+            what they hold beyond weights (tables of indices, masks) is read off it.
 
     Raises:
         ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place for.
@@ -40,7 +42,9 @@ def to_published(
         elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
             raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
     rest = decoder if layout.decoder else {}
-    renamed, _ = apply_rules({**kept, **rest}, (*layout.rules, *layout.back), layout.name)
+    renamed, _ = apply_rules({**kept, **rest}, (*layout.back, *layout.rules), layout.name)
+    if layout.added:
+        renamed |= layout.added(fresh)
     if not layout.fits(renamed):
         missing = [pattern for pattern in layout.has if not any(re.fullmatch(pattern, name) for name in renamed)]
         raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
@@ -54,12 +58,8 @@ def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: 
         ValueError: the file exists, or cannot be written.
     """
     check_file(file, force)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
+    with replacing(file) as part:
         torch.save({top_key: {name: tensor.contiguous().clone() for name, tensor in state.items()}}, part)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def check_file(file: Path, force: bool) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ..build import build_model, default_cfgs_for
 from ..checkpoints.layouts import Native, to_native
 from ..checkpoints.rules import check_fits
+from ..checkpoints.tables.green import swap_mergings
 from ..registry import register
 from .green_swin import GreenSwin
 from .green_twins import GreenTwins
 
-__all__ = ["GreenSwin", "GreenTwins", "adapt", "checkpoint_filter_fn", "checkpoint_img_size"]
+__all__ = ["GreenSwin", "GreenTwins", "adapt", "checkpoint_filter_fn", "checkpoint_img_size", "notes", "readings"]
 
 TABLE = "relative_position_bias_table"
 CONVERT_ARGS = ("window_size",)  # what a conversion may choose
@@ -72,6 +73,35 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
 def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> Any:
     """Pixels of the images that a checkpoint was made for: no tensor tells, so what is known beside it, the likeliest first."""
     return next(size for size in sizes if size is not None)
+
+
+# ---- what the names of a file do not tell
+
+_SWAPPED = "{} with the middle quarters of patch merging swapped"
+_READINGS = {  # layouts whose patch merging may be meant otherwise -> what it then is
+    "green_mim": "green_mim_2022",
+    "green_mim_2022": "green_mim",
+    "green_swin_timm": _SWAPPED.format("green_swin_timm"),
+    "swin_microsoft": _SWAPPED.format("swin_microsoft"),  # GreenMIM's encoders are fine-tuned under these names
+}
+
+
+def readings(native: Native) -> dict[str, Mapping[str, Tensor]]:
+    """The two orders in which a Swin from GreenMIM may join the four neighbours of a patch merging.
+
+    Returns:
+        The encoder's tensors by the name of the reading, as it was read first; empty where nothing is in doubt.
+    """
+    if native.layout.name not in _READINGS:
+        return {}
+    return {native.layout.name: native.state, _READINGS[native.layout.name]: swap_mergings(native.state)}
+
+
+def notes(native: Native, config: Mapping[str, Any], model: nn.Module) -> dict[str, str]:
+    """What report, card and configuration say of a decoder that is kept."""
+    if not native.decoder:
+        return {}
+    return {"decoder": "kept as it is; the authors' code trained it with visible tokens permuted among the visible positions"}
 
 
 # ---- variants: embed_dim doubles from stage to stage

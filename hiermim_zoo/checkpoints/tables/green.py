@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from timm.models.swin_transformer import SwinTransformerBlock, get_relative_position_index
 from torch import Tensor
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Rename, Reshape, Rule
+from ..rules import Drop, Keep, Rename, Reshape, Rule, apply_rules
 
 _SWIN_PART = (
     r"((?:patch_embed\.(?:proj|norm)|layers\.\d\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)|norm)"
@@ -28,6 +30,12 @@ def _merge_quarters(values: Tensor) -> Tensor:
     return torch.cat([first, third, second, fourth], dim=-1)
 
 
+def swap_mergings(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A Swin in timm's names as if its file had joined the four neighbours of a merging in the other order."""
+    mergings = Reshape(rf"(layers\.[1-3]\.{_MERGING})", r"\1", _merge_quarters, _MERGING_WHY)
+    return apply_rules(state, (mergings, Keep(".*")), "green_swin_timm")[0]
+
+
 def _swin(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
     """Microsoft's names, where a merging ends a stage; in timm's it begins the next one."""
     mergings: list[Rule] = []
@@ -37,12 +45,32 @@ def _swin(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
     return (*mergings, Rename(prefix + _SWIN_PART, r"\1"), _SWIN_BUFFERS)
 
 
-def _swin_back(swapped: bool = False) -> tuple[Rule, ...]:
+def _swin_back(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
     mergings: list[Rule] = []
     for stage in range(3):
-        old, new = rf"layers\.{stage + 1}\.{_MERGING}", rf"encoder.layers.{stage}.downsample.\1"
+        old, new = rf"layers\.{stage + 1}\.{_MERGING}", rf"{prefix}layers.{stage}.downsample.\1"
         mergings.append(Reshape(old, new, _merge_quarters, _MERGING_WHY) if swapped else Rename(old, new))
-    return (*mergings, Rename(_SWIN_PART, r"encoder.\1"), *MAE_DECODER_BACK)
+    return (*mergings, Rename(_SWIN_PART, rf"{prefix}\1"))
+
+
+def _swin_buffers(prefix: str, masks: bool = True) -> Callable[[Any], dict[str, Tensor]]:
+    """What strict loading into the authors' Swin asks for beside the weights, in their names.
+
+    Args:
+        prefix: of the names.
+        masks: those of shifted windows, for the grids of the model's own image size; GreenMIM's Swin has none.
+    """
+
+    def buffers(model: Any) -> dict[str, Tensor]:
+        found = {}
+        for name, block in model.named_modules():
+            if isinstance(block, SwinTransformerBlock):
+                found[f"{prefix}{name}.attn.relative_position_index"] = get_relative_position_index(*block.window_size)
+                if masks and (mask := block.get_attn_mask()) is not None:
+                    found[f"{prefix}{name}.attn_mask"] = mask
+        return found
+
+    return buffers
 
 
 _TWINS_PLAIN = (
@@ -75,9 +103,15 @@ def _centre_tap(value: float) -> Callable[[Tensor], Tensor]:
 
 
 _SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
+
+
+def _simmim_added(model: Any) -> dict[str, Tensor]:
+    return {"encoder.mask_token": torch.zeros(1, 1, model.patch_embed.proj.out_channels), **_swin_buffers("encoder.")(model)}
+
+
 _GREEN_2022 = (
     "taken for the code of May 2022, which joined the four neighbours of a merging in another order (likely, but unproven; "
-    "--layout green_mim reads the file as later code writes it)"
+    "--layout green_mim reads the file as later code writes it, convert --verify says which of the two reconstructs better)"
 )
 
 LAYOUTS = (
@@ -89,7 +123,8 @@ LAYOUTS = (
         lacks=(r"encoder\.mask_token",),
         rules=_swin(r"encoder\."),
         decoder=MAE_DECODER,
-        back=_swin_back(),
+        back=(*_swin_back("encoder."), *MAE_DECODER_BACK),
+        added=_swin_buffers("encoder.", masks=False),
     ),
     Layout(
         "green_mim_2022",
@@ -99,7 +134,8 @@ LAYOUTS = (
         lacks=(r"encoder\.mask_token",),
         rules=_swin(r"encoder\.", swapped=True),
         decoder=MAE_DECODER,
-        back=_swin_back(swapped=True),
+        back=(*_swin_back("encoder.", swapped=True), *MAE_DECODER_BACK),
+        added=_swin_buffers("encoder.", masks=False),
         warning=_GREEN_2022,
         by_name=True,
     ),
@@ -133,6 +169,9 @@ LAYOUTS = (
             Drop(r"encoder\.mask_token", _SIMMIM_TOKEN),
             Drop(r"decoder\.0\.(weight|bias)", "SimMIM's linear head over all tokens"),
         ),
+        back=_swin_back("encoder."),
+        added=_simmim_added,
+        added_why="encoder.mask_token is zero: nothing here is trained to stand for hidden patches",
     ),
     Layout(
         "swin_microsoft",
@@ -141,6 +180,8 @@ LAYOUTS = (
         has=(r"patch_embed\.norm\.weight", r"layers\.0\.downsample\.reduction\.weight"),
         lacks=(),
         rules=(*_swin(""), Rename(r"head\.(weight|bias)", r"head.fc.\1")),
+        back=(*_swin_back(""), Rename(r"head\.fc\.(weight|bias)", r"head.\1")),
+        added=_swin_buffers(""),
     ),
     Layout(
         "green_swin_timm",
