@@ -28,7 +28,7 @@ class Layout:
         Rename, ...
     ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
     back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
-    top_key: str = "model"  # under which the files of its authors hold the tensors
+    top_key: str = "model"  # under which the files of its authors hold the tensors; "" where these are all there is
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
     warning: str = ""  # said whenever such a file is read
     by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
