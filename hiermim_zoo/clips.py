@@ -7,7 +7,7 @@ DATA is a folder of videos (:mod:`hiermim_zoo.videos`), or ``moving:DATA``, pict
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,15 +60,12 @@ def open_source(
     """
     channels, *frames, height, width = input_size
     if not frames:
-        what = f"models of video; this one takes pictures of {height} x {width}"
         given = {spec: spec.startswith(MOVING), "--frame-stride": stride, "--repeat": repeat not in (None, 1), "--views": views}
-        for option in (name for name, value in given.items() if value):
-            raise ValueError(f"{option} is for {what}")
+        refuse_videos(given)
         try:
             return open_pictures(spec, root=root, split=split, channels=channels, seed=seed, training=training)
-        except ValueError as error:
-            if holds_videos(spec):
-                raise ValueError(f"{spec} holds videos, which are for {what}") from error
+        except ValueError:
+            refuse_videos({spec: holds_videos(spec)})
             raise
     if channels not in MODES:
         raise ValueError(f"the model wants {channels} channels; frames can be given {', '.join(map(str, MODES))}")
@@ -84,6 +81,19 @@ def open_source(
     else:
         raise ValueError(f"{spec}: no such folder of videos, and no {MOVING}DATA")
     return Clips(reader, frames[0], stride or STRIDE, repeat or 1, *(views or ()))
+
+
+def refuse_videos(given: Mapping[str, Any]) -> None:
+    """Refuse what a model of pictures cannot take.
+
+    Args:
+        given: data and options, and whether they are there and of videos.
+
+    Raises:
+        ValueError: naming the first that is.
+    """
+    for name in (name for name, value in given.items() if value):
+        raise ValueError(f"{name} is for models of video, and this one takes pictures")
 
 
 class Clips(Dataset[tuple[list[list[Image.Image]], int]]):

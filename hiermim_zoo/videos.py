@@ -46,6 +46,27 @@ def is_video(path: str) -> bool:
     return path.lower().endswith(VIDEOS)
 
 
+def suffixes() -> tuple[str, ...]:
+    """Of files of video and of frames."""
+    return (*VIDEOS, *get_img_extensions())
+
+
+def files_in(path: str) -> list[str]:
+    """The files of a folder that videos are made of; a file is itself.
+
+    Raises:
+        ValueError: there is nothing of that name, or nothing in it.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f"{path}: no such file or folder")
+    if not os.path.isdir(path):
+        return [path]
+    found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes())]
+    if not found:
+        raise ValueError(f"{path} holds neither files of video ({', '.join(VIDEOS)}) nor frames")
+    return sorted(found, key=natural_key)
+
+
 def holds_videos(path: str) -> bool:
     """Whether this is a file of video, or a folder with one at any depth."""
     return is_video(path) or any(is_video(name) for _, _, names in os.walk(path) for name in names)
@@ -65,7 +86,7 @@ class Videos:
     def __init__(self, files: Iterable[str], mode: str) -> None:
         self.mode = mode
         self.files: dict[str, list[str]] = {}  # of each video: itself, or its frames
-        for path in files:
+        for path in dict.fromkeys(files):
             self.files.setdefault(path if is_video(path) else os.path.dirname(path) or os.curdir, []).append(path)
         for frames in self.files.values():
             frames.sort(key=natural_key)  # 2 before 10
@@ -99,8 +120,7 @@ class Folder(Videos):
 
     def __init__(self, root: str, split: str, mode: str) -> None:
         try:
-            extensions = ";".join([*VIDEOS, *get_img_extensions()])
-            found: Any = create_dataset("", root, split=split, input_key=extensions)
+            found: Any = create_dataset("", root, split=split, input_key=";".join(suffixes()))
         except RuntimeError as error:  # timm's, of a folder with nothing to read
             raise ValueError(f"{root} holds neither files of video ({', '.join(VIDEOS)}) nor folders of frames") from error
         try:
@@ -133,13 +153,13 @@ def check_frames(folders: Sequence[Sequence[str]]) -> None:
     Raises:
         NoFrames: naming one.
     """
-    what = "the frames of a video are numbered, of one size, and alone in a folder"
+    what = "the model takes videos, whose frames are numbered, of one size, and alone in a folder"
     for files in folders:
         kinds = {re.sub(r"\d+", "#", os.path.basename(file).lower()): file for file in files}
         if len(kinds) > 1 or "#" not in next(iter(kinds)):
             raise NoFrames(f"{list(kinds.values())[-1]} is a picture by itself: {what}")
     if folders and max(map(len, folders)) == 1:
-        raise NoFrames(f"{folders[0][0]} is alone in its folder: {what}")
+        raise NoFrames(f"{folders[0][0]} is a single picture: {what}")
     unsaid = [files for files in folders if len(files) > 1 and "frame" not in os.path.basename(files[0]).lower()]
     seen = [(change, files[0]) for files in some(unsaid, FOLDERS) if (change := typical_change(files)) is not None]
     if seen and statistics.median(change for change, _ in seen) > ALIKE:

@@ -289,7 +289,7 @@ def test_a_file_cannot_send_its_reader_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"stride": 2}, "--frame-stride is for models of video; this one takes pictures of 16 x 16"),
+        ({"stride": 2}, "--frame-stride is for models of video, and this one takes pictures"),
         ({"repeat": 4}, "--repeat is for models of video"),
         ({"views": (5, 3)}, "--views is for models of video"),
     ],
@@ -340,7 +340,7 @@ def lay_out(root: Path, names: list[str]) -> Path:
         (["cat.png", "dog.png"], "dog.png is a picture by itself"),
         (["one.png"], "one.png is a picture by itself"),
         (["frame_1.png", "frame_2.png", "poster.png"], "poster.png is a picture by itself"),
-        (["1.png"], "1.png is alone in its folder"),
+        (["1.png"], "1.png is a single picture"),
     ],
 )
 def test_folders_of_pictures_are_no_videos(tmp_path: Path, names: list[str], words: str) -> None:
@@ -348,7 +348,9 @@ def test_folders_of_pictures_are_no_videos(tmp_path: Path, names: list[str], wor
     lay_out(tmp_path / "train", names)
     folders = [tmp_path, tmp_path / "train", tmp_path / "train" / "cat"]
     for folder in folders:
-        with pytest.raises(ValueError, match=f"{words}: the frames of a video are numbered, .*name moving:{folder}$"):
+        with pytest.raises(
+            ValueError, match=f"{words}: the model takes videos, whose frames are numbered, .*name moving:{folder}$"
+        ):
             open_source(str(folder), SIZE)
         assert len(open_source(f"moving:{folder}", SIZE)) == 4 * len(list(folder.rglob("*.png")))
 
@@ -394,7 +396,7 @@ def test_frames_that_cannot_be_read_are_left_to_who_needs_them(tmp_path: Path) -
 def test_models_of_pictures_take_no_videos(tmp_path: Path) -> None:
     write_video(tmp_path / "a" / "1.mp4", 3)
     for path in (tmp_path, tmp_path / "a" / "1.mp4"):
-        with pytest.raises(ValueError, match=f"{path} holds videos, which are for models of video; this one takes .* 16 x 16"):
+        with pytest.raises(ValueError, match=f"{path} is for models of video, and this one takes pictures"):
             open_source(str(path), (3, 16, 16))
     write_frames(tmp_path / "frames", 3)
     assert len(open_source(str(tmp_path), (3, 16, 16))) == 3, "frames are pictures"
