@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, create_transform, resolve_data_config, resolve_model_data_config
 from torch import Tensor
 
 from hiermim_zoo import extract, pretrain, reconstruct
@@ -25,6 +25,7 @@ from .test_reconstruct import panel
 
 MODEL = "hiera_atto_video"
 PLAIN = ("--no-pretrained", "--workers", "0", "--device", "cpu")
+GREY = [round(255 * value) for value in IMAGENET_DEFAULT_MEAN]  # what is hidden
 SMALL = ("--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
 
 
@@ -137,11 +138,23 @@ def test_frames_are_pictures_to_a_model_of_pictures(videos: Path, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five folders of forty frames, without labels (with them, a run asks for neighbours when it looks)."""
+    root, reader = tmp_path_factory.mktemp("moving"), open_source(f"moving:{PICTURES}", (3, 8, 64, 64)).reader
+    for i in range(5):
+        (root / str(i)).mkdir()
+        with reader.open(30 * i) as video:
+            for n, picture in enumerate(video.pictures(range(40))):
+                picture.save(root / str(i) / f"{n}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(moving: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step, which looks at its data at the end."""
     out = tmp_path_factory.mktemp("run") / "out"
     short = ("--steps", "1", "--epochs", "1", "--warmup", "0", "--batch-size", "4", "--repeat", "1", "--look-every", "1")
-    data = ("moving:digits", "--model", MODEL, "--mask-ratio", "0.5")
+    data = (str(moving), "--model", MODEL, "--mask-ratio", "0.5")
     threads = torch.get_num_threads()
     pretrain.main([*data, *SMALL, *short, "--workers", "0", "--device", "cpu", "-o", str(out)])
     torch.set_num_threads(threads)
@@ -157,13 +170,21 @@ def columns_of(file: Path, rows: int) -> list[list[np.ndarray]]:
     return [[panel(sheet, row, column) for column in range(frames)] for row in range(rows)]
 
 
+def as_seen(frame: Image.Image) -> np.ndarray:
+    """What timm's transform leaves of a frame, 0 to 255."""
+    config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(MODEL).to_dict())
+    transform: Any = create_transform(**config)
+    pixels: Tensor = transform(frame) * torch.tensor(config["std"])[:, None, None] + torch.tensor(config["mean"])[:, None, None]
+    return (255 * pixels).permute(1, 2, 0).numpy()
+
+
 def check_panels(panels: list[list[np.ndarray]]) -> None:
     """Of clips of eight frames: masked, predicted, pasted and original rows of the four first frames of pairs."""
     shown = 0
     for n in range(0, len(panels), 4):
         for masked, prediction, pasted, original in zip(*panels[n : n + 4], strict=True):
-            grey = np.abs(masked - masked.reshape(4, 16, 4, 16, 3)[:, :1, :, :1].repeat(16, 1).repeat(16, 3).reshape(64, 64, 3))
-            hidden = (grey.reshape(2, 32, 2, 32, 3).max((1, 3, 4)) == 0).repeat(32, 0).repeat(32, 1)
+            grey = (masked == GREY).all(-1).reshape(2, 32, 2, 32)
+            hidden = grey.all((1, 3)).repeat(32, 0).repeat(32, 1)
             visible = ~hidden
             assert (pasted[visible] == original[visible]).all()
             assert (masked[visible] == original[visible]).all()
@@ -173,29 +194,18 @@ def check_panels(panels: list[list[np.ndarray]]) -> None:
 
 
 def test_rows_are_panels_and_columns_the_predicted_frames(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, moving: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moving = open_source(f"moving:{PICTURES}", (3, 8, 64, 64)).reader
-    folder, out = tmp_path / "frames", tmp_path / "out.png"
-    folder.mkdir()
-    with moving.open(6) as video:
-        pictures = video.pictures(range(40))
-    for n, picture in enumerate(pictures):
-        picture.save(folder / f"{n}.png")
-    checkpoint = trained / "encoder"
+    folder, out, checkpoint = moving / "2", tmp_path / "out.png", trained / "encoder"
     argv = [str(folder), "--model", MODEL, "--checkpoint", str(checkpoint), "--mask-ratio", "0.5", "-o", str(out)]
     reconstruct.main([*argv, "--frame-stride", "2"])
-    assert re_loss(capsys.readouterr().out) > 0
+    assert "of 1 clips" in capsys.readouterr().out
     panels = columns_of(out, 4)
     check_panels(panels)
     expected = middle(folder, 2)[::2]  # Hiera predicts the first frame of each pair
     for shown, frame in zip(panels[3], expected, strict=True):
-        assert np.abs(shown - np.asarray(frame).astype(int)).max() <= 1
+        assert np.abs(shown - as_seen(frame)).max() <= 1
     assert any((a != b).any() for a, b in zip(panels[3], panels[3][1:], strict=False)), "time goes on"
-
-
-def re_loss(line: str) -> float:
-    return float(line.partition("loss ")[2].split()[0])
 
 
 def test_several_clips_stand_below_each_other(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,17 +240,17 @@ def test_reconstruct_refuses_what_the_model_does_not_take(
 # ---- pre-training looks
 
 
-def test_pretraining_draws_clips(trained: Path) -> None:
+def test_pretraining_draws_clips(trained: Path, moving: Path) -> None:
     """Four videos, evenly spaced in the data, each from its middle."""
     [file] = (trained / "looks").iterdir()
     panels = columns_of(file, 16)
     check_panels(panels)
-    source = open_source("moving:digits", (3, 8, 64, 64))
+    source = open_source(str(moving), (3, 8, 64, 64))
     assert isinstance(source, Clips)
     for n in range(4):
         [clip], _ = source[n * len(source) // 4]
         for shown, frame in zip(panels[4 * n + 3], clip[::2], strict=True):
-            assert np.abs(shown - np.asarray(frame).astype(int)).max() <= 1
+            assert np.abs(shown - as_seen(frame)).max() <= 1
 
 
 def test_the_autoencoder_of_the_run_is_the_one_that_is_drawn(trained: Path) -> None:
