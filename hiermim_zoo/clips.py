@@ -1,42 +1,25 @@
-"""Clips -> lists of pictures: what a video holds, which of its frames are shown, and how these are read.
+"""Clips of videos: which frames of a video are shown, and what the DATA of the commands is.
 
-DATA is a folder of video files (read by PyAV, an extra) or of folders of frames, or ``moving:DATA``, pictures on the move. A clip
-has ``frames`` frames, ``stride`` frames of its video apart. In a video too short for that the last frame is shown again.
+DATA is a folder of videos (:mod:`hiermim_zoo.videos`), or ``moving:DATA``, pictures on the move. A clip has ``frames`` frames,
+``stride`` frames of its video apart. In a video too short for that the last frame is shown again.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import random
-from bisect import bisect
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
-from timm.data import create_dataset
-from timm.data.readers.img_extensions import get_img_extensions
-from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
-from .data import MODES, decoded, open_pictures, seed_of
+from .data import MODES, is_name, open_pictures, seed_of
 from .moving import MOVING, Moving
+from .videos import Folder, Video, holds_videos, is_video
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 STRIDE = 4  # frames from one shown to the next (arXiv 2306.00989, appendix A)
-
-
-class Video(Protocol):
-    """Frames of one video, in the order of time."""
-
-    def __len__(self) -> int: ...
-
-    def pictures(self, wanted: Sequence[int]) -> list[Image.Image]:
-        """Frames by their positions, which may repeat."""
-        ...
 
 
 class Reader(Protocol):
@@ -78,17 +61,39 @@ def open_source(
     channels, *frames, height, width = input_size
     if not frames:
         given = {spec: spec.startswith(MOVING), "--frame-stride": stride, "--repeat": repeat not in (None, 1), "--views": views}
-        for option in (name for name, value in given.items() if value):
-            raise ValueError(f"{option} is for models of video; this one takes pictures of {height} x {width}")
-        return open_pictures(spec, root=root, split=split, channels=channels, seed=seed, training=training)
+        refuse_videos(given)
+        try:
+            return open_pictures(spec, root=root, split=split, channels=channels, seed=seed, training=training)
+        except ValueError:
+            refuse_videos({spec: holds_videos(spec)})
+            raise
     if channels not in MODES:
         raise ValueError(f"the model wants {channels} channels; frames can be given {', '.join(map(str, MODES))}")
     reader: Reader
     if spec.startswith(MOVING):
         reader = Moving(open_pictures(spec.removeprefix(MOVING), root=root, split=split, channels=channels), (height, width))
-    else:
+    elif Path(spec).is_dir():
         reader = Folder(spec, split, MODES[channels])
+    elif is_video(spec) and Path(spec).exists():
+        raise ValueError(f"{spec} is a single video: name the folder around it")
+    elif is_name(spec) or Path(spec).exists():
+        raise ValueError(f"{spec} holds pictures, and the model takes videos: {MOVING}{spec} makes them move")
+    else:
+        raise ValueError(f"{spec}: no such folder of videos, and no {MOVING}DATA")
     return Clips(reader, frames[0], stride or STRIDE, repeat or 1, *(views or ()))
+
+
+def refuse_videos(given: Mapping[str, Any]) -> None:
+    """Refuse what a model of pictures cannot take.
+
+    Args:
+        given: data and options, and whether they are there and of videos.
+
+    Raises:
+        ValueError: naming the first that is.
+    """
+    for name in (name for name, value in given.items() if value):
+        raise ValueError(f"{name} is for models of video, and this one takes pictures")
 
 
 class Clips(Dataset[tuple[list[list[Image.Image]], int]]):
@@ -153,142 +158,3 @@ def square(picture: Image.Image, share: float) -> Image.Image:
     side = min(picture.size)
     left, top = (round((length - side) * share) for length in picture.size)
     return picture.crop((left, top, left + side, top + side))
-
-
-# ---- folders
-
-
-class Folder:
-    """Videos in a folder: files of video, and folders whose pictures are frames, in the order of their names.
-
-    The folder around a video is its class: CLASS/some.mp4, CLASS/SOME/0001.jpg.
-
-    Raises:
-        ValueError: there is no such folder, nothing in it, or nothing here that reads files of video.
-    """
-
-    def __init__(self, root: str, split: str, mode: str) -> None:
-        if not Path(root).is_dir():
-            raise ValueError(f"{root}: no such folder of videos, and no {MOVING}DATA")
-        try:
-            extensions = ";".join([*VIDEOS, *get_img_extensions()])
-            found: Any = create_dataset("", root, split=split, input_key=extensions)
-        except RuntimeError as error:  # timm's, of a folder with nothing to read
-            raise ValueError(f"{root} holds neither files of video ({', '.join(VIDEOS)}) nor folders of frames") from error
-        self.root, self.mode = found.reader.root, mode
-        self.files: dict[str, list[str]] = {}  # of each video: itself, or its frames
-        for path, _ in found.reader.samples:  # in the natural order of names: 2 before 10
-            self.files.setdefault(path if is_video(path) else os.path.dirname(path), []).append(path)
-        self.paths = list(self.files)
-        if any(map(is_video, self.paths)):
-            pyav()
-        folders = [os.path.dirname(os.path.relpath(path, self.root)) for path in self.paths]
-        names = [os.path.basename(folder) for folder in folders]
-        self.class_to_idx = {name: n for n, name in enumerate(sorted(set(names), key=natural_key))}
-        self.targets = [self.class_to_idx[name] for name in names]
-
-    def filename(self, index: int) -> str:
-        return self.paths[index]
-
-    @contextmanager
-    def open(self, index: int) -> Iterator[Video]:
-        path = self.paths[index]
-        if not is_video(path):
-            yield Frames(self.files[path], self.mode)
-            return
-        # a file of video can be a list of others: these may be on this disk alone
-        with pyav().open(path, options={"protocol_whitelist": "file"}) as container:
-            yield VideoFile(container, self.mode)
-
-
-def is_video(path: str) -> bool:
-    return path.lower().endswith(VIDEOS)
-
-
-def pyav() -> Any:
-    """PyAV.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import av
-    except ImportError as error:
-        raise ValueError('files of video are read by PyAV: pip install "hiermim-zoo[video]"') from error
-    return av
-
-
-class Frames:
-    """Files of pictures as a video."""
-
-    def __init__(self, files: list[str], mode: str) -> None:
-        self.files, self.mode = files, mode
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def pictures(self, wanted: Sequence[int]) -> list[Image.Image]:
-        return [decoded(open(self.files[n], "rb"), self.mode) for n in wanted]
-
-
-class VideoFile:
-    """A file of video that PyAV has opened.
-
-    Its packets are listed once, which decodes nothing: the number of frames in its headers is often missing or wrong.
-
-    Raises:
-        ValueError: there are no pictures in it.
-    """
-
-    def __init__(self, container: Any, mode: str) -> None:
-        self.container, self.mode = container, mode
-        if not container.streams.video:
-            raise ValueError("there is no video in the file")
-        self.stream = container.streams.video[0]
-        self.stream.codec_context.thread_count = 1  # there is a process for each core already
-        packets = [p for p in container.demux(self.stream) if p.pts is not None and not p.is_discard]
-        self.times = sorted(p.pts for p in packets)
-        self.keys = sorted((p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.is_keyframe)
-        if not self.keys:
-            raise ValueError("there is no video in the file, or its frames have no times")
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def pictures(self, wanted: Sequence[int]) -> list[Image.Image]:
-        """As of every video: each frame is decoded once, beginning at the last key frame before it."""
-        after: dict[int, set[int]] = {}  # key frame -> times of the frames that are decoded from it
-        for time in (self.times[n] for n in wanted):
-            after.setdefault(max(0, bisect(self.keys, (time, math.inf)) - 1), set()).add(time)
-        shown: dict[int, Image.Image] = {}
-        for key, times in after.items():
-            shown |= self.decode(self.keys[key], sorted(times, reverse=True))
-        return [shown[self.times[n]] for n in wanted]
-
-    def decode(self, key: tuple[int, int], waiting: list[int]) -> dict[int, Image.Image]:
-        """Frames by their times; in place of one that the decoder leaves out the next, or the last of all."""
-        shown: dict[int, Image.Image] = {}
-        frame: Any = None
-        for frame in self.decoded_from(key):
-            if frame.pts >= waiting[-1]:
-                picture = frame.to_image().convert(self.mode)
-                while waiting and frame.pts >= waiting[-1]:
-                    shown[waiting.pop()] = picture
-            if not waiting:
-                return shown
-        if frame is None:
-            raise ValueError("no frame can be decoded")
-        return shown | dict.fromkeys(waiting, frame.to_image().convert(self.mode))
-
-    def decoded_from(self, key: tuple[int, int]) -> Iterator[Any]:
-        """Frames from a key frame on, or from one before it.
-
-        Formats differ in the time that a jump goes by, of showing or of decoding.
-        """
-        for time in key:
-            self.container.seek(time, stream=self.stream)
-            frames = self.container.decode(self.stream)
-            first = next(frames, None)
-            if first is not None and first.pts <= key[0]:
-                return chain([first], frames)
-        return iter(())

@@ -61,7 +61,7 @@ def open_pictures(
         raise ValueError(f"the model wants {channels} channels; pictures can be given {', '.join(map(str, MODES))}")
     if spec == "digits":
         return Digits(split, MODES[channels])
-    named = spec.partition("/")[0] in SPECS and "/" in spec and not Path(spec).exists()
+    named = is_name(spec)
     if not named and not Path(spec).exists():
         raise ValueError(f"{spec}: no such folder or tar, and no name that timm knows ({', '.join(f'{s}/...' for s in SPECS)})")
     name, where = (spec, root) if named else ("", spec)
@@ -73,6 +73,11 @@ def open_pictures(
     if not length:
         raise ValueError(f"{spec} holds no pictures")
     return dataset
+
+
+def is_name(spec: str) -> bool:
+    """Whether pictures are meant that lie at no place of their own: ``digits``, or a name that timm's create_dataset knows."""
+    return spec == "digits" or (spec.partition("/")[0] in SPECS and "/" in spec and not Path(spec).exists())
 
 
 class Digits(Dataset[tuple[Image.Image, int]]):

@@ -1,9 +1,11 @@
-"""Write the features that a model finds in pictures to a safetensors file.
+"""Write the features that a model finds in pictures or videos to a safetensors file.
 
     python -m hiermim_zoo.extract PICTURES... --model hivit_base -o features.safetensors
+    python -m hiermim_zoo.extract VIDEOS... --model hiera_base_video -o features.safetensors
     torchrun --nproc-per-node 8 -m hiermim_zoo.extract PICTURES... --model hivit_base -o features.safetensors
 
-Row i of every tensor belongs to the i-th name of the JSON list that the file's metadata holds under "files".
+Row i of every tensor belongs to the i-th name of the JSON list that the file's metadata holds under "files". With a model of
+video it is of the clip in the middle of a file of video or of a folder of frames, which is called by the folder.
 
 The list of files is cut into batches by position, and process r of w takes the batches r, r + w, r + 2w, ... Each appends its
 rows to files in a folder beside the output, so nothing grows in memory; the first process then strings the batches together in
@@ -22,7 +24,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,15 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .cli import AMP, at_least, make_model, run
-from .data import MODES, data_config
+from .clips import STRIDE, Clips, refuse_videos
+from .data import MODES, data_config, make_transform
 from .distributed import share, start, stop
 from .version import __version__
+from .videos import Videos, holds_videos, suffixes
 
 NEEDED = {  # what is asked for -> the methods of timm's models that give it
     "pooled": ("forward_features", "forward_head"),
@@ -46,6 +49,10 @@ NEEDED = {  # what is asked for -> the methods of timm's models that give it
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
+Image.init()
+PICTURES = frozenset(
+    ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+)  # some, PIL only writes
 MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
 
 
@@ -53,11 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     world = start(args.device)
     args.device = world.device
-    files, parts = (find_pictures(args.images), reserve(args.output, args.force)) if world.first else ([], "")
+    paths, parts = (expand(args.images), reserve(args.output, args.force)) if world.first else ({}, "")
     try:
-        files, parts = share((files, parts))[0]
+        parts = share(parts)[0]
         model = load_model(args).to(args.device)
-        pictures = Pictures(files, data_config(model, args.img_size and (args.img_size, args.img_size)))
+        config = data_config(model, args.img_size and (args.img_size, args.img_size))
+        files = share(find_files(paths, config["input_size"]) if world.first else [])[0]
+        pictures = rows_of(files, config, args.frame_stride)
         logs = share(extract(model, pictures, args, Path(parts), world.rank, world.size))
         if world.first:
             print(merge(logs, pictures, args, Path(parts)))
@@ -82,6 +91,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--what", nargs="+", action="extend", choices=NEEDED, help="pooled features (default), last tokens, feature maps")
     add("--levels", nargs="+", action="extend", type=at_least(0), metavar="L", help="of the maps, 0 the finest (default: all)")
     add("--img-size", type=at_least(1), metavar="N", help="feed N x N pixels (default: what the model's configuration says)")
+    apart = f"with a model of video: frames of a video from one that is shown to the next (default: {STRIDE})"
+    add("--frame-stride", type=at_least(1), metavar="N", help=apart)
     add("--batch-size", type=at_least(1), default=64, metavar="N", help="pictures fed at once (default: 64)")
     add("--workers", type=at_least(0), default=min(4, os.cpu_count() or 1), metavar="N", help="processes that read pictures")
     add("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one; with torchrun, one each)")
@@ -103,32 +114,50 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 # ---- what can be refused before any work is done
 
 
-def find_pictures(names: Sequence[str]) -> list[str]:
-    """Files in the order named (those of a folder or pattern sorted), each once; files named one by one need no known suffix.
+def expand(names: Sequence[str]) -> dict[str, list[str]]:
+    """The files and folders that names stand for, those of a pattern sorted.
 
     Raises:
         ValueError: a name leads to nothing.
     """
+    # a file may have a [ in its name
+    paths = {name: [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) for name in names}
+    for name in (name for name, found in paths.items() if not found):
+        raise ValueError(f"{name}: no such file or folder")
+    return paths
+
+
+def find_files(paths: dict[str, list[str]], input_size: tuple[int, ...]) -> list[str]:
+    """Files in the order named (those of a folder sorted), each once; files named one by one need no known suffix.
+
+    Args:
+        paths: files and folders, by the name that they were given.
+        input_size: of the model, which says whether pictures are wanted or what videos are made of.
+
+    Raises:
+        ValueError: a name leads to nothing that the model takes.
+    """
+    clips = len(input_size) > 3
+    endings = PICTURES.union(suffixes()) if clips else PICTURES
     found: dict[str, str] = {}  # absolute path -> path as named
-    for name in names:
-        paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))  # a file may have a [ in its name
-        files = [file for path in paths for file in (pictures_in(path) if os.path.isdir(path) else [path])]
+    for name, known in paths.items():
+        files = [file for path in known for file in (files_below(path, endings) if os.path.isdir(path) else [path])]
+        if not clips:
+            others = [path for path in files or known if Path(path).suffix.lower() not in PICTURES]
+            refuse_videos({path: holds_videos(path) for path in others})
         if not files:
-            raise ValueError(f"{name}: " + ("no pictures in there" if paths else "no such file or folder"))
+            raise ValueError(f"{name}: no {'videos or frames' if clips else 'pictures'} in there")
         for file in files:
             found.setdefault(os.path.abspath(file), file)
-    if len(json.dumps(json.dumps(list(found.values())))) > MAX_NAMES:
-        raise ValueError(f"the names of {len(found)} files do not fit the header of one safetensors file; write several")
     return list(found.values())
 
 
-def pictures_in(folder: str) -> list[str]:
+def files_below(folder: str, endings: Set[str]) -> list[str]:
     def refuse(error: OSError) -> None:  # os.walk would pass over folders that it may not list
         raise error
 
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}  # some, PIL only writes
     tree = os.walk(folder, onerror=refuse)
-    return sorted(os.path.join(at, name) for at, _, names in tree for name in names if Path(name).suffix.lower() in suffixes)
+    return sorted(os.path.join(at, name) for at, _, names in tree for name in names if Path(name).suffix.lower() in endings)
 
 
 def reserve(output: Path, force: bool) -> str:
@@ -178,34 +207,83 @@ def load_model(args: argparse.Namespace) -> Any:
     return model
 
 
+def rows_of(files: list[str], config: dict[str, Any], stride: int | None) -> Pictures:
+    """What the model is shown: pictures, or the clips in the middle of videos.
+
+    Args:
+        stride: of clips, frames of a video from one that is shown to the next.
+
+    Raises:
+        ValueError: pictures where videos are wanted, a stride of pictures, or names that are too long.
+    """
+    channels, *frames, _, _ = config["input_size"]
+    if not frames:
+        refuse_videos({"--frame-stride": stride})
+        return Pictures(files, config)
+    return Middles(Clips(Videos(files, MODES[channels]), frames[0], stride or STRIDE), config)
+
+
 class Pictures(Dataset[tuple[int, Any]]):
-    """Files as (position, [C, H, W]), or (position, reason) where one cannot be read."""
+    """Files as (position, [C, H, W]), or (position, reason) where one cannot be read.
+
+    Raises:
+        ValueError: their names are too long.
+    """
+
+    things = "files"
 
     def __init__(self, files: list[str], config: dict[str, Any]) -> None:
+        if len(json.dumps(json.dumps(files))) > MAX_NAMES:
+            raise ValueError(f"the names of {len(files)} files do not fit the header of one safetensors file; write several")
         self.files = files
-        self.size: tuple[int, int, int] = config["input_size"]
-        self.transform = create_transform(**config, is_training=False)
+        self.size: tuple[int, ...] = config["input_size"]
+        self.transform = make_transform(**config, is_training=False)
 
     def __getitem__(self, i: int) -> tuple[int, Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(self.files[i]) as file:
-                    self.check_proportions(*file.size)
-                    picture = file.convert(MODES[self.size[0]])  # reads the pixels
-            return i, self.transform(picture)
+                return i, self.read(i)
         except Exception as error:  # decoders of damaged files raise whatever comes up
             return i, f"{type(error).__name__}: {error}"
 
+    def read(self, i: int) -> Any:
+        with Image.open(self.files[i]) as file:
+            self.check_proportions(*file.size)
+            picture = file.convert(MODES[self.size[0]])  # reads the pixels
+        return self.transform(picture)
+
+    def about(self) -> dict[str, str]:
+        """What the output says of its rows."""
+        return {"img_size": f"{self.size[-2]}x{self.size[-1]}"}
+
     def check_proportions(self, width: int, height: int) -> None:
         """A strip one pixel high becomes a bomb when its short side is resized to the model's."""
-        pixels = max(self.size[1:]) ** 2 * max(width, height) // max(1, min(width, height))
+        pixels = max(self.size[-2:]) ** 2 * max(width, height) // max(1, min(width, height))
         if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
             raise ValueError(f"{width} x {height} pixels are too long a strip")
 
 
+class Middles(Pictures):
+    """Videos as (position, [C, T, H, W]), the clip in the middle of each."""
+
+    things = "videos"
+
+    def __init__(self, clips: Clips, config: dict[str, Any]) -> None:
+        super().__init__([clips.filename(i) for i in range(len(clips))], config)
+        self.clips = clips
+
+    def read(self, i: int) -> Any:
+        [clip], _ = self.clips[i]
+        self.check_proportions(*clip[0].size)
+        return self.transform([clip])[0]
+
+    def about(self) -> dict[str, str]:
+        return {**super().about(), "frames": str(self.clips.frames), "frame_stride": str(self.clips.stride)}
+
+
 def collate(samples: list[tuple[int, Any]]) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:
-    """Images [B, C, H, W] (None if there are none), their positions, and the positions and reasons of unreadable files."""
+    """Images or clips [B, C, (T,) H, W] (None if there are none) and their positions; positions and reasons of the unreadable."""
     good = [(i, x) for i, x in samples if isinstance(x, Tensor)]
     images = torch.stack([x for _, x in good]) if good else None
     return images, [i for i, _ in good], [(i, x) for i, x in samples if isinstance(x, str)]
@@ -257,6 +335,8 @@ def complain(pictures: Pictures, unreadable: list[tuple[int, str]], on_error: st
 def features(model: Any, images: Tensor, args: argparse.Namespace) -> dict[str, Tensor]:
     """Images [B, C, H, W] -> "pooled" [B, D], "tokens" [B, N, D] (or as the model has them), "map0" [B, D, h, w], ... on the CPU.
 
+    Maps of clips [B, C, T, H, W] are [B, D, t, h, w].
+
     Raises:
         ValueError: the model refuses the images, or returns what cannot be stored.
     """
@@ -301,7 +381,7 @@ def merge(logs: list[dict[str, Any]], pictures: Pictures, args: argparse.Namespa
     batches = [logs[b % world]["batches"][b // world] for b in range(sum(len(log["batches"]) for log in logs))]
     kept = [pictures.files[i] for batch in batches for i in batch]
     if not kept:
-        raise ValueError(f"none of the {len(pictures.files)} files could be read")
+        raise ValueError(f"none of the {len(pictures.files)} {pictures.things} could be read")
     shapes = {key: shape for log in logs for key, shape in log["shapes"].items()}
     sizes = {key: math.prod(shape) * DTYPES[args.dtype].itemsize for key, shape in shapes.items()}  # bytes of a row
     with open(parts / "merged", "wb") as out:
@@ -314,7 +394,7 @@ def merge(logs: list[dict[str, Any]], pictures: Pictures, args: argparse.Namespa
                         out.write(sources[b % world].read(len(batch) * size))
     os.replace(parts / "merged", args.output)
     tensors = ", ".join(f"{key} {[len(kept), *shape]}" for key, shape in shapes.items())
-    return f"wrote {args.output}: {tensors} in {args.dtype}, from {len(kept)} of {len(pictures.files)} files"
+    return f"wrote {args.output}: {tensors} in {args.dtype}, from {len(kept)} of {len(pictures.files)} {pictures.things}"
 
 
 def header(
@@ -325,7 +405,7 @@ def header(
         "files": json.dumps(kept),
         "model": args.model,
         "weights": "pretrained" if args.pretrained else f"random, seed {args.seed or 0}",
-        "img_size": f"{pictures.size[1]}x{pictures.size[2]}",
+        **pictures.about(),
         "hiermim_zoo": __version__,
     }
     content: dict[str, Any] = {"__metadata__": about}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .clips import open_source
-from .data import Digits, class_names, is_stream, labels_of, read
+from .data import Digits, class_names, is_stream, labels_of, read, things
 from .moving import MOVING
 
 SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")  # what folders of splits are called
@@ -36,7 +36,7 @@ def open_labelled(spec: str, split: str, input_size: tuple[int, ...], **how: Any
     if inside and str(getattr(getattr(source, "reader", None), "root", "")) == spec:
         raise ValueError(f"{spec} has no split {split!r}, but {', '.join(inside)}; choose with --split and --train-split")
     if names is not None and len(names) < 2:
-        raise ValueError(f"{spec} has no labels: its pictures must lie in folders named after their classes, two or more")
+        raise ValueError(f"{spec} has no labels: its {things(source)} must lie in folders named after their classes, two or more")
     if not is_stream(source) and labels_of(source) is None and first_label(source) < 0:
         raise ValueError(f"{spec} has no labels in its split {split!r}; choose another with --split and --train-split")
     return Labelled(spec, split, source, names)

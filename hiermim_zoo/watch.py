@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from torch.distributed.fsdp import FSDPModule
 
-from .data import is_stream, labels_of, read
+from .data import is_stream, labels_of, make_transform, read
 from .mae import MaskedAutoencoder
 from .masking import random_keep
 from .probe import knn, pooled_features
 from .reconstruct import sheet
 from .writing import replacing
 
-SHOWN = 4  # pictures, evenly spaced in the data
+SHOWN = 4  # pictures or videos, evenly spaced in the data
 PROBED = 6000  # pictures at most, drawn once and for all; a sixth asks, the others answer
 
 
@@ -39,19 +38,20 @@ def at_rest(mae: MaskedAutoencoder) -> Iterator[None]:
 def look(
     mae: MaskedAutoencoder, source: Any, config: Mapping[str, Any], title: str, device: torch.device, file: Path | None
 ) -> None:
-    """Draw what the autoencoder makes of some pictures of the data; the same ones and the same masks each time. Not of clips.
+    """Draw what the autoencoder makes of some pictures or clips of the data; the same ones and the same masks each time.
 
     Args:
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
-    if mae.in_chans != 3 or len(config["input_size"]) > 3:
+    if mae.in_chans != 3:
         return
     if is_stream(source):
         pictures = [picture for picture, _ in islice(iter(source), SHOWN)]
     else:
         pictures = [read(source, i * len(source) // SHOWN)[0] for i in range(SHOWN)]
-    transform: Any = create_transform(**config, is_training=False)
-    images = torch.stack([transform(picture) for picture in pictures]).to(device)
+    transform = make_transform(**config, is_training=False)
+    made = [transform(picture) for picture in pictures]  # of a video, a list of its clips
+    images = torch.stack([x[0] if isinstance(x, list) else x for x in made]).to(device)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(0)).to(device)
     with at_rest(mae):
         out = mae(images, keep)

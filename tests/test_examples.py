@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,10 @@ from PIL import Image
 from safetensors import safe_open
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
+from hiermim_zoo import manifest
+from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.cli import run
+from hiermim_zoo.videos import Videos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PICTURES = EXAMPLES / "pictures"
@@ -250,6 +254,132 @@ def test_a_step_of_somebody_elses_head_and_a_picture(name: str, model: str, tmp_
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.height == 128
         assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 1000  # photographs are in it
+
+
+# ---- clips
+
+
+@pytest.fixture
+def clip_examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    yield
+    for name in ("moving_clip", "classify_clip"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def named_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of clips that calls its classes by name."""
+    torch.manual_seed(1)
+    model = timm.create_model("hiera_atto_video", num_classes=7)
+    with torch.no_grad():
+        model.head.weight.mul_(5e3)
+    model.pretrained_cfg = own_cfg("hiera_atto_video", {"label_names": list("abcdefg")}, "mit", 7, (3, 8, 64, 64))
+    folder = tmp_path_factory.mktemp("named") / "model"
+    write_folder(Contents("hiera_atto_video", model, {"license": "mit"}, "Made by a test."), folder)
+    return folder
+
+
+def test_a_clip_is_classified(clip_examples: None, named_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The clip that the example makes, as a file; the same frames from a folder; probabilities by hand."""
+    example = load("classify_clip")
+    name = f"local-dir:{named_classes}"
+    example.main(["--model", name, "-o", str(tmp_path / "new"), "--moves", "ship left", "--views", "1", "--frame-stride", "2"])
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == str(tmp_path / "new" / "ship_left.mp4")
+    with Videos([first], "RGB").open(0) as video:
+        assert len(video) == 96
+        frames = video.pictures(range(96))
+    model = timm.create_model(name, pretrained=True).eval()
+    transform = create_transform(**resolve_model_data_config(model))
+    start = round((96 - 7 * 2 - 1) / 2)
+    with torch.inference_mode():
+        clip = torch.stack([transform(frames[start + 2 * n]) for n in range(8)], dim=1)
+        shares, classes = model(clip[None])[0].softmax(0).topk(5)
+    assert shares[0] - shares[-1] > 0.01
+    expected = [f"{share:7.1%}  {'abcdefg'[n]}" for share, n in zip(shares, classes, strict=True)]
+    assert lines == expected
+    (tmp_path / "frames").mkdir()
+    for n, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{n}.png")
+    example.main([str(tmp_path / "frames"), "--model", name, "--views", "1", "--frame-stride", "2"])
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "frames"), *expected]
+
+
+def test_without_pyav_the_clip_is_a_folder(clip_examples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *args: None if name == "av" else find(name, *args))
+    path = load("moving_clip").write_clip(tmp_path, "airplane right", (64, 64))
+    assert path == tmp_path / "airplane_right"
+    assert len(list(path.glob("frame_*.png"))) == 96
+
+
+@pytest.mark.parametrize(
+    ("example", "argv", "words"),
+    [
+        ("classify_clip", ["--model", "hivit_atto"], "hivit_atto is no classifier of clips"),
+        ("classify_clip", ["--model", "hiera_atto_video", "--moves", "ship sideways"], "nothing moves like 'ship sideways'"),
+        ("classify_clip", ["{cat}", "--model", "hiera_atto_video"], "little in common: the model takes videos"),
+        ("feature_video", ["--model", "hivit_atto"], "hivit_atto takes pictures"),
+        ("feature_video", ["--model", "hiera_atto_video", "--levels", "4"], "--levels 4: hiera_atto_video has 0 to 3"),
+        ("feature_video", ["--model", "hiera_atto_video", "-o", "{out}.jpg"], "name an animated picture, .gif or .png or .webp"),
+    ],
+)
+def test_examples_of_clips_refuse_the_rest(
+    clip_examples: None, tmp_path: Path, example: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    filled = [arg.format(cat=PICTURES / "cat", out=tmp_path / "out") for arg in argv]
+    output = [] if "-o" in filled else ["-o", str(tmp_path / "out.gif")]
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: load(example).main([*filled, *output, "--no-pretrained"]))
+    assert stopped.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+@pytest.mark.skipif("hiera_atto_video.mae_moving_ft_moving" not in manifest.records(), reason="these weights are not here yet")
+def test_the_default_model_of_clips_names_what_moves(clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    load("classify_clip").main(["-o", str(tmp_path)])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(re.fullmatch(r" *[\d.]+%  [a-z]+ (right|down|left|up)", line) for line in lines)
+
+
+@pytest.mark.parametrize(("ending", "levels"), [("png", ["0", "3"]), ("gif", []), ("webp", ["1"])])
+def test_feature_videos_show_frames_and_maps(clip_examples: None, tmp_path: Path, ending: str, levels: list[str], capsys):
+    out = tmp_path / f"features.{ending}"
+    chosen = ["--levels", *levels] if levels else []
+    arguments = ["--model", "hiera_atto_video", "--no-pretrained", "--clips", "1", *chosen]
+    load("feature_video").main([*arguments, "-o", str(out)])
+    assert f"wrote {out}: 8 frames of {tmp_path / 'airplane_right.mp4'}" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.n_frames == 8  # type: ignore[attr-defined]
+        sheets = []
+        for n in range(8):
+            picture.seek(n)
+            sheets.append(np.asarray(picture.convert("RGB"))[28:252])
+    columns = [[sheet[:, 8 + 232 * i : 232 * (i + 1)] for sheet in sheets] for i in range(1 + (len(levels) or 4))]
+    assert sheets[0].shape[1] == 8 + 232 * len(columns)
+    if ending == "png":  # which loses nothing
+        frames, fine, coarse = columns
+        assert all((a != b).any() for a, b in itertools.pairwise(frames))
+        for level, cell in ((fine, 14), (coarse, 112)):
+            changes = [bool((a != b).any()) for a, b in itertools.pairwise(level)]
+            assert changes == [False, True] * 3 + [False], "a map is of two frames"
+            blocks = level[0].reshape(224 // cell, cell, 224 // cell, cell, 3)
+            assert (blocks == blocks[:, :1, :, :1]).all()
+            assert len(np.unique(blocks[:, 0, :, 0].reshape(-1, 3), axis=0)) > 2
+
+
+def test_like_features_of_a_clip_have_like_colours(clip_examples: None):
+    example = load("feature_video")
+    kinds = torch.randn(3, 8)
+    maps = kinds[torch.arange(3).repeat(40)].reshape(4, 5, 6, 8).movedim(-1, 1)
+    found = np.stack([np.asarray(picture) for picture in example.colours(maps)])
+    assert found.shape == (4, 5, 6, 3)
+    assert all(len(np.unique(found.reshape(-1, 3)[kind::3], axis=0)) == 1 for kind in range(3))
+    assert len(np.unique(found.reshape(-1, 3), axis=0)) == 3
 
 
 def test_scenes_are_what_they_say(monkeypatch: pytest.MonkeyPatch):

@@ -29,7 +29,7 @@ LAYOUT_OF = {
     **dict.fromkeys(AUTOENCODERS, "hiera_mae"),
     "timm_hiera_base_224_layout": "hiera_timm",
     "hf_hiera_tiny_layout": "hiera_transformers",
-    "hf_hiera_mae_tiny_layout": "hiera_transformers",
+    "hf_hiera_mae_tiny_layout": "hiera_transformers_mae",
 }
 
 
@@ -186,6 +186,52 @@ def test_classifiers_come_back_as_they_were() -> None:
     assert all(back[name] is state[name] for name in state)
     with pytest.raises(ValueError, match=r"--to hiera needs what the source does not hold: head"):
         to_published({n: t for n, t in model.state_dict().items() if "head" not in n}, {}, find_layout("hiera"), model)
+
+
+TRANSFORMERS = {"hf_hiera_tiny_layout": "hiera_transformers", "hf_hiera_mae_tiny_layout": "hiera_transformers_mae"}
+
+
+@pytest.mark.parametrize(("case", "layout"), TRANSFORMERS.items())
+def test_the_names_of_transformers_come_back_as_they_were(case: str, layout: str) -> None:
+    state = golden(case).state()
+    native = to_native(state, "hiera", decoder=layout.endswith("mae"))
+    model = timm.create_model("hiera_tiny", num_classes=1000 if native.state.keys() & {"head.weight"} else 0)
+    back = to_published(native.state, native.decoder, find_layout(layout), model)
+    assert back.keys() == state.keys()
+    assert all(back[name] is state[name] for name in state)
+    again = to_native(back, "hiera", decoder=layout.endswith("mae"))
+    assert again.layout.name == layout
+    assert all(again.state[name] is tensor for name, tensor in native.state.items())
+    native.state.pop("blocks.3.proj.weight")  # negative control: where the third stage begins
+    assert to_published(native.state, native.decoder, find_layout(layout), model).keys() != state.keys() - {
+        "hiera.encoder.stages.2.layers.0.proj.weight"
+    }
+
+
+@pytest.mark.parametrize("name", ["hiera_base", "hiera_small"])
+def test_blocks_of_other_depths_find_their_stages(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    back = to_published(model.state_dict(), {}, find_layout("hiera_transformers"), model)
+    depths = [len({n.split(".")[5] for n in back if f"stages.{stage}." in n}) for stage in range(4)]
+    assert depths == {"hiera_base": [2, 3, 16, 3], "hiera_small": [1, 2, 11, 2]}[name]
+
+
+def test_files_for_transformers_hold_the_tensors_alone(folder: Path, tmp_path: Path) -> None:
+    """By the command; of an encoder, of an encoder with decoder, and of clips, which transformers has not."""
+    expected = golden("hf_hiera_mae_tiny_layout").about["manifest"]
+    file = tmp_path / "model.safetensors"
+    convert.main([str(folder), "--model", "hiera_tiny", "--to", "hiera_transformers_mae", "-o", str(file)])
+    found = read_checkpoint(file)
+    assert (found.top_key, {name: list(tensor.shape) for name, tensor in found.state.items()}) == ("", expected)
+    convert.main([str(folder), "--model", "hiera_tiny", "--to", "hiera_transformers", "-o", str(tmp_path / "encoder.bin")])
+    state = torch.load(tmp_path / "encoder.bin", weights_only=True)
+    own = {name for name in golden("hf_hiera_tiny_layout").about["manifest"] if not name.startswith("classifier")}
+    assert state.keys() == own
+    assert torch.equal(state["hiera.pooler.layernorm.weight"], torch.ones(768)), "their strict loading wants it"
+    clips = timm.create_model("hiera_atto_video")
+    with pytest.raises(ValueError, match=r"'pos_embed_spatial' .*: Hiera in transformers is of images alone"):
+        to_published(clips.state_dict(), {}, find_layout("hiera_transformers"), clips)
 
 
 # ---- layouts

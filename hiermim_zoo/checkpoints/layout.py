@@ -32,7 +32,7 @@ class Layout:
     back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
     added: Callable[[Any], dict[str, Tensor]] | None = None  # on the way back: what its files hold beyond weights, from a model
     added_why: str = ""  # what has to be said of that
-    top_key: str = "model"  # under which the files of its authors hold the tensors
+    top_key: str = "model"  # under which the files of its authors hold the tensors; "" where these are all there is
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
     warning: str = ""  # said whenever such a file is read
     by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell

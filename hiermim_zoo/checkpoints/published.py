@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..writing import replacing
@@ -24,8 +25,8 @@ def to_published(
         state: of the model, in this package's names.
         decoder: "fusion.*" and "decoder.*"; left out where the layout holds none.
         layout: one that can be written.
-        fresh: a new model of the architecture: what the layout's files never hold is left out where it has its initial value, and
-            what they hold beyond weights (tables of indices, masks) is read off it.
+        fresh: a new model of the architecture: what the layout's files may lack, and has no way back into them, is left out where
+            it has its initial value, and what they hold beyond weights (tables of indices, masks) is read off it.
 
     Raises:
         ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place for.
@@ -37,7 +38,7 @@ def to_published(
     initial = fresh.state_dict()
     kept = {}
     for name, tensor in state.items():
-        if not layout.may_miss(name):
+        if not layout.may_miss(name) or any(re.fullmatch(rule.pattern, name) for rule in layout.back):
             kept[name] = tensor
         elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
             raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
@@ -52,14 +53,18 @@ def to_published(
 
 
 def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: str = "model") -> None:
-    """Write {top_key: state} as torch does, beside and renamed.
+    """Write {top_key: state}, or the state alone, as torch does, beside and renamed; a .safetensors file if it is called so.
 
     Raises:
         ValueError: the file exists, or cannot be written.
     """
     check_file(file, force)
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     with replacing(file) as part:
-        torch.save({top_key: {name: tensor.contiguous().clone() for name, tensor in state.items()}}, part)
+        if file.suffix == ".safetensors":
+            save_file(state, part, metadata={"format": "pt"})
+        else:
+            torch.save({top_key: state} if top_key else state, part)
 
 
 def check_file(file: Path, force: bool) -> None:

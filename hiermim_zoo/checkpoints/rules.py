@@ -7,6 +7,7 @@ matches is an error, so nothing is ever lost by accident.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +40,19 @@ class Number:
 
     pattern: str
     to: str
+
+
+@dataclass(frozen=True)
+class Unnumber:
+    """Number's way back: blocks that are counted through get stage and place, {0} and {1} in the new name.
+
+    The first group of the pattern is the number. A new stage begins with each block that has a tensor called ``begins``, a
+    pattern whose first group is its number.
+    """
+
+    pattern: str
+    to: str
+    begins: str
 
 
 @dataclass(frozen=True)
@@ -77,7 +91,7 @@ class Refuse:
     reason: str
 
 
-Rule = Keep | Rename | Number | Reshape | Join | Drop | Refuse
+Rule = Keep | Rename | Number | Unnumber | Reshape | Join | Drop | Refuse
 
 
 class Step(NamedTuple):
@@ -120,6 +134,8 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
         target = name if isinstance(rule, Keep) else match.expand(rule.to)
         if isinstance(rule, Number):
             target = target.format(count[_place(match)])
+        if isinstance(rule, Unnumber):
+            target = target.format(*_stage_and_place(int(match[1]), state, rule.begins))
         if isinstance(rule, Join):
             joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor)
             steps.append(Step(name, "joined", target, rule.why))
@@ -147,6 +163,13 @@ def _counted(state: Iterable[str], rules: Sequence[Rule]) -> dict[tuple[int, int
 
 def _place(match: re.Match[str]) -> tuple[int, int]:
     return int(match[1]), int(match[2])
+
+
+def _stage_and_place(number: int, state: Iterable[str], begins: str) -> tuple[int, int]:
+    """Of a block that is counted through."""
+    starts = sorted({0, *(int(match[1]) for name in state if (match := re.fullmatch(begins, name)))})
+    stage = bisect(starts, number) - 1
+    return stage, number - starts[stage]
 
 
 class _Parts(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Number, Rename, Rule
+from ..rules import Drop, Keep, Number, Refuse, Rename, Rule, Unnumber
 
 _HIERA_ENCODER: tuple[Rule, ...] = (
     Keep("pos_embed|pos_embed_spatial|pos_embed_temporal"),
@@ -45,6 +45,27 @@ _HF_HIERA_DECODER: tuple[Rename, ...] = (
     Rename(r"decoder\.decoder_block\.layers\.(\d+)\.layernorm_before\.(weight|bias)", r"decoder.blocks.\1.norm1.\2"),
     Rename(r"decoder\.decoder_block\.layers\.(\d+)\.layernorm_after\.(weight|bias)", r"decoder.blocks.\1.norm2.\2"),
     Rename(r"decoder\.decoder_block\.layers\.(\d+)\.(attn|mlp)\.(.+)", r"decoder.blocks.\1.\2.\3"),
+)
+_HF_LAYER_BACK = r"hiera.encoder.stages.{0}.layers.{1}."
+_WIDENING = r"blocks\.(\d+)\.proj\.weight"  # in the first block of every stage but the first
+_HF_HIERA_BACK: tuple[Rule, ...] = (
+    Refuse("pos_embed_(spatial|temporal)", "Hiera in transformers is of images alone"),
+    Rename("pos_embed", "hiera.embeddings.position_embeddings"),
+    Rename(r"patch_embed\.proj\.(weight|bias)", r"hiera.embeddings.patch_embeddings.projection.\1"),
+    Unnumber(r"blocks\.(\d+)\.norm1\.(weight|bias)", _HF_LAYER_BACK + r"layernorm_before.\2", _WIDENING),
+    Unnumber(r"blocks\.(\d+)\.norm2\.(weight|bias)", _HF_LAYER_BACK + r"layernorm_after.\2", _WIDENING),
+    Unnumber(r"blocks\.(\d+)\.((?:attn|mlp|proj)\b.+)", _HF_LAYER_BACK + r"\2", _WIDENING),
+)
+_HF_HIERA_DECODER_BACK: tuple[Rule, ...] = (
+    Rename(r"fusion\.norm\.(weight|bias)", r"encoder_norm.\1"),
+    Rename(r"fusion\.heads\.(\d)\.(weight|bias)", r"multiscale_fusion.multi_scale_fusion_heads.\1.\2"),
+    Keep(r"decoder\.mask_token"),
+    Rename(r"decoder\.pos_embed", "decoder.decoder_position_embeddings"),
+    Rename(r"decoder\.embed\.(weight|bias)", r"decoder.decoder_embeddings.\1"),
+    Rename(r"decoder\.(norm|pred)\.(weight|bias)", r"decoder.decoder_\1.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.norm1\.(weight|bias)", r"decoder.decoder_block.layers.\1.layernorm_before.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.norm2\.(weight|bias)", r"decoder.decoder_block.layers.\1.layernorm_after.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.(attn|mlp)\.(.+)", r"decoder.decoder_block.layers.\1.\2.\3"),
 )
 _HF_HIERA_SIGNATURE = (r"(hiera\.)?embeddings\.position_embeddings", _HF_HIERA_LAYER + r"attn\.qkv\.weight")
 
@@ -106,16 +127,33 @@ LAYOUTS = (
     Layout(
         "hiera_transformers",
         ("hiera",),
-        "transformers' Hiera: classifier, bare encoder, or masked pre-training with decoder (facebook/hiera-*-hf)",
+        "transformers' Hiera: classifier or bare encoder (facebook/hiera-*-in1k-hf, facebook/hiera-*-hf)",
         has=_HF_HIERA_SIGNATURE,
-        lacks=(),
+        lacks=(r"decoder\.mask_token",),
         rules=(
             *_HF_HIERA_ENCODER,
             Rename(r"(?:hiera\.)?pooler\.layernorm\.(weight|bias)", r"fc_norm.\1"),
             Rename(r"classifier\.(weight|bias)", r"head.\1"),
         ),
         may_be_missing=(_HIERA_NORM,),
+        back=(
+            *_HF_HIERA_BACK,
+            Rename(r"fc_norm\.(weight|bias)", r"hiera.pooler.layernorm.\1"),
+            Rename(r"head\.(weight|bias)", r"classifier.\1"),
+        ),
+        top_key="",
+    ),
+    Layout(
+        "hiera_transformers_mae",
+        ("hiera",),
+        "transformers' Hiera for masked pre-training: encoder, fusion, decoder (facebook/hiera-*-mae-hf)",
+        has=(*_HF_HIERA_SIGNATURE, r"decoder\.mask_token"),
+        lacks=(),
+        rules=_HF_HIERA_ENCODER,
+        may_be_missing=(_HIERA_NORM,),
         decoder=_HF_HIERA_DECODER,
+        back=(*_HF_HIERA_BACK, *_HF_HIERA_DECODER_BACK),
+        top_key="",
     ),
     Layout(
         "hiera_own",
