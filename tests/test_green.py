@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo.checkpoints.layouts import find_layout, recognise, to_native
 from hiermim_zoo.checkpoints.published import to_published
-from hiermim_zoo.layers.groups import make_plans
+from hiermim_zoo.layers.groups import METHODS, make_plans
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
@@ -116,7 +116,7 @@ def test_ways_to_plan_agree_and_plans_can_be_made_beforehand(kind: str) -> None:
     model = toy(kind)
     images, keep = torch.randn(3, 3, 128, 128), random_keep(3, 16, 6)
     (expected,) = model.forward_visible(images, keep).stages
-    for method in ("pack", "sort"):
+    for method in METHODS:
         (found,) = model.forward_visible(images, keep, make_plans(keep, model.geometries((4, 4)), method)).stages
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     other = make_plans(random_keep(3, 16, 6), model.geometries((4, 4)), "sort")  # negative control
