@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tarfile
 from itertools import islice
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiermim_zoo import data
-from hiermim_zoo.data import LABEL, READ, WANTED, Companions, Plan, Watched, batches, make_transform, open_pictures
+from hiermim_zoo.data import EXTRA, LABEL, READ, WANTED, Companions, Plan, Watched, batches, make_transform, open_pictures
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (3, 16, 16)
@@ -105,6 +106,24 @@ def test_numbers_that_travel_with_a_picture_follow_from_its_seed(tmp_path: Path)
     seeds = [seed for batch in plan().micro_batches(0, 3) for _, seed, _ in batch]
     found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda own, step: [own % 1000])]
     assert torch.cat(found).tolist() == [seed % 1000 for seed in seeds]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_made_of_a_batch_goes_with_it(tmp_path: Path, workers: int) -> None:
+    source = open_pictures(str(write_pictures(tmp_path, 12)))
+    transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
+    options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": torch.device("cpu"), "workers": workers}
+    options |= {
+        "extra": lambda own, step: [own, step],
+        "prepare": lambda columns: {"sum": columns.sum(0), "process": os.getpid()},
+    }
+    found = list(batches(source, transform, plan(accumulate=2), range(3), **options))
+    assert all(torch.equal(made["sum"], columns.sum(0)) for _, columns, made in found)
+    assert all((made["process"] == os.getpid()) == (workers == 0) for *_, made in found)
+    steps = [set(columns[:, EXTRA + 1].tolist()) for _, columns, _ in found]
+    assert all(len(step) == 1 for step in steps)
+    assert steps[0] == steps[1] != steps[2] == steps[3]  # two parts a step
+    assert len({seed for _, columns, _ in found for seed in columns[:, EXTRA].tolist()}) == 12
 
 
 # ---- kinds of data

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hiermim_zoo import optim, pretrain, resume
 from hiermim_zoo.journal import read_log
+from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import create_mae
 
 MODEL = ("--model", "hivit_atto", "--img-size", "32", "--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
@@ -315,6 +316,40 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert largest_difference(weights(tmp_path / name), one) < 1e-6
     assert largest_difference(other, one) > 1e-3
+
+
+GREEN = ("--model", "green_swin_atto", "--img-size", "64", "--mask-ratio", "0.5", "--model-kwargs", "depths=(2,1,1,1)")
+
+
+@pytest.mark.slow
+def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
+    argv = (*GREEN, "--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
+    one, other = train(tmp_path / "one", *argv), train(tmp_path / "other", *argv, "--seed", "1")
+    done = command("digits", *SMALL, *argv, "--fsdp", "-o", tmp_path / "spread", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(weights(tmp_path / "spread"), one) < 1e-6
+    assert largest_difference(other, one) > 1e-3
+
+
+# ---- work that depends on the masks alone
+
+
+@pytest.mark.parametrize("masks", ["batch", "sample"])
+def test_plans_are_made_by_the_workers_and_change_nothing(tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole run at once, and in two halves whose workers plan: bit for bit."""
+    made, pack = [], groups.METHODS["pack"]
+    monkeypatch.setitem(groups.METHODS, "pack", lambda keep, geometry: made.append(len(keep)) or pack(keep, geometry))
+    argv = (*GREEN, "--masks", masks, "--steps", "4", "--accumulate", "2")
+    whole = train(tmp_path / "whole", *argv)
+    patterns = len(made) // 9  # the first look at what is trained, and two parts of four steps
+    assert made == [1] * patterns + [1 if masks == "batch" else 4] * 8 * patterns
+    made.clear()
+    train(tmp_path / "halves", *argv, "--stop-after", "2", "--workers", "2")
+    assert len(made) == patterns
+    resumed = train(tmp_path / "halves", *argv, "--resume", "auto", "--workers", "2")
+    assert largest_difference(whole, resumed) == 0
+    monkeypatch.setattr(pretrain, "planned_ahead", lambda *args: None)
+    assert largest_difference(whole, train(tmp_path / "late", *argv)) == 0
 
 
 # ---- what is not finite
