@@ -47,7 +47,7 @@ class Geometry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Who attends to whom: tensors alone, so that a data loader can hand it over."""
+    """Who attends to whom: tensors alone, or arrays in their place where it travels between processes."""
 
     slots: Tensor | None  # int64 [G g]: the token in every slot (some token in empty ones); None: slots are tokens as they come
     back: Tensor | None  # int64 [M]: the slot of every token
@@ -58,8 +58,13 @@ class Plan(NamedTuple):
 
     def to(self, device: torch.device) -> Plan:
         """The plan on a device."""
-        moved: Any = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
+        moved: Any = [x if isinstance(x, int | None) else torch.as_tensor(x).to(device, non_blocking=True) for x in self]
         return Plan(*moved)
+
+    def arrays(self) -> Plan:
+        """The plan in NumPy's arrays: a tensor that leaves its process takes a file of shared memory, thirty of them a batch."""
+        arrays: Any = [x.numpy() if isinstance(x, Tensor) else x for x in self]
+        return Plan(*arrays)
 
 
 Plans = dict[Geometry, Plan]
@@ -97,11 +102,16 @@ def check_method(method: str | None, name: str = "method") -> str | None:
     return method
 
 
+def plan_ahead(keep: Tensor, geometries: Iterable[Geometry], method: str | None = None) -> Plans:
+    """As :func:`make_plans`, for another process: plans of arrays."""
+    return {geometry: plan.arrays() for geometry, plan in make_plans(keep, geometries, method).items()}
+
+
 def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> Plans:
     """Plans that were made beforehand, moved to where the mask is.
 
     Args:
-        plans: of :func:`make_plans`, for this mask; on the host, or moved already.
+        plans: of :func:`make_plans` or :func:`plan_ahead`, for this mask.
         geometries: that are to be followed.
         keep: int64 [B, K].
 
@@ -112,11 +122,11 @@ def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> P
     for geometry in dict.fromkeys(geometries):
         if geometry not in plans:
             raise ValueError(f"the plans are of other windows: they lack {geometry}")
-        plan, tokens = plans[geometry], keep.shape[1] * geometry.tokens**2
+        plan, tokens = plans[geometry].to(keep.device), keep.shape[1] * geometry.tokens**2
         planned = plan.window.numel() if plan.back is None else len(plan.back)
         if planned not in (tokens, len(keep) * tokens):
             raise ValueError(f"the plans are of another batch: {planned} tokens of {geometry}, not {len(keep)} x {tokens}")
-        ready[geometry] = plan.to(keep.device)
+        ready[geometry] = plan
     return ready
 
 

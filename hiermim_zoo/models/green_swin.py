@@ -21,7 +21,18 @@ from timm.models import checkpoint
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from ..layers.groups import Geometry, Plan, Plans, check_method, group_attention, make_plans, pair_bias, pair_rows, ready_plans
+from ..layers.groups import (
+    Geometry,
+    Plan,
+    Plans,
+    check_method,
+    group_attention,
+    make_plans,
+    pair_bias,
+    pair_rows,
+    plan_ahead,
+    ready_plans,
+)
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
@@ -89,7 +100,7 @@ class GreenSwin(SwinTransformer):
     def planner(self) -> Callable[[Tensor], Plans]:
         """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
         units: Any = self.mask_layout.units
-        return partial(make_plans, geometries=tuple(self.geometries(units)), method=self.plan_method)
+        return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
     @property
     def unit(self) -> int:

@@ -20,7 +20,17 @@ from timm.models.twins import Block, LocallyGroupedAttn, Twins
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.groups import Geometry, Plan, Plans, check_method, group_attention, make_plans, pair_mask, ready_plans
+from ..layers.groups import (
+    Geometry,
+    Plan,
+    Plans,
+    check_method,
+    group_attention,
+    make_plans,
+    pair_mask,
+    plan_ahead,
+    ready_plans,
+)
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
@@ -107,7 +117,7 @@ class GreenTwins(Twins):
     def planner(self) -> Callable[[Tensor], Plans]:
         """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
         units: Any = self.mask_layout.units
-        return partial(make_plans, geometries=tuple(self.geometries(units)), method=self.plan_method)
+        return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
     @property
     def unit(self) -> int:
