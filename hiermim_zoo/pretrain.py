@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
-from .cli import AMP, add_model_kwargs, at_least, model_kwargs, run, share_of_one
+from .cli import AMP, add_model_kwargs, at_least, check_compiled, model_kwargs, run, share_of_one
 from .clips import open_source
 from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.masks:
         changes["shared_mask"] = args.masks == "batch"
     mae = build(args, changes)
+    if args.compile:
+        check_compiled(mae.encoder)
     config = data_config(mae.encoder, mae.input_size) | overrides(args, "mean", "std")
     source = open_source(
         args.data,

@@ -435,6 +435,7 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--mean", "0.5", "0.5"), "--mean has 2 values"),
         (("--opt", "adamwish"), "'adamwish'"),
         (("--fsdp",), "--fsdp.*torchrun"),
+        (("--model", "green_swin_atto", "--img-size", "64", "--model-kwargs", "plan_method='window'", "--compile"), "use 'sort'"),
         (("--checkpoint", "missing"), "missing"),
         (("--checkpoint", "missing", "--pretrained"), "exclude each other"),
         (("--export-only",), "--resume auto"),

@@ -77,7 +77,7 @@ def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
         keep: int64 [B, K]. Rows that are one and the same are planned once: an expanded tensor is taken at its word, on the CPU
             rows are compared.
         geometries: of the encoder; equal ones are planned once.
-        method: a key of METHODS; None packs on the CPU and sorts on devices and inside graphs.
+        method: a key of METHODS, inside graphs none of ON_HOST; None packs on the CPU and sorts on devices and inside graphs.
 
     Raises:
         ValueError: an unknown method.
@@ -235,6 +235,7 @@ METHODS: dict[str, Callable[[Tensor, Geometry], Plan]] = {
     "window": _one_window_each,
     "sequence": _sequence,
 }
+ON_HOST = ("pack", "window")  # those that look at the mask
 
 
 # ---- attention
