@@ -148,7 +148,7 @@ def build(name: str, args: argparse.Namespace) -> Any:
         given = {**given, "img_size": args.img_size}
     if is_peer(model):
         return build_peer(model, given, mode).to(args.device).train(mode != "inference")
-    made = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
+    made: Any = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
     if args.compile and mode in MASKED:
         check_compiled(made.encoder)
     return made.to(args.device).train(mode != "inference")
