@@ -27,7 +27,7 @@ from huggingface_hub.utils import tqdm
 from torch import nn
 
 from .build import input_shape
-from .cli import AMP, add_img_size, assignment, make_model, run
+from .cli import AMP, add_img_size, assignment, check_compiled, make_model, run
 from .mae import create_mae
 from .measure import measure
 from .peers import PEERS, is_peer, make_peer
@@ -146,7 +146,9 @@ def build(name: str, args: argparse.Namespace) -> Any:
         given = {**given, "img_size": args.img_size}
     if is_peer(model):
         return build_peer(model, given, mode).to(args.device).train(mode != "inference")
-    made = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
+    made: Any = create_mae(model, **given) if mode in MASKED else make_model(model, **given)
+    if args.compile and mode in MASKED:
+        check_compiled(made.encoder)
     return made.to(args.device).train(mode != "inference")
 
 

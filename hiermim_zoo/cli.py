@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from timm.models import create_model
 from torch import nn
 
+from .layers.groups import ON_HOST
 from .registry import check_arch
 
 BAD_INPUT = 2  # exit code
@@ -35,6 +36,17 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def check_compiled(encoder: nn.Module) -> None:
+    """To be asked before a masked pass is compiled.
+
+    Raises:
+        ValueError: the encoder is to look at the mask.
+    """
+    method = getattr(encoder, "plan_method", None)
+    if method in ON_HOST:
+        raise ValueError(f"plan_method={method!r} looks at the mask, which a graph cannot do: use 'sort', or no --compile")
 
 
 def make_model(name: str, **kwargs: Any) -> nn.Module:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -265,23 +265,57 @@ class EveryFrame:
 
 
 Transform = Callable[[Any], Any]  # of what ``read`` gives, to one sample or a list of samples
-Extra = Callable[[int], Sequence[int]]  # seed -> numbers that travel with the picture
+Extra = Callable[[int, int], Sequence[int]]  # seed of a sample, seed of its step -> numbers that travel with the sample
 
 
-def no_extra(seed: int) -> Sequence[int]:
+def no_extra(own: int, step: int) -> Sequence[int]:
     return ()
 
 
+class Item(NamedTuple):
+    """What is read for a batch."""
+
+    position: int  # in the data
+    seed: int  # of its transform
+    step: int  # seed of what it shares with the other samples of its step
+
+
+class Companions(NamedTuple):
+    """What goes with the images of a batch."""
+
+    columns: Tensor  # int64 [b, 3 + extra]
+    made: Any = None  # of the columns, where the batch was read; stays on the host
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Companions:
+        """The columns on a device."""
+        return self._replace(columns=self.columns.to(device, non_blocking=non_blocking))
+
+
+class Collate:
+    """Samples -> images and what goes with them.
+
+    Args:
+        prepare: made of the columns, in the worker that reads the batch.
+    """
+
+    def __init__(self, prepare: Callable[[Tensor], Any] | None) -> None:
+        self.prepare = prepare
+
+    def __call__(self, samples: list[tuple[Any, Tensor]]) -> tuple[Tensor, Companions]:
+        images, columns = fast_collate(samples)
+        return images, Companions(columns, self.prepare(columns) if self.prepare else None)
+
+
 class Pictures(Dataset[tuple[Any, Tensor]]):
-    """(position, seed) -> samples and their columns: of a picture one; what cannot be read is replaced by another."""
+    """Items -> samples and their columns: of a picture one; what cannot be read is replaced by another."""
 
     def __init__(self, source: Any, transform: Transform, extra: Extra = no_extra) -> None:
         self.source, self.transform, self.extra = source, transform, extra
 
-    def __getitems__(self, items: list[tuple[int, int]]) -> list[tuple[Any, Tensor]]:
-        return [sample for position, seed in items for sample in self.samples(position, seed)]
+    def __getitems__(self, items: list[Item]) -> list[tuple[Any, Tensor]]:
+        return [sample for item in items for sample in self.samples(*item)]
 
-    def samples(self, wanted: int, seed: int) -> list[tuple[Any, Tensor]]:
+    def samples(self, wanted: int, seed: int, step: int) -> list[tuple[Any, Tensor]]:
         index, others = wanted, random.Random(seed)
         for _ in range(TRIES):
             try:
@@ -296,22 +330,27 @@ class Pictures(Dataset[tuple[Any, Tensor]]):
             made = self.transform(picture)
             samples = made if isinstance(made, list) else [made]
             seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
-            return [(x, torch.tensor([label, wanted, index, *self.extra(own)])) for x, own in zip(samples, seeds, strict=True)]
+            columns = [torch.tensor([label, wanted, index, *self.extra(own, step)]) for own in seeds]
+            return list(zip(samples, columns, strict=True))
 
 
 class Stream(IterableDataset[tuple[Any, Tensor]]):
-    """The pictures of a stream in its own order; what it cannot read, its reader in timm leaves out."""
+    """The pictures of a stream in its own order; what it cannot read, its reader in timm leaves out.
 
-    def __init__(self, source: Any, transform: Transform, seed: int, rank: int, extra: Extra = no_extra) -> None:
-        self.source, self.transform, self.extra = source, transform, extra
-        self.seed, self.rank, self.epoch = seed, rank, 0
+    A worker does not know whose turn it is: what samples of a step share elsewhere, here those of a worker's batch share.
+    """
+
+    def __init__(self, source: Any, transform: Transform, plan: Plan, extra: Extra = no_extra) -> None:
+        self.source, self.transform, self.plan, self.extra = source, transform, plan, extra
+        self.epoch = 0
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         worker = get_worker_info()
         for n, (picture, label) in enumerate(self.source):
-            seed = seed_of(self.seed, self.epoch, self.rank, worker.id if worker else 0, n)
+            here = (self.plan.seed, self.epoch, self.plan.rank, worker.id if worker else 0)
+            seed, step = seed_of(*here, n), seed_of(*here, n // self.plan.micro, self.plan.micro)
             with seeded(seed):
-                yield self.transform(picture), torch.tensor([int(label), n, n, *self.extra(seed)])
+                yield self.transform(picture), torch.tensor([int(label), n, n, *self.extra(seed, step)])
 
 
 @dataclass(frozen=True)
@@ -347,8 +386,8 @@ class Plan:
     def micro(self) -> int:
         return self.batch // (self.world * self.accumulate)
 
-    def micro_batches(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
-        """(position, seed) of what this process reads, step after step."""
+    def micro_batches(self, start: int, stop: int) -> Iterator[list[Item]]:
+        """What this process reads, step after step."""
         epoch, order = -1, torch.empty(0)
         readings = self.batch // self.repeat
         part_of = self.micro // self.repeat
@@ -359,7 +398,7 @@ class Plan:
             first = step % self.per_epoch * readings
             for part in range(self.rank, self.world * self.accumulate, self.world):
                 chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
-                yield [(i, seed_of(self.seed, epoch, i)) for i in chosen]
+                yield [Item(i, seed_of(self.seed, epoch, i), seed_of(self.seed, step + 1)) for i in chosen]
 
 
 class Watched:
@@ -373,13 +412,14 @@ class Watched:
         self.loader, self.source, self.max_bad, self.classes = loader, source, max_bad, classes
         self.bad: set[int] = set()
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, columns in self.loader:
+    def __iter__(self) -> Iterator[tuple[Tensor, Companions]]:
+        for images, companions in self.loader:
+            columns = companions.columns
             for index in columns[columns[:, WANTED] != columns[:, READ], WANTED].tolist():
                 self.note(index)
             if self.classes is not None:
                 self.check_labels(columns[:, LABEL], self.classes)
-            yield images, columns
+            yield images, companions
 
     @staticmethod
     def check_labels(labels: Tensor, classes: int) -> None:
@@ -412,10 +452,13 @@ def batches(
     workers: int = 0,
     max_bad: float = 0.01,
     extra: Extra = no_extra,
+    prepare: Callable[[Tensor], Any] | None = None,
     erase: float = 0.0,
     classes: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Any]]:
     """Normalised images [b, C, H, W] and columns [b, 3 + extra] of this process, on the device, one batch ahead.
+
+    The third of each is what ``prepare`` made of the columns, on the host, or None.
 
     Clips are [b, C, T, H, W].
 
@@ -426,28 +469,29 @@ def batches(
         steps: of the optimiser; each has ``plan.accumulate`` batches.
         max_bad: share of pictures that may be unreadable.
         extra: numbers that go with each picture, drawn in the worker.
+        prepare: what is to be made of the columns of a batch, in the worker.
         erase: probability of random erasing.
         classes: labels must be below.
     """
     kwargs: dict[str, Any] = {
         "num_workers": workers,
-        "collate_fn": fast_collate,
+        "collate_fn": Collate(prepare),
         "pin_memory": device.type == "cuda",
         "worker_init_fn": start_worker,
         "generator": torch.Generator(),  # or making a loader would move the random numbers of the model
     }
     if is_stream(source):
-        loader: Any = _stream_batches(Stream(source, transform, plan.seed, plan.rank, extra), plan, steps, kwargs)
+        loader: Any = _stream_batches(Stream(source, transform, plan, extra), plan, steps, kwargs)
     else:
         loader = DataLoader(Pictures(source, transform, extra), batch_sampler=_Order(plan, steps), **kwargs)
     watched = Watched(loader, source, max_bad, classes)
     # timm's loader takes pictures alone: to it the frames of a clip are channels, and what it erases, it erases in all of them
     channels, *frames, _, _ = input_size
     deep = math.prod(frames)
-    flat: Any = ((images.flatten(1, -3), columns) for images, columns in watched)
+    flat: Any = ((images.flatten(1, -3), companions) for images, companions in watched)
     means, stds = (tuple(value for value in values for _ in range(deep)) for values in (mean, std))
     normalised = PrefetchLoader(flat, means, stds, channels * deep, device, re_prob=erase, re_mode="pixel")
-    return ((images.unflatten(1, (channels, *frames)), columns) for images, columns in normalised)
+    return ((images.unflatten(1, (channels, *frames)), *companions) for images, companions in normalised)
 
 
 class _Order:
@@ -459,11 +503,11 @@ class _Order:
     def __len__(self) -> int:
         return len(self.steps) * self.plan.accumulate
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         return self.plan.micro_batches(self.steps.start, self.steps.stop)
 
 
-def _stream_batches(stream: Stream, plan: Plan, steps: range, kwargs: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream_batches(stream: Stream, plan: Plan, steps: range, kwargs: dict[str, Any]) -> Iterator[tuple[Tensor, Companions]]:
     """Whole epochs of a stream, each as long as the plan says; the one that is resumed in the middle is skipped up to there."""
     step = steps.start
     while step < steps.stop:

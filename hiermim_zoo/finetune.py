@@ -253,7 +253,7 @@ class FineTune:
 
     def _backward(self, more: bool) -> Tensor:
         """Gradients of one batch; ``more`` are to come in this step."""
-        images, columns = next(self.batches)
+        images, columns, _ = next(self.batches)
         images, target = self.mix(images, columns[:, LABEL])
         amp = torch.autocast(images.device.type, dtype=AMP[self.run.amp], enabled=self.run.amp != "none")
         with unsynchronised(self.parallel, more):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .masking import random_keep
 from .models.vit import MaskableViT
-from .protocol import MaskableEncoder, MaskLayout, Visible
+from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
 from .registry import check_arch, family_of, row_of
 
 EPS = 1e-6
@@ -216,30 +216,40 @@ class MaskedAutoencoder(nn.Module):
         return MaskableViT(encoder) if isinstance(encoder, VisionTransformer) else encoder
 
     @property
+    def planner(self) -> Callable[[Tensor], Any] | None:
+        """The encoder's, see PlanningEncoder; None where it plans nothing."""
+        return self.encoder.planner if isinstance(self.encoder, PlanningEncoder) else None
+
+    @property
     def input_size(self) -> tuple[int, ...]:
         """Pixels (and frames) along each axis of the images that it was built for."""
         grid = _token_grid(self.layout)
         return tuple(tokens * pixels for tokens, pixels in zip(grid, self.layout.stride, strict=True))
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> MAEOutput:
+    def forward(self, images: Tensor, keep: Tensor | None = None, plans: Any = None) -> MAEOutput:
         """Hide units, predict their pixels.
 
         Args:
             images: [B, C, H, W], or clips [B, C, T, H, W]; normalised, of the size that the encoder was built for.
             keep: int64 [B, K], visible units; drawn at random where None.
+            plans: what ``planner`` made of ``keep``, in a data loader's worker for instance; made here where None.
 
         Returns:
             See MAEOutput. The loss is the mean squared error over the hidden tokens of the whole batch (over all tokens, if
             ``keep`` hides none), in float32.
 
         Raises:
-            ValueError: another size, or a ``keep`` that does not fit.
+            ValueError: another size, a ``keep`` or plans that do not fit, plans for an encoder that makes none.
         """
         self._check(images)
+        if plans is not None and (keep is None or self.planner is None):
+            why = "no keep that they were made of" if keep is None else f"{type(self.encoder).__name__} plans nothing"
+            raise ValueError(f"plans cannot be used: {why}")
         if keep is None:
             masks = 1 if self.recipe.shared_mask else images.shape[0]
             keep = random_keep(masks, self.units, self.kept, device=images.device).expand(images.shape[0], -1)
-        visible: Visible = self.maskable.forward_visible(images, keep)
+        encoder: Any = self.maskable
+        visible: Visible = encoder.forward_visible(images, keep, *(() if plans is None else (plans,)))
         pred = self.decoder(self.fusion(visible.stages), visible.prefix, keep)  # [B, N, P]
         hidden = self._hidden(keep)
         with torch.autocast(images.device.type, enabled=False):

@@ -17,7 +17,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 
 from . import resume
 from .checkpoints.folder import Contents, own_cfg, write_folder
-from .cli import AMP, add_img_size, add_model_kwargs, at_least, model_kwargs, run, share_of_one
+from .cli import AMP, add_img_size, add_model_kwargs, at_least, check_compiled, model_kwargs, run, share_of_one
 from .clips import open_source
-from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, seed_of, things
+from .data import EXTRA, WANTED, Plan, batches, data_config, file_name, make_transform, repeat_of, things
 from .distributed import World, agree, catch_signals, share, spread, start, stop, unsynchronised
 from .journal import Journal, peak_memory, read_log
 from .mae import MaskedAutoencoder, create_mae, decoder_state, recipe_changes
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.masks:
         changes["shared_mask"] = args.masks == "batch"
     mae = build(args, changes)
+    if args.compile:
+        check_compiled(mae.encoder)
     config = data_config(mae.encoder, mae.input_size) | overrides(args, "mean", "std")
     source = open_source(
         args.data,
@@ -129,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         device=world.device,
         workers=args.workers,
         max_bad=args.max_bad,
-        extra=lambda seed: random_keep(1, mae.units, mae.kept, generator=torch.Generator().manual_seed(seed))[0].tolist(),
+        extra=partial(visible_units, mae.units, mae.kept, mae.recipe.shared_mask),
+        prepare=planned_ahead(mae, world.device, args.compile),
     )
     autocast = torch.autocast(world.device.type, dtype=AMP[args.amp], enabled=args.amp != "none")
     window: list[float] = []  # losses since the last line of the log
@@ -143,11 +147,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         positions: list[Tensor] = []
         for micro in range(args.accumulate):
             asked = time.perf_counter()
-            images, columns = next(stream)
+            images, columns, plans = next(stream)
             waited += time.perf_counter() - asked
             with unsynchronised(model, micro < args.accumulate - 1), autocast:
-                keep = one_mask(mae, args.seed, step, images) if mae.recipe.shared_mask else columns[:, EXTRA:]
-                loss = model(images, keep).loss / args.accumulate
+                keep = columns[:, EXTRA:]
+                if mae.recipe.shared_mask:
+                    keep = keep[:1].expand(len(keep), -1)  # says so to whoever must not compare rows
+                loss = model(images, keep, plans).loss / args.accumulate
                 scaler.scale(loss).backward()
             losses.append(loss.detach())
             positions.append(columns[:, WANTED])
@@ -296,12 +302,6 @@ def complete(args: argparse.Namespace) -> None:
         raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
 
 
-def one_mask(mae: MaskedAutoencoder, seed: int, step: int, images: Tensor) -> Tensor:
-    """The mask that all pictures of a step share, on every process and in every part of an accumulated batch: int64 [B, K]."""
-    generator = torch.Generator().manual_seed(seed_of(seed, step))
-    return random_keep(1, mae.units, mae.kept, generator=generator).to(images.device).expand(len(images), -1)
-
-
 def undecayed(mae: MaskedAutoencoder, name: str) -> set[str]:
     """Position tables, where the recipe gives them no weight decay."""
     row = row_of(PRETRAINING, check_arch(name))
@@ -321,6 +321,25 @@ def overrides(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 # ---- data and model
+
+
+def visible_units(units: int, kept: int, shared: bool, own: int, step: int) -> list[int]:
+    """The mask of a picture, from its own seed or from that of its step, which is the same on every process."""
+    generator = torch.Generator().manual_seed(step if shared else own)
+    mask: list[int] = random_keep(1, units, kept, generator=generator)[0].tolist()
+    return mask
+
+
+def planned_ahead(mae: MaskedAutoencoder, device: torch.device, compiled: bool) -> Callable[[Tensor], Any] | None:
+    """What the workers do with the masks of a batch. On accelerators and in graphs plans are made without a look at the mask."""
+    if mae.planner is None or compiled or device.type != "cpu":
+        return None
+    return partial(plans_of, mae.planner)
+
+
+def plans_of(planner: Callable[[Tensor], Any], columns: Tensor) -> Any:
+    """The plans for a batch, from the masks in its columns."""
+    return planner(columns[:, EXTRA:])
 
 
 def training_transform(config: dict[str, Any], args: argparse.Namespace) -> Any:

@@ -7,8 +7,9 @@ indices of the visible units it returns their tokens and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,5 +57,23 @@ class MaskableEncoder(Protocol):
         Raises:
             ValueError: ``keep`` has the wrong shape or type, or (checked where that needs no device
                 synchronisation) an index out of range, repeated or out of order.
+        """
+        ...
+
+
+@runtime_checkable
+class PlanningEncoder(Protocol):
+    """A maskable encoder some of whose work depends on the mask alone, and can be done where data are loaded."""
+
+    @property
+    def planner(self) -> Callable[[Tensor], Any]:
+        """int64 [B, K] -> what ``forward_visible`` takes as ``plans``; both can be pickled, and hold no weights."""
+        ...
+
+    def forward_visible(self, images: Tensor, keep: Tensor, plans: Any = None) -> Visible:
+        """As a MaskableEncoder's; ``plans`` are what the planner makes of ``keep``, on any device. None: made here.
+
+        Raises:
+            ValueError: plans that do not fit.
         """
         ...

@@ -74,6 +74,11 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
         (["hiera-transformer/hiera_nano"], "hiera-transformer has no 'hiera_nano', it has"),
         (["hiera-transformer/hiera_tiny_224:pretrain"], "its mode is inference or train"),
         (["hiera-transformer/hiera_tiny_224,depth=3"], "is measured as it comes: leave out depth"),
+        (
+            ["green_swin_atto,plan_method='pack':pretrain", "--compile"],
+            "plan_method='pack' looks at the mask",
+        ),
+        (["green_swin_atto,plan_method=heap:pretrain"], "plan_method='heap' is unknown, use 'pack', 'sort'"),
         (["hivit_nano"], "'hivit_nano' is unknown"),
         (["hivit_atto", "--device", "abacus"], "device 'abacus'"),
         (["hivit_atto", "--rounds", "0"], "--rounds 0"),

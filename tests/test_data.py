@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tarfile
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiermim_zoo import data
-from hiermim_zoo.data import LABEL, READ, WANTED, Plan, Watched, batches, make_transform, open_pictures
+from hiermim_zoo.data import EXTRA, LABEL, READ, WANTED, Companions, Plan, Watched, batches, make_transform, open_pictures
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (3, 16, 16)
@@ -35,16 +37,15 @@ def plan(length: int = 12, batch: int = 4, **kwargs: int) -> Plan:
 def stream(source: object, cut: Plan, steps: range, workers: int = 0, **kwargs: object) -> list[tuple[Tensor, Tensor]]:
     transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     device = torch.device("cpu")
-    return list(
-        batches(source, transform, cut, steps, mean=MEAN, std=STD, input_size=SIZE, device=device, workers=workers, **kwargs)  # type: ignore[arg-type]
-    )
+    options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": device, "workers": workers, **kwargs}
+    return [(images, columns) for images, columns, _ in batches(source, transform, cut, steps, **options)]
 
 
 # ---- who sees what
 
 
 def test_an_epoch_shows_every_picture_once_and_another_epoch_in_another_order() -> None:
-    order = [i for batch in plan().micro_batches(0, 6) for i, _ in batch]
+    order = [i for batch in plan().micro_batches(0, 6) for i, *_ in batch]
     assert sorted(order[:12]) == sorted(order[12:]) == list(range(12))
     assert order[:12] != order[12:]
 
@@ -83,7 +84,7 @@ def test_pictures_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(t
     whole = stream(source, plan(), range(6))
     torch.rand(5)
     random.random()
-    later = stream(source, plan(), range(2, 6), workers=workers, extra=lambda seed: ())
+    later = stream(source, plan(), range(2, 6), workers=workers, extra=lambda own, step: ())
     assert len(later) == 4
     for (images, columns), (again, columns_again) in zip(whole[2:], later, strict=True):
         assert torch.equal(images, again)
@@ -102,9 +103,27 @@ def test_reading_leaves_the_random_numbers_of_the_model_alone(tmp_path: Path) ->
 
 def test_numbers_that_travel_with_a_picture_follow_from_its_seed(tmp_path: Path) -> None:
     source = open_pictures(str(write_pictures(tmp_path, 12)))
-    seeds = [seed for batch in plan().micro_batches(0, 3) for _, seed in batch]
-    found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda seed: [seed % 1000])]
+    seeds = [seed for batch in plan().micro_batches(0, 3) for _, seed, _ in batch]
+    found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda own, step: [own % 1000])]
     assert torch.cat(found).tolist() == [seed % 1000 for seed in seeds]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_made_of_a_batch_goes_with_it(tmp_path: Path, workers: int) -> None:
+    source = open_pictures(str(write_pictures(tmp_path, 12)))
+    transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
+    options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": torch.device("cpu"), "workers": workers}
+    options |= {
+        "extra": lambda own, step: [own, step],
+        "prepare": lambda columns: {"sum": columns.sum(0), "process": os.getpid()},
+    }
+    found = list(batches(source, transform, plan(accumulate=2), range(3), **options))
+    assert all(torch.equal(made["sum"], columns.sum(0)) for _, columns, made in found)
+    assert all((made["process"] == os.getpid()) == (workers == 0) for *_, made in found)
+    steps = [set(columns[:, EXTRA + 1].tolist()) for _, columns, _ in found]
+    assert all(len(step) == 1 for step in steps)
+    assert steps[0] == steps[1] != steps[2] == steps[3]  # two parts a step
+    assert len({seed for _, columns, _ in found for seed in columns[:, EXTRA].tolist()}) == 12
 
 
 # ---- kinds of data
@@ -216,7 +235,7 @@ def test_too_many_unreadable_pictures_stop_the_run(tmp_path: Path) -> None:
 def test_watching_counts_pictures_not_occasions(tmp_path: Path) -> None:
     source = open_pictures(str(write_pictures(tmp_path, 4)))
     columns = torch.tensor([[0, 2, 3], [0, 1, 1]])
-    watched = Watched([(torch.zeros(2), columns)] * 5, source, max_bad=0.25)
+    watched = Watched([(torch.zeros(2), Companions(columns))] * 5, source, max_bad=0.25)
     assert len(list(watched)) == 5
     assert watched.bad == {2}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo.checkpoints.layouts import find_layout, recognise, to_native
 from hiermim_zoo.checkpoints.published import to_published
-from hiermim_zoo.layers.groups import make_plans
+from hiermim_zoo.layers.groups import METHODS, make_plans
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
@@ -116,11 +117,37 @@ def test_ways_to_plan_agree_and_plans_can_be_made_beforehand(kind: str) -> None:
     model = toy(kind)
     images, keep = torch.randn(3, 3, 128, 128), random_keep(3, 16, 6)
     (expected,) = model.forward_visible(images, keep).stages
-    for method in ("pack", "sort"):
+    for method in METHODS:
         (found,) = model.forward_visible(images, keep, make_plans(keep, model.geometries((4, 4)), method)).stages
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     other = make_plans(random_keep(3, 16, 6), model.geometries((4, 4)), "sort")  # negative control
     assert not torch.allclose(model.forward_visible(images, keep, other).stages[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("masks", ["own", "shared"])
+@torch.inference_mode()
+def test_what_the_planner_makes_changes_nothing(kind: str, masks: str) -> None:
+    mae = toy_mae(kind)
+    images, keep = torch.randn(3, 3, 128, 128), random_keep(3, 16, mae.kept)
+    keep = keep[:1].expand(3, -1) if masks == "shared" else keep
+    planner = pickle.loads(pickle.dumps(mae.planner))
+    assert len(pickle.dumps(mae.planner)) < 10_000  # no weights
+    plans = pickle.loads(pickle.dumps(planner(keep.clone())))
+    assert torch.equal(mae(images, keep, plans).loss, mae(images, keep).loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_encoder_plans_as_it_is_told(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    plan = METHODS[method]
+    monkeypatch.setitem(METHODS, method, lambda *args: made.append(plan(*args)) or made[-1])
+    images, keep = torch.randn(2, 3, 128, 128), random_keep(2, 16, 4)
+    for kind in TOYS:
+        model = toy(kind, plan_method=method)
+        model.forward_visible(images, keep)
+        assert len(made) == len(set(model.geometries((4, 4))))
+        made.clear()
 
 
 def test_checkpointing_changes_no_gradient_of_the_masked_pass() -> None:
@@ -163,6 +190,12 @@ def test_drop_path_acts_on_samples(kind: str) -> None:
         (lambda: toy("swin", img_size=100).mask_layout, r"img_size=\(100, 100\) cannot be masked"),
         (lambda: toy("swin", window_size=33), "window_size=33 is larger than the grid of 32 x 32"),
         (lambda: toy("twins", wss=(40, 7, 7, 7)), "a window is larger than the grid of 32 x 32"),
+        (lambda: toy("swin", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
+        (lambda: toy("twins", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
+        (lambda: other_plans(toy_mae("swin"), toy_mae("twins"), 2), "the plans are of other windows: they lack Geometry"),
+        (lambda: other_plans(toy_mae("swin"), toy_mae("swin"), 3), "the plans are of another batch: 768 tokens of Geometry"),
+        (lambda: toy_mae("swin")(torch.randn(1, 3, 128, 128), None, {}), "plans cannot be used: no keep"),
+        (lambda: other_plans(create_mae("hivit_atto"), toy_mae("swin"), 2), "plans cannot be used: HiViT plans nothing"),
         (lambda: toy("twins", wss=(1, 7, 7, 7)), r"wss=\(1, 7, 7, 7\) must name the windows"),
     ],
 )
@@ -170,6 +203,11 @@ def test_bad_input_is_one_line(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def other_plans(mae: Any, other: Any, batch: int) -> None:
+    """Run an autoencoder on two images with what another planned for a batch of so many."""
+    mae(torch.randn(2, 3, *mae.input_size), random_keep(2, mae.units, 4), other.planner(random_keep(batch, 16, 4)))
 
 
 # ---- checkpoints

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hiermim_zoo import optim, pretrain, resume
 from hiermim_zoo.journal import read_log
+from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import MAEOutput, MaskedAutoencoder, create_mae
 
 MODEL = ("--model", "hivit_atto", "--img-size", "32", "--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
@@ -111,9 +112,9 @@ def test_pictures_of_a_step_share_a_mask_where_asked(
     seen: list[Tensor] = []
     forward = MaskedAutoencoder.forward
 
-    def noted(mae: MaskedAutoencoder, images: Tensor, keep: Tensor) -> MAEOutput:
+    def noted(mae: MaskedAutoencoder, images: Tensor, keep: Tensor, plans: Any = None) -> MAEOutput:
         seen.append(keep)
-        return forward(mae, images, keep)
+        return forward(mae, images, keep, plans)
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", noted)
     train(tmp_path / "out", "--img-size", "64", "--steps", "2", *options)
@@ -336,6 +337,41 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     assert largest_difference(other, one) > 1e-3
 
 
+GREEN = ("--model", "green_swin_atto", "--img-size", "64", "--mask-ratio", "0.5", "--model-kwargs", "depths=(2,1,1,1)")
+
+
+@pytest.mark.slow
+def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
+    argv = (*GREEN, "--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
+    one, other = train(tmp_path / "one", *argv), train(tmp_path / "other", *argv, "--seed", "1")
+    for name, more in (("two", ()), ("spread", ("--fsdp",))):
+        done = command("digits", *SMALL, *argv, *more, "-o", tmp_path / name, processes=2)
+        assert done.returncode == 0, done.stderr
+        assert largest_difference(weights(tmp_path / name), one) < 1e-6
+    assert largest_difference(other, one) > 1e-3
+
+
+# ---- work that depends on the masks alone
+
+
+@pytest.mark.parametrize("masks", ["batch", "sample"])
+def test_plans_are_made_by_the_workers_and_change_nothing(tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole run at once, and in two halves whose workers plan: bit for bit."""
+    made, pack = [], groups.METHODS["pack"]
+    monkeypatch.setitem(groups.METHODS, "pack", lambda keep, geometry: made.append(len(keep)) or pack(keep, geometry))
+    argv = (*GREEN, "--masks", masks, "--steps", "4", "--accumulate", "2")
+    whole = train(tmp_path / "whole", *argv)
+    patterns = len(made) // 9  # the first look at what is trained, and two parts of four steps
+    assert made == [1] * patterns + [1 if masks == "batch" else 4] * 8 * patterns
+    made.clear()
+    train(tmp_path / "halves", *argv, "--stop-after", "2", "--workers", "2")
+    assert len(made) == patterns
+    resumed = train(tmp_path / "halves", *argv, "--resume", "auto", "--workers", "2")
+    assert largest_difference(whole, resumed) == 0
+    monkeypatch.setattr(pretrain, "planned_ahead", lambda *args: None)
+    assert largest_difference(whole, train(tmp_path / "late", *argv)) == 0
+
+
 # ---- what is not finite
 
 
@@ -419,6 +455,7 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--mean", "0.5", "0.5"), "--mean has 2 values"),
         (("--opt", "adamwish"), "'adamwish'"),
         (("--fsdp",), "--fsdp.*torchrun"),
+        (("--model", "green_swin_atto", "--img-size", "64", "--model-kwargs", "plan_method='window'", "--compile"), "use 'sort'"),
         (("--checkpoint", "missing"), "missing"),
         (("--checkpoint", "missing", "--pretrained"), "exclude each other"),
         (("--export-only",), "--resume auto"),

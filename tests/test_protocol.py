@@ -116,6 +116,17 @@ def test_gradients_reach_every_parameter(encoder: nn.Module) -> None:
     assert not dead
 
 
+def test_blocks_that_can_be_sharded_run_their_own_forward_pass(encoder: nn.Module) -> None:
+    """Or nobody would gather their weights."""
+    blocks = encoder.called_blocks if hasattr(encoder, "called_blocks") else encoder.blocks
+    assert blocks
+    ran = set()
+    for block in blocks:
+        block.register_forward_hook(lambda module, *_: ran.add(module))
+    encoder.forward_visible(*inputs(encoder))
+    assert ran == set(blocks)
+
+
 def test_built_on_meta_and_initialised_it_is_complete(encoder: nn.Module, request: pytest.FixtureRequest) -> None:
     name, kwargs = request.node.callspec.params["encoder"]
     with torch.device("meta"):

@@ -2,13 +2,17 @@
 
 A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that attention is
 dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the tokens themselves: empty
-slots cost attention and nothing else. There are three ways to make groups:
+slots cost attention and nothing else. There are four ways to make groups:
 
-- "pack": windows are packed into groups that they fill almost completely. Cheapest to follow, and made on the host: in a data
-  loader's workers, or just before the step.
+- "pack": windows are packed into groups that they fill almost completely; one group a sample, where that costs less. Cheapest to
+  follow, and made on the host: in a data loader's workers, or just before the step.
 - "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their neighbours
-  too. Nothing looks at the mask and no shape depends on it: for masks on a device, where a look would stop it, and for graphs.
-- one group a sample, where that costs less than either.
+  too; one group a sample, where few tokens are visible. Nothing looks at the mask and no shape depends on it: for masks on a
+  device, where a look would stop it, and for graphs.
+- "window": every window is a group, filled up to the size of the largest. Made on the host.
+- "sequence": all tokens of a sample are one group. Nothing looks at the mask.
+
+The last two are what the first two are measured against (docs/green.md).
 
 Samples with one mask share one plan. Otherwise the windows of all samples are packed together.
 
@@ -19,18 +23,18 @@ channels, d of one head.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .packing import cost, pack
+from .packing import Packing, apart, cost, pack
 from .position import relative_position_bias
 
 SLOT_COST = 48  # what moving a token into a slot and back costs, in pairs of tokens of attention
-METHODS = ("pack", "sort")
 
 
 class Geometry(NamedTuple):
@@ -43,19 +47,24 @@ class Geometry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Who attends to whom: tensors alone, so that a data loader can hand it over."""
+    """Who attends to whom: tensors alone, or arrays in their place where it travels between processes."""
 
     slots: Tensor | None  # int64 [G g]: the token in every slot (some token in empty ones); None: slots are tokens as they come
     back: Tensor | None  # int64 [M]: the slot of every token
     window: Tensor  # int32 [G, g]: the window of every slot, -1 in empty ones
     place: Tensor  # int32 [G, g]: the difference of two places of one window, plus centre, is a row of its bias table
-    centre: int
+    centre: int  # the middle row of that table
     reach: int  # groups on either side that a group sees too: 0 or 1
 
     def to(self, device: torch.device) -> Plan:
         """The plan on a device."""
-        moved: Any = [x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self]
+        moved: Any = [x if isinstance(x, int | None) else torch.as_tensor(x).to(device, non_blocking=True) for x in self]
         return Plan(*moved)
+
+    def arrays(self) -> Plan:
+        """The plan in NumPy's arrays: a tensor that leaves its process takes a file of shared memory, thirty of them a batch."""
+        arrays: Any = [x.numpy() if isinstance(x, Tensor) else x for x in self]
+        return Plan(*arrays)
 
 
 Plans = dict[Geometry, Plan]
@@ -68,19 +77,57 @@ def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
         keep: int64 [B, K]. Rows that are one and the same are planned once: an expanded tensor is taken at its word, on the CPU
             rows are compared.
         geometries: of the encoder; equal ones are planned once.
-        method: "pack" or "sort"; None packs on the CPU and sorts on devices and inside graphs.
+        method: a key of METHODS, inside graphs none of ON_HOST; None packs on the CPU and sorts on devices and inside graphs.
 
     Raises:
         ValueError: an unknown method.
     """
-    if method not in (None, *METHODS):
-        raise ValueError(f"method={method!r} is unknown, use {' or '.join(map(repr, METHODS))}")
+    check_method(method)
     graph = torch.compiler.is_compiling()
     on_host = keep.device.type == "cpu" and not graph
     if keep.shape[0] > 1 and (keep.stride(0) == 0 or (on_host and bool((keep == keep[:1]).all()))):
         keep = keep[:1]
-    make = _packed if method == "pack" or (method is None and on_host) else _sorted
+    make = METHODS[method or ("pack" if on_host else "sort")]
     return {geometry: make(keep, geometry) for geometry in dict.fromkeys(geometries)}
+
+
+def check_method(method: str | None, name: str = "method") -> str | None:
+    """A way to plan, by its name, or None.
+
+    Raises:
+        ValueError: it is unknown; the argument is called ``name``.
+    """
+    if method not in (None, *METHODS):
+        raise ValueError(f"{name}={method!r} is unknown, use {', '.join(map(repr, METHODS))}")
+    return method
+
+
+def plan_ahead(keep: Tensor, geometries: Iterable[Geometry], method: str | None = None) -> Plans:
+    """As :func:`make_plans`, for another process: plans of arrays."""
+    return {geometry: plan.arrays() for geometry, plan in make_plans(keep, geometries, method).items()}
+
+
+def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> Plans:
+    """Plans that were made beforehand, moved to where the mask is.
+
+    Args:
+        plans: of :func:`make_plans` or :func:`plan_ahead`, for this mask.
+        geometries: that are to be followed.
+        keep: int64 [B, K].
+
+    Raises:
+        ValueError: plans of other windows, or of another number of tokens.
+    """
+    ready: Plans = {}
+    for geometry in dict.fromkeys(geometries):
+        if geometry not in plans:
+            raise ValueError(f"the plans are of other windows: they lack {geometry}")
+        plan, tokens = plans[geometry].to(keep.device), keep.shape[1] * geometry.tokens**2
+        planned = plan.window.numel() if plan.back is None else len(plan.back)
+        if planned not in (tokens, len(keep) * tokens):
+            raise ValueError(f"the plans are of another batch: {planned} tokens of {geometry}, not {len(keep)} x {tokens}")
+        ready[geometry] = plan
+    return ready
 
 
 # ---- windows
@@ -118,14 +165,33 @@ def _window_ids(window: Tensor, geometry: Geometry) -> Tensor:
 
 
 def _packed(keep: Tensor, geometry: Geometry) -> Plan:
-    """Windows packed into groups, on the host."""
+    """Windows packed into groups, or one group a sample where that is cheaper; on the host."""
     window, place = _windows(keep.cpu(), geometry)
-    ids, samples, tokens = _window_ids(window, geometry), *window.shape
-    order = ids.argsort(stable=True)
-    _, counts = ids[order].unique_consecutive(return_counts=True)
-    packing = pack(counts.numpy(), SLOT_COST)
+    ids = _window_ids(window, geometry)
+    packing = pack(_counts(ids), SLOT_COST)
+    samples, tokens = window.shape
     if cost(samples, tokens, 0) <= cost(packing.groups, packing.size, SLOT_COST):
         return _one_sequence(window, place, geometry).to(keep.device)
+    return _grouped(ids, place.flatten(), packing, geometry).to(keep.device)
+
+
+def _one_window_each(keep: Tensor, geometry: Geometry) -> Plan:
+    """Every window a group of its own; on the host."""
+    window, place = _windows(keep.cpu(), geometry)
+    ids = _window_ids(window, geometry)
+    return _grouped(ids, place.flatten(), apart(_counts(ids)), geometry).to(keep.device)
+
+
+def _counts(ids: Tensor) -> np.ndarray:
+    """Tokens of every window that has any, in the order of their numbers: int64 [windows]."""
+    counts = ids.bincount()
+    return counts[counts > 0].numpy()
+
+
+def _grouped(ids: Tensor, place: Tensor, packing: Packing, geometry: Geometry) -> Plan:
+    """The tokens of all samples in the slots that a packing has for their windows: int64 [B N] each."""
+    order = ids.argsort(stable=True)
+    counts = torch.from_numpy(_counts(ids))
     start = counts.cumsum(0) - counts
     first = torch.from_numpy(packing.group * packing.size + packing.first)  # slot of the first token of a window
     back = torch.empty_like(order)
@@ -135,8 +201,7 @@ def _packed(keep: Tensor, geometry: Geometry) -> Plan:
     used = torch.full_like(slots, -1, dtype=torch.int32)
     used[back] = ids.int()
     shape = packing.groups, packing.size
-    places = place.flatten()[slots].int().view(shape)
-    return Plan(slots, back, used.view(shape), places, _centre(geometry), 0).to(keep.device)
+    return Plan(slots, back, used.view(shape), place[slots].int().view(shape), _centre(geometry), 0)
 
 
 def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
@@ -154,9 +219,23 @@ def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
     return Plan(slots, back, window, place.flatten()[slots].int().view(-1, size), _centre(geometry), 1)
 
 
+def _sequence(keep: Tensor, geometry: Geometry) -> Plan:
+    """One group a sample, whatever it costs."""
+    return _one_sequence(*_windows(keep, geometry), geometry)
+
+
 def _one_sequence(window: Tensor, place: Tensor, geometry: Geometry) -> Plan:
     """All tokens of a sample in one group, as they come."""
     return Plan(None, None, window.int(), place.int(), _centre(geometry), 0)
+
+
+METHODS: dict[str, Callable[[Tensor, Geometry], Plan]] = {
+    "pack": _packed,
+    "sort": _sorted,
+    "window": _one_window_each,
+    "sequence": _sequence,
+}
+ON_HOST = ("pack", "window")  # those that look at the mask
 
 
 # ---- attention
@@ -179,21 +258,21 @@ def _around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
     return torch.cat([x.narrow(groups, i, x.shape[groups] - 2) for i in range(3)], dim=slots)
 
 
-def pair_rows(plan: Plan, masked: int) -> Tensor:
-    """Row of the bias table for each pair of slots: int64 [G, g, S]; ``masked`` for pairs of different windows."""
+def pair_rows(plan: Plan) -> Tensor:
+    """Row of the bias table for each pair of slots: int64 [G, g, S]; for pairs of different windows the row behind the last."""
     window, place = plan.window, plan.place
     if plan.reach:
         window, place = _around(window, 0, 1, -2), _around(place, 0, 1, 0)  # [G, 3 g]
     same = plan.window[:, :, None] == window[:, None]
-    return torch.where(same, plan.place[:, :, None] - place[:, None] + plan.centre, masked).long()
+    return torch.where(same, plan.place[:, :, None] - place[:, None] + plan.centre, 2 * plan.centre + 1).long()
 
 
 def pair_bias(rows: Tensor, table: Tensor) -> Tensor:
     """Bias of every pair, minus infinity between windows.
 
     Args:
-        rows: int64 [G, g, S], of :func:`pair_rows` with ``masked`` = number of rows of the table.
-        table: [rows, n].
+        rows: int64 [G, g, S], of :func:`pair_rows`.
+        table: [(2 h - 1)(2 w - 1), n] of windows of h x w tokens.
 
     Returns:
         [G, n, g, S].

@@ -63,6 +63,16 @@ def pack(counts: np.ndarray, slot_cost: int, size: int | None = None) -> Packing
     return _place(counts, best[1], best[2])
 
 
+def apart(counts: np.ndarray) -> Packing:
+    """Every window in a group of its own, as large as the largest.
+
+    Args:
+        counts: int [W], tokens of each window.
+    """
+    windows = np.arange(len(counts))
+    return Packing(int(counts.max()), len(counts), windows, np.zeros_like(windows))
+
+
 def _candidates(total: int, largest: int, slot_cost: int) -> Iterator[int]:
     """Group sizes in the order of what they would cost with every slot filled, the likeliest ones."""
     sizes = np.arange(largest, total + 1)

@@ -12,7 +12,8 @@ Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from timm.layers import to_2tuple
@@ -20,10 +21,46 @@ from timm.models import checkpoint
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_bias, pair_rows
+from ..layers.groups import (
+    Geometry,
+    Plan,
+    Plans,
+    check_method,
+    group_attention,
+    make_plans,
+    pair_bias,
+    pair_rows,
+    plan_ahead,
+    ready_plans,
+)
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
+
+
+class GreenSwinBlock(SwinTransformerBlock):
+    """timm's block, which can be given visible tokens and their plan."""
+
+    def forward(self, x: Tensor, plan: Plan | None = None, rows: Tensor | None = None) -> Tensor:
+        """Attention inside windows and MLP.
+
+        Args:
+            x: [B, h, w, C]; with a plan, visible tokens [B, N, C].
+            plan: of these tokens.
+            rows: of :func:`pair_rows`; blocks of one geometry share it.
+
+        Returns:
+            Like ``x``.
+        """
+        if plan is None or rows is None:
+            out: Tensor = super().forward(x)
+            return out
+        attn: Any = self.attn
+        bias = pair_bias(rows, attn.relative_position_bias_table)
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        attended = group_attention(attn.qkv(self.norm1(x)), plan, attn.num_heads, bias, dropout)
+        x = x + self.drop_path1(attn.proj_drop(attn.proj(attended)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class GreenSwin(SwinTransformer):
@@ -31,23 +68,39 @@ class GreenSwin(SwinTransformer):
 
     Args:
         norm_eps: of every LayerNorm, where it is not to be timm's 1e-5 (masked pre-training used 1e-6).
+        plan_method: how windows are grouped in the masked pass, see make_plans; None: what suits the device.
         resample_windows: weights that were made for windows of another size may be resampled while loading.
         **kwargs: timm's; ``dynamic_img_size`` is on unless ``strict_img_size`` asks otherwise.
 
     Raises:
-        ValueError: a window larger than the grid of the first stage.
+        ValueError: a window larger than the grid of the first stage, an unknown way to plan.
     """
 
     patch_embed: Any
     layers: Any
     norm: Any
-    called_blocks = ()  # blocks whose own forward pass runs in masked training: visible_block takes the place of all of them
 
-    def __init__(self, norm_eps: float | None = None, resample_windows: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, norm_eps: float | None = None, plan_method: str | None = None, resample_windows: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**{"dynamic_img_size": not kwargs.get("strict_img_size", False), **kwargs})
         _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
+        for block in self.called_blocks:
+            block.__class__ = GreenSwinBlock  # timm's Swin takes no class of blocks
+        self.plan_method = check_method(plan_method, "plan_method")
         self.resample_windows = resample_windows
         set_norm_eps(self, norm_eps)
+
+    @property
+    def called_blocks(self) -> list[Any]:
+        """Blocks whose own forward pass runs in masked training: all."""
+        return [block for layer in self.layers for block in layer.blocks]
+
+    @property
+    def planner(self) -> Callable[[Tensor], Plans]:
+        """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
+        units: Any = self.mask_layout.units
+        return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
     @property
     def unit(self) -> int:
@@ -74,7 +127,7 @@ class GreenSwin(SwinTransformer):
         Args:
             images: [B, C, H, W], sides that are multiples of ``unit``.
             keep: int64 [B, K].
-            plans: of ``make_plans(keep, geometries(units))``, where it has been made beforehand.
+            plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
         units = unit_grid(images, self.unit)
         if not self.dynamic_img_size and tuple(images.shape[-2:]) != tuple(self.patch_embed.img_size):
@@ -82,8 +135,9 @@ class GreenSwin(SwinTransformer):
                 f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.patch_embed.img_size} alone"
             )
         check_keep(keep, images.shape[0], units[0] * units[1])
-        plans = make_plans(keep, self.geometries(units)) if plans is None else plans
-        geometries = self.geometries(units)
+        geometries = list(self.geometries(units))
+        plans = make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
+        geometry_of = iter(geometries)  # block after block
         x = patch_conv(visible_pixels(images, keep, self.unit), self.patch_embed.proj)  # [B, K, t, t, C]
         x = self.patch_embed.norm(x)
         for layer in self.layers:
@@ -91,24 +145,13 @@ class GreenSwin(SwinTransformer):
             shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
             rows: dict[Geometry, Tensor] = {}
             for block in layer.blocks:
-                geometry = next(geometries)
+                geometry = next(geometry_of)
                 if geometry not in rows:
-                    rows[geometry] = pair_rows(plans[geometry], len(block.attn.relative_position_bias_table))
-                run: Any = visible_block
-                args = (block, x, plans[geometry], rows[geometry])
-                x = checkpoint(run, *args) if layer.grad_checkpointing else run(*args)
+                    rows[geometry] = pair_rows(plans[geometry])
+                args = (x, plans[geometry], rows[geometry])
+                x = checkpoint(block, *args) if layer.grad_checkpointing else block(*args)
             x = x.view(shape)
         return Visible(prefix=None, stages=(self.norm(x),))
-
-
-def visible_block(block: SwinTransformerBlock, x: Tensor, plan: Any, rows: Tensor) -> Tensor:
-    """A block of timm's Swin on visible tokens [B, N, C]."""
-    attn: Any = block.attn
-    bias = pair_bias(rows, attn.relative_position_bias_table)
-    dropout = attn.attn_drop.p if attn.training else 0.0
-    attended = group_attention(attn.qkv(block.norm1(x)), plan, attn.num_heads, bias, dropout)
-    x = x + block.drop_path1(attn.proj_drop(attn.proj(attended)))
-    return x + block.drop_path2(block.mlp(block.norm2(x)))
 
 
 def unit_layout(img_size: tuple[int, int], unit: int, dim: int) -> MaskLayout:

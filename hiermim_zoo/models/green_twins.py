@@ -11,19 +11,53 @@ heads, d channels of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from timm.models.twins import Block, Twins
+from timm.models.twins import Block, LocallyGroupedAttn, Twins
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.groups import Geometry, Plans, group_attention, make_plans, pair_mask
+from ..layers.groups import (
+    Geometry,
+    Plan,
+    Plans,
+    check_method,
+    group_attention,
+    make_plans,
+    pair_mask,
+    plan_ahead,
+    ready_plans,
+)
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
 from .green_swin import set_norm_eps, unit_layout
+
+
+class GreenTwinsBlock(Block):
+    """timm's block, which can be given visible tokens and their plan."""
+
+    def forward(self, x: Tensor, size: Any, plan: Plan | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attention, local or global, and MLP.
+
+        Args:
+            x: [B, h w, C]; with a plan, visible tokens [B, N, C].
+            size: (h, w); with a plan (K, t, t).
+            plan: of these tokens.
+            mask: of :func:`pair_mask`; blocks of a stage share it.
+
+        Returns:
+            Like ``x``.
+        """
+        if plan is None or mask is None:
+            out: Tensor = super().forward(x, size)
+            return out
+        local, y = isinstance(self.attn, LocallyGroupedAttn), self.norm1(x)
+        x = x + self.drop_path1(_local(self.attn, y, plan, mask) if local else _global(self.attn, y, size))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
 class GreenTwins(Twins):
@@ -31,10 +65,11 @@ class GreenTwins(Twins):
 
     Args:
         norm_eps: of every LayerNorm, where it is not to be timm's 1e-6 and 1e-5 (masked pre-training used 1e-6 throughout).
+        plan_method: how windows are grouped in the masked pass, see make_plans; None: what suits the device.
         **kwargs: timm's.
 
     Raises:
-        ValueError: no windows, or one larger than the grid of the first stage.
+        ValueError: no windows, or one larger than the grid of the first stage; an unknown way to plan.
     """
 
     patch_embeds: Any
@@ -42,13 +77,13 @@ class GreenTwins(Twins):
     blocks: Any
     pos_block: Any
     norm: Any
-    called_blocks = ()  # blocks whose own forward pass runs in masked training
 
-    def __init__(self, norm_eps: float | None = None, **kwargs: Any) -> None:
+    def __init__(self, norm_eps: float | None = None, plan_method: str | None = None, **kwargs: Any) -> None:
         wss = kwargs.get("wss")
         if wss is None or min(wss) < 2:
             raise ValueError(f"wss={wss} must name the windows of each stage, of at least 2 tokens")
-        super().__init__(**kwargs)
+        super().__init__(block_cls=GreenTwinsBlock, **kwargs)
+        self.plan_method = check_method(plan_method, "plan_method")
         for level, info in enumerate(self.feature_info):
             info["module"] = f"blocks.{level}"
         embed: Any = self.patch_embed
@@ -72,6 +107,17 @@ class GreenTwins(Twins):
         """timm's Twins has none."""
         if enable:
             raise ValueError("Twins has no gradient checkpointing")
+
+    @property
+    def called_blocks(self) -> list[Any]:
+        """Blocks whose own forward pass runs in masked training: all."""
+        return [block for blocks in self.blocks for block in blocks]
+
+    @property
+    def planner(self) -> Callable[[Tensor], Plans]:
+        """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
+        units: Any = self.mask_layout.units
+        return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
     @property
     def unit(self) -> int:
@@ -98,12 +144,12 @@ class GreenTwins(Twins):
         Args:
             images: [B, C, H, W], sides that are multiples of ``unit``.
             keep: int64 [B, K].
-            plans: of ``make_plans(keep, geometries(units))``, where it has been made beforehand.
+            plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
         units = unit_grid(images, self.unit)
         check_keep(keep, images.shape[0], units[0] * units[1])
         geometries = list(self.geometries(units))
-        plans = make_plans(keep, geometries) if plans is None else plans
+        plans = make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
         x = visible_pixels(images, keep, self.unit)
         stages = zip(self.patch_embeds, self.pos_drops, self.blocks, self.pos_block, geometries, strict=True)
         for embed, drop, blocks, position, geometry in stages:
@@ -113,10 +159,7 @@ class GreenTwins(Twins):
             mask = pair_mask(plan)
             halo = make_halo(keep, units, geometry.tokens)
             for j, block in enumerate(blocks):
-                attended = (
-                    _local(block.attn, block.norm1(x), plan, mask) if j % 2 == 0 else _global(block.attn, block.norm1(x), shape)
-                )
-                x = _rest(block, x, attended)
+                x = block(x, tuple(shape[1:4]), plan, mask)
                 if j == 0:
                     x = x + halo_conv(x, position.proj[0], halo)
             x = x.view(shape)
@@ -129,17 +172,11 @@ def _local(attn: Any, x: Tensor, plan: Any, mask: Tensor) -> Tensor:
     return attn.proj_drop(attn.proj(group_attention(attn.qkv(x), plan, attn.num_heads, mask, dropout)))
 
 
-def _global(attn: Any, x: Tensor, shape: torch.Size) -> Tensor:
-    """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same."""
+def _global(attn: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same; ``size`` is (K, t, t)."""
     q = attn.q(x).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, n, N, d]
     if attn.sr is not None:
-        x = attn.norm(patch_conv(x.view(shape), attn.sr)).flatten(1, 3)  # [B, K, C]
+        x = attn.norm(patch_conv(x.unflatten(1, size), attn.sr)).flatten(1, 3)  # [B, K, C]
     k, v = attn.kv(x).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, n, K, d]
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
-
-
-def _rest(block: Block, x: Tensor, attended: Tensor) -> Tensor:
-    """The residuals and the MLP of a block."""
-    x = x + block.drop_path1(attended)
-    return x + block.drop_path2(block.mlp(block.norm2(x)))
