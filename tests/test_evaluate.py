@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from hiermim_zoo import evaluate, labelled, probe
+from hiermim_zoo import evaluate, labelled, manifest, probe
 from hiermim_zoo.cli import run
 from hiermim_zoo.data import Digits, data_config
 from hiermim_zoo.distributed import World
@@ -174,6 +174,12 @@ def test_classes_go_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         return model
 
     assert result(capsys, str(PICTURES), "--model", "x", "--method", "classify", "--workers", "0")["top1"] == 81.5
+
+
+@pytest.mark.parametrize("tag", [row.name for row in manifest.records().values() if row.file and row.classes == 10])
+def test_embedded_classifiers_are_as_good_as_the_manifest_says(tag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = result(capsys, str(PICTURES), "--model", tag, "--method", "classify", "--workers", "0")
+    assert found["top1"] == pytest.approx(manifest.records()[tag].top1, abs=6.5)  # of 200 pictures, 95 % are that near
 
 
 def test_random_features_beat_chance_on_digits(capsys: pytest.CaptureFixture[str]) -> None:

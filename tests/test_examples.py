@@ -20,7 +20,6 @@ from PIL import Image
 from safetensors import safe_open
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
-from hiermim_zoo import manifest
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.cli import run
 from hiermim_zoo.videos import Videos
@@ -338,7 +337,6 @@ def test_examples_of_clips_refuse_the_rest(
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-@pytest.mark.skipif("hiera_atto_video.mae_moving_ft_moving" not in manifest.records(), reason="these weights are not here yet")
 def test_the_default_model_of_clips_names_what_moves(clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     load("classify_clip").main(["-o", str(tmp_path)])
     _, *lines = capsys.readouterr().out.splitlines()
