@@ -163,9 +163,7 @@ def check_frames(folders: Sequence[Sequence[str]]) -> None:
     unsaid = [files for files in folders if len(files) > 1 and "frame" not in os.path.basename(files[0]).lower()]
     seen = [(change, files[0]) for files in some(unsaid, FOLDERS) if (change := typical_change(files)) is not None]
     if seen and statistics.median(change for change, _ in seen) > ALIKE:
-        raise NoFrames(
-            f"{max(seen)[1]} and the pictures beside it have little in common: {what}; called frame1, frame2, ... they are believed"
-        )
+        raise NoFrames(f"{max(seen)[1]} and the pictures beside it have little in common: {what}; names of frames would say so")
 
 
 def typical_change(files: Sequence[str]) -> float | None:

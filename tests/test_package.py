@@ -98,6 +98,8 @@ def test_list_models_filters() -> None:
         "hiera_atto.mae_cifar10",
         "hiera_atto_video.mae_moving_ft_moving",
         "hiera_atto_video.mae_moving",
+        "green_swin_atto.mae_cifar10_ft_cifar10",
+        "green_swin_atto.mae_cifar10",
     ]
     assert hiermim_zoo.list_models(license="unstated") == ["hivit_small", "hivit_base"]
     plain = {f"hpvit_{size}.mae_in1k{end}" for size in ("base", "large", "huge") for end in ("", "_ft_in1k")}
