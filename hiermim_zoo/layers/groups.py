@@ -168,18 +168,20 @@ def _packed(keep: Tensor, geometry: Geometry) -> Plan:
     """Windows packed into groups, or one group a sample where that is cheaper; on the host."""
     window, place = _windows(keep.cpu(), geometry)
     ids = _window_ids(window, geometry)
-    packing = pack(_counts(ids), SLOT_COST)
+    counts = _counts(ids)
+    packing = pack(counts, SLOT_COST)
     samples, tokens = window.shape
     if cost(samples, tokens, 0) <= cost(packing.groups, packing.size, SLOT_COST):
         return _one_sequence(window, place, geometry).to(keep.device)
-    return _grouped(ids, place.flatten(), packing, geometry).to(keep.device)
+    return _grouped(ids, place.flatten(), counts, packing, geometry).to(keep.device)
 
 
 def _one_window_each(keep: Tensor, geometry: Geometry) -> Plan:
     """Every window a group of its own; on the host."""
     window, place = _windows(keep.cpu(), geometry)
     ids = _window_ids(window, geometry)
-    return _grouped(ids, place.flatten(), apart(_counts(ids)), geometry).to(keep.device)
+    counts = _counts(ids)
+    return _grouped(ids, place.flatten(), counts, apart(counts), geometry).to(keep.device)
 
 
 def _counts(ids: Tensor) -> np.ndarray:
@@ -188,10 +190,10 @@ def _counts(ids: Tensor) -> np.ndarray:
     return counts[counts > 0].numpy()
 
 
-def _grouped(ids: Tensor, place: Tensor, packing: Packing, geometry: Geometry) -> Plan:
-    """The tokens of all samples in the slots that a packing has for their windows: int64 [B N] each."""
+def _grouped(ids: Tensor, place: Tensor, sizes: np.ndarray, packing: Packing, geometry: Geometry) -> Plan:
+    """The tokens of all samples (int64 [B N] each) in the slots that a packing has for their windows of these sizes."""
     order = ids.argsort(stable=True)
-    counts = torch.from_numpy(_counts(ids))
+    counts = torch.from_numpy(sizes)
     start = counts.cumsum(0) - counts
     first = torch.from_numpy(packing.group * packing.size + packing.first)  # slot of the first token of a window
     back = torch.empty_like(order)
