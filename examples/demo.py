@@ -1,11 +1,11 @@
-"""Classify, compare and look inside pictures with the weights that ship with the package; offline, in well under a minute.
+"""Classify, compare and look inside images with the weights that ship with the package; offline, within a minute.
 
     pip install "hiermim-zoo[demo]"
     python examples/demo.py
     python examples/demo.py -o DIR
 
-It prints how well the embedded model tells the 200 pictures beside this file apart, by its classifier and by its features alone,
-and draws the four levels of its feature maps for some photographs: features.png in DIR.
+It prints how well the embedded model tells the 200 images beside this file apart, by its classifier and by its features
+alone, and draws the four levels of its feature maps for some photographs: features.png in DIR.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 
 MODEL = "hivit_atto"
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "pictures"
 DRAWN = ("automobile/0016.jpg", "bird/0003.jpg", "horse/0013.jpg")  # of the 200
 
-# Pixels of the drawing. A column shows the photographs or one level; a panel fills as much of its cell as its proportions allow.
+# Pixels of the drawing. A column shows the photographs or one level; a panel fills as much of its cell as its
+# proportions allow.
 CELL = (336, 224)
 MARGIN, GAP, CAPTION = 40, 14, 44
 TOP = 172  # title and column headings
 LEGEND = (
-    "Each level has many channels. Its three principal components are shown as red, green and blue, so that like colours are "
-    "like features (large and small photographs apart)."
+    "Each level has many channels. Its three principal components are shown as red, green and blue, so that like "
+    "colours are like features (large and small photographs apart)."
 )
 PAPER, INK, GREY = "white", "#1a1a1a", "#666666"
 
@@ -61,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{MODEL}.{model.pretrained_cfg['tag']}: {millions:.2f} million parameters")
 
-    logits, features, labels = look_at_pictures(model)
+    logits, features, labels = look_at_images(model)
     print(f"classifier, top-1 accuracy: {share(logits.argmax(1) == labels)}")
     print(f"20 nearest neighbours in pooled features, accuracy: {share(neighbours(features, labels) == labels)}")
 
-    large, small = photographs(backbone), pictures(backbone, model)
+    large, small = photographs(backbone), images(backbone, model)
     for row in large:
         print(f"feature maps of {row.caption}: {', '.join(str(list(x.shape)) for x in row.maps)}")
     path = args.output / "features.png"
@@ -73,15 +74,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {path}")
 
 
-# ---- how well the 200 pictures are told apart
+# ---- how well the 200 images are told apart
 
 
 @torch.inference_mode()
-def look_at_pictures(model: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, classes], pooled features [N, C] and labels [N] of the pictures."""
-    label_of = {name: i for i, name in enumerate(model.pretrained_cfg["label_names"])}  # folders are named like the classes
+def look_at_images(model: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, classes], pooled features [N, C] and labels [N] of the images."""
+    label_of = {
+        name: i for i, name in enumerate(model.pretrained_cfg["label_names"])
+    }  # folders are named like the classes
     transform = create_transform(**resolve_model_data_config(model))
-    dataset = create_dataset("", str(PICTURES), class_map=label_of, transform=transform)
+    dataset = create_dataset("", str(IMAGES), class_map=label_of, transform=transform)
     found = []
     for images, labels in DataLoader(dataset, batch_size=50):
         features = model.forward_head(model.forward_features(images), pre_logits=True)
@@ -91,7 +94,7 @@ def look_at_pictures(model: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def neighbours(features: Tensor, labels: Tensor) -> Tensor:
-    """Labels [N] by vote, without any training: each picture asks the 20 others whose features point most nearly its way."""
+    """Labels [N] by vote, without any training: each image asks the 20 others whose features are most like its own."""
     from sklearn.model_selection import LeaveOneOut, cross_val_predict
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -100,7 +103,7 @@ def neighbours(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def share(right: Tensor) -> str:
-    """A percentage, and between what bounds a few hundred pictures let one trust it."""
+    """A percentage, and between what bounds a few hundred images let one trust it."""
     from scipy.stats import binomtest  # scikit-learn needs scipy too
 
     count, n = int(right.sum()), len(right)
@@ -126,35 +129,39 @@ def photographs(backbone: Any) -> list[Row]:
 
 
 @torch.inference_mode()
-def pictures(backbone: Any, model: Any) -> list[Row]:
+def images(backbone: Any, model: Any) -> list[Row]:
     """Some of the 200 at the size that the model classifies, with what it takes them for."""
     height, width = resolve_model_data_config(model)["input_size"][1:]
     rows = []
     for name in DRAWN:
-        image = Image.open(PICTURES / name).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.open(IMAGES / name).convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         x = as_it_is(image, model)
         p = model(x)[0].softmax(0)
         verdict = f"{model.pretrained_cfg['label_names'][p.argmax()]} ({p.max():.0%})"
-        rows.append(Row(image, f"{name}, enlarged to {width} x {height} pixels. The classifier says: {verdict}", backbone(x)))
+        rows.append(
+            Row(image, f"{name}, enlarged to {width} x {height} pixels. The classifier says: {verdict}", backbone(x))
+        )
     return rows
 
 
 def as_it_is(image: Image.Image, model: Any) -> Tensor:
-    """A picture normalised as the model wants it, neither resized nor cropped: [1, 3, H, W]."""
+    """An image normalised as the model wants it, neither resized nor cropped: [1, 3, H, W]."""
     config = {**resolve_model_data_config(model), "input_size": (3, image.height, image.width), "crop_pct": 1.0}
     return create_transform(**config)(image)[None]
 
 
 def colours(maps: list[Tensor]) -> list[Image.Image]:
-    """Maps of one level, [1, C, h, w] with their own h and w -> h x w pixels, three principal components as red, green and blue.
+    """Maps of one level, [1, C, h, w] with their own h and w -> h x w pixels, three principal components as colours.
 
-    The components are found over all of the maps, so that among them like colours are like features.
+    The components, red, green and blue, are found over all of the maps, so that like colours are like features.
     """
     from sklearn.decomposition import PCA
 
     cells = [x[0].flatten(1).T.numpy() for x in maps]  # [h w, C]
     pca = PCA(3).fit(np.concatenate(cells))
-    low, high = np.percentile(pca.transform(np.concatenate(cells)), (2, 98), axis=0)  # outliers would leave the rest grey
+    low, high = np.percentile(
+        pca.transform(np.concatenate(cells)), (2, 98), axis=0
+    )  # outliers would leave the rest grey
     shades = [np.clip((pca.transform(x) - low) / (high - low), 0, 1) for x in cells]  # [h w, 3]
     return [Image.fromarray(np.uint8(255 * x).reshape(*m.shape[2:], 3)) for x, m in zip(shades, maps, strict=True)]
 
@@ -165,7 +172,9 @@ def colours(maps: list[Tensor]) -> list[Image.Image]:
 def draw(groups: list[list[Row]], reductions: list[int]) -> Image.Image:
     """One sheet: a line for each row, with its photograph and its levels. The rows of a group share their colours."""
     rows = [row for group in groups for row in group]
-    levels = [[x for group in groups for x in colours([row.maps[level] for row in group])] for level in range(len(reductions))]
+    levels = [
+        [x for group in groups for x in colours([row.maps[level] for row in group])] for level in range(len(reductions))
+    ]
 
     width, height = corner(len(rows), 1 + len(levels))
     sheet = Image.new("RGB", (width - GAP + MARGIN, height - GAP + MARGIN // 2), PAPER)
@@ -189,9 +198,9 @@ def draw(groups: list[list[Row]], reductions: list[int]) -> Image.Image:
     return sheet
 
 
-def enlarge(picture: Image.Image, factor: float) -> Image.Image:
+def enlarge(image: Image.Image, factor: float) -> Image.Image:
     """Every cell of a feature map as a plain rectangle."""
-    return picture.resize((round(factor * picture.width), round(factor * picture.height)), Image.Resampling.NEAREST)
+    return image.resize((round(factor * image.width), round(factor * image.height)), Image.Resampling.NEAREST)
 
 
 def corner(row: int, column: int) -> tuple[int, int]:
@@ -200,4 +209,4 @@ def corner(row: int, column: int) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

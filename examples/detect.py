@@ -3,8 +3,8 @@
     python examples/detect.py -o detections.png
     python examples/detect.py --steps 300 --model hpvit_atto
 
-Takes a step on two scenes (photographs pasted on a canvas) and draws what was there and what is found in a third. After one step
-that is nothing yet: the example shows how the parts go together. Mask R-CNN takes the same backbone.
+Takes a step on two scenes (photographs pasted on a canvas) and draws what was there and what is found in a third. After
+one step that is nothing yet: the example shows how the parts go together. Mask R-CNN takes the same backbone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
-from hiermim_zoo.cli import at_least, make_model, run
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.commands.options.values import whole
 from hiermim_zoo.detection import FeaturePyramid
+from hiermim_zoo.models.build import make_model
 
 if __package__:
     from .scenes import CLASSES, as_tensor, drawn, scene, side_by_side
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path("detections.png"), metavar="FILE")
     parser.add_argument("--model", default="hpvit_atto", help="default: hpvit_atto, with its embedded weights")
-    parser.add_argument("--steps", type=at_least(1), default=1)
+    parser.add_argument("--steps", type=whole(1), default=1)
     parser.add_argument("--lr", type=float, default=3e-4)
     args = parser.parse_args(argv)
     torch.manual_seed(0)
@@ -42,20 +44,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), args.lr)
     for step in range(args.steps):
         scenes = [scene(2 * step), scene(2 * step + 1)]
-        images = [as_tensor(s.picture) for s in scenes]
+        images = [as_tensor(s.image) for s in scenes]
         losses = model(images, [{"boxes": s.boxes, "labels": s.labels} for s in scenes])
         loss = sum(losses.values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(f"step {step + 1}: loss {loss.item():.3f} (" + ", ".join(f"{k} {v.item():.3f}" for k, v in losses.items()) + ")")
+        print(
+            f"step {step + 1}: loss {loss.item():.3f} ("
+            + ", ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
+            + ")"
+        )
 
     unseen = scene(-1)
     with torch.inference_mode():
-        [found] = model.eval()([as_tensor(unseen.picture)])
+        [found] = model.eval()([as_tensor(unseen.image)])
     sure = found["scores"] > 0.5
-    truth = drawn(unseen.picture, unseen.boxes, unseen.labels)
-    side_by_side(truth, drawn(unseen.picture, found["boxes"][sure], found["labels"][sure])).save(args.output)
+    truth = drawn(unseen.image, unseen.boxes, unseen.labels)
+    side_by_side(truth, drawn(unseen.image, found["boxes"][sure], found["labels"][sure])).save(args.output)
     print(f"wrote {args.output}: {len(unseen.boxes)} things are there (left), {int(sure.sum())} found (right)")
 
 
@@ -75,4 +81,4 @@ def detector(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,10 +1,10 @@
-"""All that a model finds in a few pictures: pooled features, tokens and feature maps.
+"""All that a model finds in a few images: pooled features, tokens and feature maps.
 
     python examples/extract_features.py examples/pictures/*/0000.jpg
-    python examples/extract_features.py PICTURES... --model MODEL -o features.safetensors
+    python examples/extract_features.py IMAGES... --model MODEL -o features.safetensors
 
-The pooled features are written, one row for each picture. All pictures are fed at once: for thousands of them, or to write tokens
-and maps too, there is ``python -m hiermim_zoo.extract``.
+The pooled features are written, one row for each image. All images are fed at once: for thousands of them, or to write
+tokens and maps too, there is ``python -m hiermim_zoo.extract``.
 """
 
 from __future__ import annotations
@@ -21,19 +21,21 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_model_data_config
 
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--model", default="hivit_atto", help="default: hivit_atto")
-    parser.add_argument("-o", "--output", default="features.safetensors", metavar="FILE", help="default: features.safetensors")
+    parser.add_argument(
+        "-o", "--output", default="features.safetensors", metavar="FILE", help="default: features.safetensors"
+    )
     args = parser.parse_args(argv)
 
     model: Any = timm.create_model(args.model, pretrained=True, num_classes=0).eval()
     transform = create_transform(**resolve_model_data_config(model))
-    images = torch.stack([transform(Image.open(name).convert("RGB")) for name in args.pictures])  # [B, 3, H, W]
+    images = torch.stack([transform(Image.open(name).convert("RGB")) for name in args.images])  # [B, 3, H, W]
 
     with torch.inference_mode():
         tokens, maps = model.forward_intermediates(images)  # [B, N, C] and, fine to coarse, [B, c, h, w]
@@ -41,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for name, x in {"pooled": pooled, "tokens": tokens, **{f"map {level}": x for level, x in enumerate(maps)}}.items():
         print(f"{name}: {list(x.shape)}")
-    save_file({"pooled": pooled}, args.output, metadata={"model": args.model, "files": json.dumps(args.pictures)})
+    save_file({"pooled": pooled}, args.output, metadata={"model": args.model, "files": json.dumps(args.images)})
     print(f"wrote {args.output}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

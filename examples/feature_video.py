@@ -1,10 +1,11 @@
-"""The feature maps of a clip as an animated picture: its frames, and beside them what the levels of a model hold at that time.
+"""The feature maps of a clip as an animated image: its frames, and beside them what the levels of a model hold then.
 
     python examples/feature_video.py -o features.gif
     python examples/feature_video.py CLIP.mp4 --model hiera_base_video --levels 0 3 -o features.webp
 
-Each level has many channels. Its three principal components, over all times and places of the clip, are shown as red, green and
-blue, so that like colours are like features. A map of Hiera is of two frames. Longer videos are fed clip by clip.
+Each level has many channels. Its three principal components, over all times and places of the clip, are shown as red,
+green and blue, so that like colours are like features. A map of Hiera is of two frames. Longer videos are fed clip by
+clip.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiermim_zoo.cli import at_least, make_model, run
-from hiermim_zoo.clips import STRIDE
-from hiermim_zoo.data import data_config, make_transform
-from hiermim_zoo.reconstruct import draw, to_picture
-from hiermim_zoo.videos import Videos, files_in
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.commands.options.values import whole
+from hiermim_zoo.data.clips import STRIDE
+from hiermim_zoo.data.transforms import data_config, make_transform
+from hiermim_zoo.data.videos import Videos, files_in
+from hiermim_zoo.models.build import make_model
+from hiermim_zoo.training.drawing import draw, to_image
 
 if __package__:
     from .classify_clip import MODEL
@@ -39,22 +42,28 @@ FORMATS = (".gif", ".png", ".webp")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("clip", nargs="?", help="a file of video or a folder of frames (default: one is made, beside the output)")
+    parser.add_argument(
+        "clip", nargs="?", help="a file of video or a folder of frames (default: one is made, beside the output)"
+    )
     parser.add_argument("--moves", default="airplane right", metavar="WHAT", help="what the clip shows that is made")
-    parser.add_argument("-o", "--output", type=Path, default=Path("features.gif"), metavar="FILE", help="default: features.gif")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("features.gif"), metavar="FILE", help="default: features.gif"
+    )
     parser.add_argument("--model", default=MODEL, help=f"default: {MODEL}")
-    parser.add_argument("--no-pretrained", dest="pretrained", action="store_false", help="random weights, to try things out")
-    parser.add_argument("--levels", nargs="+", type=at_least(0), metavar="L", help="0 the finest (default: all)")
-    parser.add_argument("--frame-stride", type=at_least(1), default=STRIDE, metavar="N", help=f"default: {STRIDE}")
-    parser.add_argument("--clips", type=at_least(1), default=3, metavar="N", help="that are fed at most (default: 3)")
+    parser.add_argument(
+        "--no-pretrained", dest="pretrained", action="store_false", help="random weights, to try things out"
+    )
+    parser.add_argument("--levels", nargs="+", type=whole(0), metavar="L", help="0 the finest (default: all)")
+    parser.add_argument("--frame-stride", type=whole(1), default=STRIDE, metavar="N", help=f"default: {STRIDE}")
+    parser.add_argument("--clips", type=whole(1), default=3, metavar="N", help="that are fed at most (default: 3)")
     args = parser.parse_args(argv)
     if args.output.suffix.lower() not in FORMATS:
-        raise ValueError(f"{args.output}: name an animated picture, {' or '.join(FORMATS)}")
+        raise ValueError(f"{args.output}: name an animated image, {' or '.join(FORMATS)}")
 
     model: Any = make_model(args.model, pretrained=args.pretrained).eval()
     config = data_config(model)
     if len(config["input_size"]) != 4:
-        raise ValueError(f"--model {args.model} takes pictures, this example takes models of video")
+        raise ValueError(f"--model {args.model} takes images, this example takes models of video")
     levels = sorted(set(args.levels)) if args.levels else list(range(len(model.feature_info)))
     if levels[-1] >= len(model.feature_info):
         raise ValueError(f"--levels {levels[-1]}: {args.model} has 0 to {len(model.feature_info) - 1}")
@@ -63,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         maps = model.forward_intermediates(clips, indices=levels, intermediates_only=True)  # each [n, C, t, h, w]
 
-    frames = [to_picture(x, config) for x in in_time(clips)]
+    frames = [to_image(x, config) for x in in_time(clips)]
     columns = [
         "frames",
         *(f"1/{model.feature_info[n]['reduction']}, {model.feature_info[n]['num_chs']} channels" for n in levels),
@@ -86,7 +95,7 @@ def read(path: str, config: dict[str, Any], stride: int, most: int) -> Tensor:
     if len(videos.paths) > 1:
         raise ValueError(f"{path} holds {len(videos.paths)} videos: name one of them")
     with videos.open(0) as video:
-        frames = video.pictures(list(islice(range(0, len(video), stride), most * length)))
+        frames = video.frames(list(islice(range(0, len(video), stride), most * length)))
     count = math.ceil(len(frames) / length)
     frames += frames[-1:] * (count * length - len(frames))
     transform = make_transform(**config, is_training=False)
@@ -99,7 +108,7 @@ def in_time(clips: Tensor) -> Tensor:
 
 
 def colours(maps: Tensor) -> list[Image.Image]:
-    """[t, C, h, w] -> as many pictures of h x w pixels."""
+    """[t, C, h, w] -> as many images of h x w pixels."""
     cells = maps.movedim(1, -1)  # [t, h, w, C]
     flat = (cells - cells.mean((0, 1, 2))).flatten(0, 2).double()
     _, axes = torch.linalg.eigh(flat.T @ flat)  # the last have the largest variance
@@ -110,4 +119,4 @@ def colours(maps: Tensor) -> list[Image.Image]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

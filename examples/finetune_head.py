@@ -3,10 +3,10 @@
     python examples/finetune_head.py
     python examples/finetune_head.py FOLDER --model MODEL -o DIR
 
-FOLDER holds a folder of pictures for each class. Every fourth picture of a class is held out to measure with. DIR is a checkpoint
-that timm reads: timm.create_model("local-dir:DIR", pretrained=True).
+FOLDER holds a folder of images for each class. Every fourth image of a class is held out to measure with. DIR is a
+checkpoint that timm reads: timm.create_model("local-dir:DIR", pretrained=True).
 
-The pictures beside this file, taken by default, show the steps and no gain: hivit_atto knows their ten classes already.
+The images beside this file, taken by default, show the steps and no gain: hivit_atto knows their ten classes already.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=str(Path(__file__).parent / "pictures"), help="default: examples/pictures")
-    parser.add_argument("-o", "--output", default="runs/finetuned_head", metavar="DIR", help="default: runs/finetuned_head")
+    parser.add_argument(
+        "folder", nargs="?", default=str(Path(__file__).parent / "pictures"), help="default: examples/pictures"
+    )
+    parser.add_argument(
+        "-o", "--output", default="runs/finetuned_head", metavar="DIR", help="default: runs/finetuned_head"
+    )
     parser.add_argument("--model", default="hivit_atto", help="default: hivit_atto")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=50)
@@ -43,10 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = create_dataset("", args.folder, transform=create_transform(**resolve_model_data_config(model)))
     classes = list(dataset.reader.class_to_idx)
 
-    # The backbone stays as it is, so it sees each picture once and all training happens on what it says.
+    # The backbone stays as it is, so it sees each image once and all training happens on what it says.
     with torch.no_grad():
         loader = DataLoader(dataset, args.batch_size)
-        seen = [(model.forward_head(model.forward_features(images), pre_logits=True), labels) for images, labels in loader]
+        seen = [
+            (model.forward_head(model.forward_features(images), pre_logits=True), labels) for images, labels in loader
+        ]
     features, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))  # [N, C], [N]
     order = torch.randperm(len(labels))
     order = order[labels[order].argsort(stable=True)]  # class by class, in random order within a class
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         right = head(features[rows]).argmax(1) == labels[rows]
         return f"{right.float().mean():.1%} of {len(rows)}"
 
-    print(f"{len(classes)} classes, {len(train)} pictures to train with")
+    print(f"{len(classes)} classes, {len(train)} images to train with")
     print(f"held-out accuracy before: {accuracy(test)}")
     optimizer = torch.optim.AdamW(head.parameters(), lr=args.lr)
     for _ in range(args.epochs):
@@ -69,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    print(f"held-out accuracy after: {accuracy(test)} (training pictures: {accuracy(train)})")
+    print(f"held-out accuracy after: {accuracy(test)} (training images: {accuracy(train)})")
 
     save_for_hf(model, args.output, model_config={"label_names": classes}, safe_serialization=True)
     reloaded = timm.create_model(f"local-dir:{args.output}", pretrained=True).eval()
@@ -80,4 +86,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

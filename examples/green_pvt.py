@@ -1,9 +1,9 @@
-"""Make your backbone green: timm's PVTv2, a pyramid with overlapping convolutions, pre-trained on visible patches alone.
+"""Make your backbone green: timm's PVTv2, a pyramid with overlapping convolutions, sees visible patches alone.
 
     python examples/green_pvt.py
 
-docs/green.md goes through the steps. Letters: B images; K visible units; t tokens along a side of one; N = K t t visible tokens;
-C channels of a stage.
+docs/green.md goes through the steps. Letters: B images; K visible units; t tokens along a side of one; N = K t t
+visible tokens; C channels of a stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hiermim_zoo.layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
-from hiermim_zoo.mae import RECIPES, MaskedAutoencoder
+from hiermim_zoo.mae import MaskedAutoencoder, Recipe
 from hiermim_zoo.masking import check_keep
 from hiermim_zoo.protocol import MaskLayout, Stage, Visible
 
@@ -41,7 +41,9 @@ class GreenPVT(PyramidVisionTransformerV2):
     def forward_visible(self, images: Tensor, keep: Tensor) -> Visible:
         units = unit_grid(images, UNIT)
         check_keep(keep, images.shape[0], units[0] * units[1])
-        x = visible_pixels(images, keep, UNIT).flatten(1, 3)  # [B, N, 3]: to a convolution pixels are tokens like any other
+        x = visible_pixels(images, keep, UNIT).flatten(
+            1, 3
+        )  # [B, N, 3]: to a convolution pixels are tokens like any other
         tokens, embed = UNIT, self.patch_embed
         for stage in self.stages:
             embed = stage.downsample or embed
@@ -71,7 +73,7 @@ def attention(attn: Any, x: Tensor, kept: int, tokens: int) -> Tensor:
 def main() -> None:
     torch.manual_seed(0)
     encoder = GreenPVT((128, 128), num_classes=0, depths=(1, 1, 1, 1), embed_dims=(16, 32, 64, 128))
-    mae = MaskedAutoencoder(encoder, RECIPES["green"])
+    mae = MaskedAutoencoder(encoder, Recipe(fusion="last", depth=1, shared_mask=True))
     optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3)
     coarse = torch.rand(4, 3, 8, 8)
     images = F.interpolate(coarse, size=(128, 128), mode="bilinear")  # something to predict

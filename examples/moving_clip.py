@@ -1,14 +1,14 @@
-"""A clip to look at: a photograph of examples/pictures on its way over a canvas, as moving:DATA draws it for the commands."""
+"""A clip to look at: a photograph of examples/pictures on its way over a canvas, as the commands' moving:DATA is."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
-from hiermim_zoo.data import open_pictures
-from hiermim_zoo.moving import Moving
+from hiermim_zoo.data.kinds import open_images
+from hiermim_zoo.data.synthetic import MovingImages
 
-PICTURES = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parent / "pictures"
 RATE = 25  # frames a second
 
 
@@ -23,11 +23,11 @@ def write_clip(folder: Path, what: str, size: tuple[int, int]) -> Path:
     Raises:
         ValueError: there is no such class.
     """
-    moving = Moving(open_pictures(str(PICTURES)), size)
-    if what not in moving.class_to_idx:
-        raise ValueError(f"nothing moves like {what!r}; choose among {', '.join(moving.class_to_idx)}")
-    with moving.open(moving.targets.index(moving.class_to_idx[what])) as video:
-        frames = video.pictures(range(len(video)))
+    moving = MovingImages(open_images(str(IMAGES)), size)
+    if what not in moving.class_names:
+        raise ValueError(f"nothing moves like {what!r}; choose among {', '.join(moving.class_names)}")
+    with moving.open(moving.labels.index(moving.class_names.index(what))) as video:
+        frames = video.frames(range(len(video)))
     path = folder / what.replace(" ", "_")
     if importlib.util.find_spec("av") is None:
         path.mkdir(parents=True, exist_ok=True)

@@ -12,13 +12,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-PICTURES = Path(__file__).parent / "pictures"
-CLASSES = sorted(path.name for path in PICTURES.iterdir() if path.is_dir())
+IMAGES = Path(__file__).parent / "pictures"
+CLASSES = sorted(path.name for path in IMAGES.iterdir() if path.is_dir())
 COLOURS = [tuple(int(255 * channel) for channel in hsv_to_rgb(i / len(CLASSES), 0.8, 1)) for i in range(len(CLASSES))]
 
 
 class Scene(NamedTuple):
-    picture: Image.Image
+    image: Image.Image
     boxes: Tensor  # [N, 4], left, top, right, bottom in pixels
     labels: Tensor  # int64 [N], from 1; 0 is the background
     classes: Tensor  # int64 [H, W], the label of each pixel
@@ -33,7 +33,7 @@ def scene(seed: int, side: int = 128) -> Scene:
         for left in (0, side // 2):
             label, size = rng.randrange(len(CLASSES)), rng.randint(40, min(60, side // 2))
             x, y = left + rng.randint(0, side // 2 - size), top + rng.randint(0, side // 2 - size)
-            file = PICTURES / CLASSES[label] / f"{rng.randrange(20):04d}.jpg"
+            file = IMAGES / CLASSES[label] / f"{rng.randrange(20):04d}.jpg"
             with Image.open(file) as photograph:
                 canvas.paste(photograph.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), (x, y))
             classes[y : y + size, x : x + size] = label + 1
@@ -42,25 +42,25 @@ def scene(seed: int, side: int = 128) -> Scene:
     return Scene(canvas, torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), classes)
 
 
-def as_tensor(picture: Image.Image) -> Tensor:
+def as_tensor(image: Image.Image) -> Tensor:
     """[3, H, W], 0 to 1."""
-    return pil_to_tensor(picture).float() / 255
+    return pil_to_tensor(image).float() / 255
 
 
-def drawn(picture: Image.Image, boxes: Tensor, labels: Tensor) -> Image.Image:
+def drawn(image: Image.Image, boxes: Tensor, labels: Tensor) -> Image.Image:
     """A copy with boxes in the colours of their classes."""
-    picture = picture.copy()
-    pen = ImageDraw.Draw(picture)
+    image = image.copy()
+    pen = ImageDraw.Draw(image)
     for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
         pen.rectangle(box, outline=COLOURS[label - 1], width=2)
         pen.text((box[0] + 3, box[1] + 2), CLASSES[label - 1], COLOURS[label - 1])
-    return picture
+    return image
 
 
-def side_by_side(*pictures: Image.Image) -> Image.Image:
-    sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
+def side_by_side(*images: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (sum(p.width for p in images), images[0].height))
     left = 0
-    for picture in pictures:
-        sheet.paste(picture, (left, 0))
-        left += picture.width
+    for image in images:
+        sheet.paste(image, (left, 0))
+        left += image.width
     return sheet

@@ -4,35 +4,40 @@ Importing the package registers its architectures::
 
     import timm, hiermim_zoo
     model = timm.create_model("hivit_base", pretrained=True)
+
+The commands are here too, each with a twin in Python::
+
+    hiermim_zoo.pretrain.run(data="IMAGES", model="hivit_base", output="DIR")
 """
 
 from __future__ import annotations
 
-import fnmatch
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from . import manifest
-from .mae import create_mae
-from .models import ARCHITECTURES
+from .commands.front_door import VERBS, refuse_helper, started
 from .version import __version__
 
 __all__ = ["__version__", "create_mae", "list_models"]
 
+_module = started()
+if TYPE_CHECKING or _module is None:
+    from .mae import create_mae
+    from .models.listing import list_models
+else:  # a command, which imports what it needs once it has read its options
+    refuse_helper(_module)
 
-def list_models(family: str | None = None, pretrained: bool = False, license: str | None = None) -> list[str]:
-    """Names of this package's models.
+_LATER = {"create_mae": "mae", "list_models": "models.listing"}
 
-    Args:
-        family: "hivit", ...; None for all.
-        pretrained: list "arch.tag" for every set of weights instead of architectures.
-        license: only what has weights of this licence; wildcards as in file names ("cc-by-nc*").
 
-    Raises:
-        ValueError: an unknown family.
-    """
-    if family is not None and family not in ARCHITECTURES:
-        raise ValueError(f"family {family!r} is unknown, there are {', '.join(ARCHITECTURES)}")
-    archs = [arch for name, members in ARCHITECTURES.items() if family in (None, name) for arch in members]
-    if not pretrained and license is None:
-        return archs
-    rows = [row for row in manifest.records().values() if row.arch in archs and fnmatch.fnmatch(row.license, license or "*")]
-    return [row.name for row in rows] if pretrained else [arch for arch in archs if any(row.arch == arch for row in rows)]
+def __getattr__(name: str) -> Any:
+    """The commands; and in a process that was started as one, what is imported above in others."""
+    if name in VERBS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _LATER:
+        return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *VERBS})

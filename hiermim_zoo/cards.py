@@ -5,121 +5,24 @@ python -m hiermim_zoo.cards [--check]
 
 from __future__ import annotations
 
-import argparse
-import re
-import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from .commands.options import Outcome, Verb, run_command
+from .commands.options.cards import CardsOptions
 
-from . import list_models, manifest
-from .checkpoints.store import HUB
-from .cli import run
-from .manifest import Table, Weights
-from .measure import measure
-
-BEGIN, END = "<!-- models: made by python -m hiermim_zoo.cards -->", "<!-- end of models -->"
-INTRO = """# Model cards
-
-Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that file, not this one.
-
-Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the package),
-the Hub repository, the origin. A licence marked *unstated* means that the authors published the file without naming one: ask them
-before any use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
-named.
-"""
-COLUMNS = {  # of Measurement -> their heading
-    "gmacs": "GMACs",
-    "time": "time of a training step",
-    "knn": "20 nearest neighbours",
-    "linear": "linear probe",
-    "finetuned": "fine-tuned",
-    "note": "budget",
-}
+EXAMPLES = (
+    "python -m hiermim_zoo.cards",
+    "python -m hiermim_zoo.cards --check --root .",
+)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m hiermim_zoo.cards", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, default=Path(), metavar="DIR", help="checkout with README.md (default: here)")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail where a file is not current")
-    args = parser.parse_args(argv)
-    readme = args.root / "README.md"
-    texts = {args.root / "MODEL_CARDS.md": model_cards(), readme: with_table(readme.read_text(encoding="utf-8"))}
-    stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
-    if args.check and stale:
-        raise ValueError(f"{', '.join(map(str, stale))} not current; run python -m hiermim_zoo.cards")
-    for path in stale:
-        path.write_text(texts[path], encoding="utf-8")
-        print(f"wrote {path}")
+def execute(options: CardsOptions) -> Outcome:
+    from .commands.cataloguing import write_cards
+
+    return write_cards(options)
 
 
-def with_table(readme: str) -> str:
-    """The README with its table of models made anew."""
-    head = ("model", "parameters", "GMACs (input)", "weights", "trained by", "licence of the weights")
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for arch in list_models():
-        size = measure(arch)
-        rows = [row for row in manifest.records().values() if row.arch == arch]
-        tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
-        licences = "<br>".join(row.license for row in rows) or "-"
-        counts = (
-            f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({' x '.join(map(str, dict.fromkeys(size.input_size[1:])))})"
-        )
-        sources = "<br>".join(row.source.partition(" (")[0] for row in rows) or "-"
-        lines.append(f"| `{arch}` | {counts} | {tags} | {sources} | {licences} |")
-    pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
-    if not pattern.search(readme):
-        raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")
-    return pattern.sub(lambda _: "\n".join(lines) + "\n", readme)
-
-
-def model_cards() -> str:
-    return "\n".join([INTRO, *map(section, manifest.records().values()), *map(measured, manifest.tables())])
-
-
-def measured(table: Table) -> str:
-    """What this project measured, in the columns in which there is anything."""
-    columns = [name for name in COLUMNS if any(getattr(row, name) not in (None, (), "") for row in table.rows)]
-    head = ("encoder", *(COLUMNS[name] for name in columns))
-    lines = [f"## Measured: {table.title}\n\n{table.text}\n", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for row in table.rows:
-        lines.append(f"| {' | '.join((row.encoder, *(cell(getattr(row, name)) for name in columns)))} |")
-    return "\n".join(lines) + "\n"
-
-
-def cell(value: str | float | Sequence[float] | None) -> str:
-    """One value as it is; of several seeds mean and standard deviation."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if not value:
-        return "-"
-    if len(value) == 1:
-        return f"{value[0]:.1f}"
-    return f"{statistics.mean(value):.1f} ± {statistics.stdev(value):.1f} ({len(value)} seeds)"
-
-
-def section(row: Weights) -> str:
-    """One set of weights, in the words of the manifest."""
-    repository = row.url.removeprefix(HUB)
-    link = f"<{row.url}>" if repository == row.url else f"[{repository}](https://huggingface.co/{repository}), converted"
-    where = f"`weights/{row.file}`, embedded in the package" if row.file else f"{link} (layout `{row.layout}`)"
-    facts = {
-        "trained by": row.source,
-        "origin": where,
-        "Hub": f"`{row.hub}`",
-        "licence": row.license,
-        "paper": f"[arXiv {row.paper}](https://arxiv.org/abs/{row.paper})",
-        "data and schedule": row.data,
-        "classes": str(row.classes) if row.classes else "none (an encoder)",
-        "top-1": f"{row.top1} % ({row.top1_by})" if row.top1 is not None else "",
-        "input": " x ".join(map(str, row.input_size)) if row.input_size else "",
-        "sha256": f"`{row.sha256}`" if row.sha256 else "",
-        "note": row.note,
-    }
-    table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
-    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n"
-
+VERB = Verb("cards", __doc__ or "", CardsOptions, EXAMPLES, execute)
+main = VERB.main
+run = VERB.run
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,4 +1,6 @@
-"""A feature pyramid for torchvision's detectors over any model of timm's that gives feature maps (FPN, arXiv 1612.03144)."""
+"""A feature pyramid for torchvision's detectors over any model of timm's that gives feature maps (FPN, arXiv
+1612.03144).
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,18 @@ class FeaturePyramid(nn.Module):
     """
 
     def __init__(
-        self, body: nn.Module, out_channels: int = 256, extra_blocks: ExtraFPNBlock | None = None, norm_layer: Any = None
+        self,
+        body: nn.Module,
+        out_channels: int = 256,
+        extra_blocks: ExtraFPNBlock | None = None,
+        norm_layer: Any = None,
     ) -> None:
         super().__init__()
         info: Any = getattr(body, "feature_info", None)
         if not hasattr(info, "channels"):
-            raise ValueError(f"{type(body).__name__} gives no maps: make it with timm.create_model(..., features_only=True)")
+            raise ValueError(
+                f"{type(body).__name__} gives no maps: make it with timm.create_model(..., features_only=True)"
+            )
         if str(getattr(body, "output_fmt", "NCHW")).rpartition(".")[2].upper() != "NCHW":
             raise ValueError(f"{type(body).__name__} gives maps as {body.output_fmt}: make it with output_fmt='NCHW'")
         self.body = body

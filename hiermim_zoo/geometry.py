@@ -1,7 +1,7 @@
 """Rasters, units and position tables, for any number of axes.
 
-Letters: B batch, C channels, g_i units along axis i, p_i cells of one unit along axis i,
-N = g_1 * ... * g_D units in raster order (last axis fastest).
+Letters: B batch, C channels, g_i units along axis i, p_i cells of one unit along axis i, N = g_1 * ... * g_D units in
+raster order (last axis fastest).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The masked autoencoder: one for every encoder of the protocol (MAE, arXiv 2111.06377; HiViT, arXiv 2205.14949, section 3.3;
-Hiera, arXiv 2306.00989, appendix A).
+"""The masked autoencoder: one for every encoder of the protocol (MAE, arXiv 2111.06377; HiViT, arXiv 2205.14949,
+section 3.3; Hiera, arXiv 2306.00989, appendix A).
 
     images --keep--> encoder --stages--> fusion --tokens--> decoder --pixels--> loss on what was hidden
 
-Letters: B inputs; U units, K of them visible; t tokens of a unit in the last stage; N = U t decoder tokens in raster order; C
-channels of a stage, D decoder width; P values of the patch of pixels under a decoder token.
+Letters: B inputs; U units, K of them visible; t tokens of a unit in the last stage; N = U t decoder tokens in raster
+order; C channels of a stage, D decoder width; P values of the patch of pixels under a decoder token.
 """
 
 from __future__ import annotations
@@ -12,59 +12,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from timm.models import create_model
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .checkpoints.export import family_module
 from .checkpoints.files import read_checkpoint
 from .checkpoints.folder import CONFIG_KEY, DECODER_FILE
-from .checkpoints.layouts import to_native
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
+from .layers.groups import ON_HOST
 from .masking import random_keep
-from .models.vit import MaskableViT
+from .models.family import families, family_of, view_of
+from .models.recipes import Recipe
 from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
-from .registry import check_arch, family_of, row_of
+
+__all__ = ["MAEOutput", "MaskedAutoencoder", "Recipe", "create_mae"]
 
 EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What distinguishes the autoencoders of the families: rows of data, no branches."""
-
-    fusion: str  # a key of FUSIONS
-    depth: int  # blocks of the decoder
-    dim: int = 512
-    heads: int = 16
-    learned_positions: bool = False  # of the decoder; else fixed sine-cosine
-    pixel_order: str = "hwc"  # of the values of a patch: row, column, colour; "chw": colour, row, column
-    first_frame: bool = False  # of the frames under a token, predict the first alone
-    mask_ratio: float = 0.75
-    encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
-    shared_mask: bool = False  # one mask a batch, where none is given
-    xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
-
-
-_HIERA = Recipe(
-    fusion="conv", depth=8, learned_positions=True, pixel_order="chw", mask_ratio=0.6, encoder={"q_pool": 2}, xavier=True
-)
-# The paper names 8 decoder heads for video, the released code builds 16 for the same files; outputs follow the code.
-_HIERA_VIDEO = replace(_HIERA, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
-RECIPES = {  # by architecture, else by family
-    "hivit": Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False}),
-    "vision_transformer": Recipe(fusion="last", depth=8, xavier=True),
-    "green": Recipe(fusion="last", depth=1, xavier=True, shared_mask=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0}),
-    "hiera": _HIERA,
-    **{f"hiera_{size}_video": _HIERA_VIDEO for size in ("atto", "base", "base_plus", "large", "huge")},
-}
 
 
 class MAEOutput(NamedTuple):
@@ -89,7 +59,9 @@ class LastStage(nn.Module):
 
 
 class ConcatNorm(nn.Module):
-    """All values of a unit at all levels side by side, then one LayerNorm (HiViT: 2048 + 1024 + 512 values at base size)."""
+    """All values of a unit at all levels side by side, then one LayerNorm (HiViT: 2048 + 1024 + 512 values at base
+    size).
+    """
 
     def __init__(self, layout: MaskLayout) -> None:
         super().__init__()
@@ -101,7 +73,9 @@ class ConcatNorm(nn.Module):
 
 
 class ConvSum(nn.Module):
-    """Each finer level brought to the last one by a convolution whose kernel is its stride; their sum, then LayerNorm (Hiera)."""
+    """Each finer level brought to the last one by a convolution whose kernel is its stride; their sum, then LayerNorm
+    (Hiera).
+    """
 
     def __init__(self, layout: MaskLayout) -> None:
         super().__init__()
@@ -151,7 +125,9 @@ class Decoder(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier-uniform linear layers, tokens (and learned positions) normal 0.02, else fixed sine-cosine positions."""
+        """Xavier-uniform linear layers, tokens (and learned positions) normal 0.02, else fixed sine-cosine
+        positions.
+        """
         self.apply(_xavier)
         nn.init.normal_(self.mask_token, std=0.02)
         with torch.no_grad():
@@ -182,17 +158,20 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         encoder: of the protocol, or a plain VisionTransformer of timm.
-        recipe: a row of RECIPES.
+        recipe: of its family (``family_of(arch).mae(arch)``), or one of your own.
         mask_ratio: share of units that are hidden, in (0, 1), if not the recipe's; int(U (1 - ratio)) stay visible.
         norm_pix: predict the pixels of a patch normalised by its own mean and (unbiased) variance.
 
     Raises:
-        ValueError: a ratio that hides nothing or everything.
+        ValueError: an encoder that cannot be masked, a ratio that hides nothing or everything.
     """
 
-    def __init__(self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool = True) -> None:
+    def __init__(
+        self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool = True
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.view = encoder, view_of(encoder)
+        self.plans = isinstance(encoder, PlanningEncoder)
         self.recipe = recipe = recipe if mask_ratio is None else replace(recipe, mask_ratio=mask_ratio)
         self.norm_pix = norm_pix
         layout = self.maskable.mask_layout
@@ -201,7 +180,8 @@ class MaskedAutoencoder(nn.Module):
         self.kept = int(self.units * (1 - recipe.mask_ratio))
         if not 0 < recipe.mask_ratio < 1 or not 0 < self.kept < self.units:
             raise ValueError(
-                f"mask_ratio={recipe.mask_ratio} keeps {self.kept} of {self.units} units; it must be in (0, 1) and keep some"
+                f"mask_ratio={recipe.mask_ratio} keeps {self.kept} of {self.units} units; "
+                "it must be in (0, 1) and keep some"
             )
         self.in_chans: int = encoder.in_chans  # type: ignore[assignment]
         self.fusion = FUSIONS[recipe.fusion](layout)
@@ -212,13 +192,13 @@ class MaskedAutoencoder(nn.Module):
     @property
     def maskable(self) -> MaskableEncoder:
         """The encoder through the protocol."""
-        encoder: Any = self.encoder
-        return MaskableViT(encoder) if isinstance(encoder, VisionTransformer) else encoder
+        encoder: Any = self.view(self.encoder) if self.view else self.encoder
+        return encoder
 
     @property
     def planner(self) -> Callable[[Tensor], Any] | None:
         """The encoder's, see PlanningEncoder; None where it plans nothing."""
-        return self.encoder.planner if isinstance(self.encoder, PlanningEncoder) else None
+        return self.encoder.planner if self.plans else None  # type: ignore[return-value]
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -231,12 +211,12 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             images: [B, C, H, W], or clips [B, C, T, H, W]; normalised, of the size that the encoder was built for.
-            keep: int64 [B, K], visible units; drawn at random where None.
+            keep: int64 [B, K], visible units, or [1, K], the same ones of every image; drawn at random where None.
             plans: what ``planner`` made of ``keep``, in a data loader's worker for instance; made here where None.
 
         Returns:
-            See MAEOutput. The loss is the mean squared error over the hidden tokens of the whole batch (over all tokens, if
-            ``keep`` hides none), in float32.
+            See MAEOutput. The loss is the mean squared error over the hidden tokens of the whole batch (over all
+            tokens, if ``keep`` hides none), in float32.
 
         Raises:
             ValueError: another size, a ``keep`` or plans that do not fit, plans for an encoder that makes none.
@@ -245,9 +225,13 @@ class MaskedAutoencoder(nn.Module):
         if plans is not None and (keep is None or self.planner is None):
             why = "no keep that they were made of" if keep is None else f"{type(self.encoder).__name__} plans nothing"
             raise ValueError(f"plans cannot be used: {why}")
+        batch = images.shape[0]
         if keep is None:
-            masks = 1 if self.recipe.shared_mask else images.shape[0]
-            keep = random_keep(masks, self.units, self.kept, device=images.device).expand(images.shape[0], -1)
+            keep = random_keep(1 if self.recipe.shared_mask else batch, self.units, self.kept, device=images.device)
+        if keep.ndim == 2 and len(keep) == 1 < batch:
+            if plans is None and self.plans:
+                plans = self.encoder.plan(keep)  # type: ignore[operator]
+            keep = keep.expand(batch, -1)
         encoder: Any = self.maskable
         visible: Visible = encoder.forward_visible(images, keep, *(() if plans is None else (plans,)))
         pred = self.decoder(self.fusion(visible.stages), visible.prefix, keep)  # [B, N, P]
@@ -303,8 +287,9 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: as given to the forward pass.
             out: its result.
-            statistics: how normalised predictions become pixels again: "true" with each hidden patch's own mean and variance
-                (which only whoever knows the original has), "visible" with the average of those of the image's visible patches.
+            statistics: how normalised predictions become pixels again: "true" with each hidden patch's own mean and
+                variance (which only whoever knows the original has), "visible" with the average of those of the image's
+                visible patches.
             paste: put the input's own pixels where they are visible; else the prediction is shown there too.
 
         Returns:
@@ -341,9 +326,10 @@ def create_mae(
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
         pretrained: start the encoder from pretrained weights; the decoder starts fresh.
-        checkpoint: a folder written by ``convert --mae`` or by pre-training; its encoder and decoder are loaded, and what it
-            says of image size, channels and recipe holds where the arguments say nothing.
-        mask_ratio: share of units that are hidden; default: that of the run which made the checkpoint, else the family's.
+        checkpoint: a folder written by ``convert --mae`` or by pre-training; its encoder and decoder are loaded, and
+            what it says of image size, channels and recipe holds where the arguments say nothing.
+        mask_ratio: share of units that are hidden; default: that of the run which made the checkpoint, else the
+            family's.
         norm_pix: see MaskedAutoencoder.
         decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
         recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe.
@@ -356,7 +342,8 @@ def create_mae(
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
     saved_recipe, saved_args = _saved(Path(checkpoint)) if checkpoint is not None else ({}, {})
     chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
-    encoder = create_model(name, pretrained=pretrained, **{"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs})
+    args = {"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs}
+    encoder = create_model(name, pretrained=pretrained, **args)
     if chosen.xavier and not pretrained:
         for part, module in encoder.named_modules():
             if part != "fc_norm":  # of no use before fine-tuning, which finds it as the family starts it
@@ -373,9 +360,13 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: unknown architecture, family without recipe, unknown value.
     """
-    own = row_of(RECIPES, check_arch(name))
+    try:
+        own = family_of(name).mae(name.partition(".")[0])
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be pre-trained by masking here: {error}") from error
     if own is None:
-        raise ValueError(f"{name} cannot be pre-trained by masking here; there are recipes for {', '.join(RECIPES)}")
+        able = ", ".join(family.name for family in families() if family.mae)
+        raise ValueError(f"{name} cannot be pre-trained by masking here; there are recipes for {able}")
     known = [f.name for f in fields(Recipe)]
     for key in changes:
         if key not in known:
@@ -393,6 +384,19 @@ def recipe_changes(name: str, recipe: Recipe) -> dict[str, Any]:
     """The values that are not those of the architecture's family: what a folder has to remember."""
     own = recipe_of(name, {})
     return {f.name: value for f in fields(Recipe) if (value := getattr(recipe, f.name)) != getattr(own, f.name)}
+
+
+def check_compilable(encoder: nn.Module) -> None:
+    """To be asked before a masked pass is compiled.
+
+    Raises:
+        ValueError: the encoder is to look at the mask.
+    """
+    method = getattr(encoder, "plan_method", None)
+    if method in ON_HOST:
+        raise ValueError(
+            f"plan_method={method!r} looks at the mask, which a graph cannot do: use 'sort', or no --compile"
+        )
 
 
 def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
@@ -413,14 +417,14 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
-    arch = check_arch(name)
-    native = to_native(read_checkpoint(folder).state, family_of(arch))
-    mae.encoder.load_state_dict(family_module(arch).adapt(native, mae.encoder))
+    mae.encoder.load_state_dict(family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder))
     if decoder == "fresh":
         return
     file = folder / DECODER_FILE
     if not file.is_file():
-        raise ValueError(f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one")
+        raise ValueError(
+            f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
+        )
     state = read_checkpoint(file).state
     check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
     mae.load_state_dict({**mae.state_dict(), **state})
@@ -440,7 +444,9 @@ def _raster(x: Tensor, layout: MaskLayout) -> Tensor:
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each patch, [B, N, 1]; the variance is the unbiased one, as in the published code."""
+    """Mean and standard deviation of each patch, [B, N, 1]; the variance is the unbiased one, as in the published
+    code.
+    """
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + EPS).sqrt()
 

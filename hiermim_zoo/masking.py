@@ -27,7 +27,9 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
         ValueError: naming what is wrong.
     """
     if keep.dtype != torch.int64 or keep.ndim != 2 or keep.shape[0] != batch or not 0 < keep.shape[1] <= units:
-        raise ValueError(f"keep must be int64 [{batch}, K] with 1 <= K <= {units} units, got {keep.dtype} {list(keep.shape)}")
+        raise ValueError(
+            f"keep must be int64 [{batch}, K] with 1 <= K <= {units} units, got {keep.dtype} {list(keep.shape)}"
+        )
     if keep.device.type != "cpu" or torch.compiler.is_compiling():
         return
     low, high = int(keep.min()), int(keep.max())
@@ -39,17 +41,22 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
 
 
 def random_keep(
-    batch: int, units: int, keep: int, *, generator: torch.Generator | None = None, device: torch.device | None = None
+    batch: int,
+    units: int,
+    visible: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Choose ``keep`` of ``units`` at random for every sample, by ranking uniform noise.
+    """Choose ``visible`` of ``units`` at random for every sample, by ranking uniform noise.
 
     Returns:
-        int64 [batch, keep], ascending.
+        int64 [batch, visible], ascending.
     """
-    if not 0 < keep <= units:
-        raise ValueError(f"cannot keep {keep} of {units} units")
+    if not 0 < visible <= units:
+        raise ValueError(f"{visible} of {units} units cannot stay visible")
     noise = torch.rand(batch, units, generator=generator, device=device)
-    return noise.argsort(dim=1)[:, :keep].sort(dim=1).values
+    return noise.argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
 def gather_units(x: Tensor, keep: Tensor) -> Tensor:

@@ -67,7 +67,13 @@ class PlanningEncoder(Protocol):
 
     @property
     def planner(self) -> Callable[[Tensor], Any]:
-        """int64 [B, K] -> what ``forward_visible`` takes as ``plans``; both can be pickled, and hold no weights."""
+        """int64 [B or 1, K] -> what ``forward_visible`` takes as ``plans``; both can be pickled, and hold no
+        weights.
+        """
+        ...
+
+    def plan(self, keep: Tensor) -> Any:
+        """The same, here and now: int64 [B, K], or [1, K] where every sample has the same mask."""
         ...
 
     def forward_visible(self, images: Tensor, keep: Tensor, plans: Any = None) -> Visible:

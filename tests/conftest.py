@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from .forks import Forks, forks
+
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 
 
@@ -41,3 +43,10 @@ def seeded() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes of their own that have torch and timm imported."""
+    with forks(tmp_path_factory.mktemp("forks")) as parent:
+        yield parent

@@ -1,4 +1,4 @@
-"""Servers on loopback: one serves files as origins do, one speaks the part of the Hub's protocol that downloads need."""
+"""Servers on loopback: one serves files as origins do, one speaks the part of the Hub's protocol for downloads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET and HEAD with byte ranges; ``server.files`` maps paths to contents, ``server.log`` keeps what was asked for."""
+    """GET and HEAD with byte ranges; ``server.files`` maps paths to contents, ``server.log`` keeps the requests."""
 
     protocol_version = "HTTP/1.1"
 
@@ -91,8 +91,16 @@ class Server(ThreadingHTTPServer):
             return None
         names = {re.sub("^/.+/resolve/[^/]+/", "", p): c for p, c in found.items()}
         if match[2] == "revision":
-            return {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
-        return [{"type": "file", "path": name, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for name, c in names.items()]
+            return {
+                "id": match[1],
+                "modelId": match[1],
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in names],
+            }
+        return [
+            {"type": "file", "path": name, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+            for name, c in names.items()
+        ]
 
     @property
     def url(self) -> str:

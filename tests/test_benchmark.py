@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hiermim_zoo import benchmark
-from hiermim_zoo.cli import run
-from hiermim_zoo.measure import measure
-from hiermim_zoo.peers import make_peer
+from hiermim_zoo.commands.baselines import make_peer
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.models.measure import measure
 
 
 def test_models_and_modes_are_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +41,18 @@ def test_arguments_and_sizes_are_those_asked_for(tmp_path: Path, capsys: pytest.
 
 
 def test_other_packages_run_as_they_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--batch-size", "1", "--rounds", "1", "--warmup", "0", "--device", "cpu", "-o", str(tmp_path / "out.json")]
+    options = [
+        "--batch-size",
+        "1",
+        "--rounds",
+        "1",
+        "--warmup",
+        "0",
+        "--device",
+        "cpu",
+        "-o",
+        str(tmp_path / "out.json"),
+    ]
     peer = "hiera-transformer/mae_hiera_tiny_224:pretrain"
     benchmark.main(["hiera_tiny:pretrain", "hiera-transformer/hiera_tiny_224", "--versus", peer, *options])
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
@@ -81,14 +92,14 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
         (["green_swin_atto,plan_method=heap:pretrain"], "plan_method='heap' is unknown, use 'pack', 'sort'"),
         (["hivit_nano"], "'hivit_nano' is unknown"),
         (["hivit_atto", "--device", "abacus"], "device 'abacus'"),
-        (["hivit_atto", "--rounds", "0"], "--rounds 0"),
-        (["resnet10t:pretrain"], "cannot be pre-trained"),
+        (["hivit_atto", "--rounds", "0"], "0 is not a whole number from 1 on"),
+        (["resnet10t:pretrain"], "resnet10t is a model of timm.models.resnet, not of this package"),
         (["hivit_atto", "-o", "/nowhere/x.json"], "no such folder"),
     ],
 )
 def test_bad_input_is_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        run(lambda: benchmark.main(args))
+        run_command(lambda: benchmark.main(args))
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

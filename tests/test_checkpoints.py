@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from hiermim_zoo.checkpoints.files import read_checkpoint
-from hiermim_zoo.checkpoints.layouts import LAYOUTS, find_layout, recognise, to_native
-from hiermim_zoo.checkpoints.rules import Drop, Join, Keep, Refuse, Rename, Reshape, apply_rules, check_fits
+from hiermim_zoo.checkpoints.layouts import all_layouts, find_layout
+from hiermim_zoo.checkpoints.rules import Copy, Drop, Join, Refuse, Rename, Reshape, apply_rules, check_fits
+from hiermim_zoo.models.family import family_named
 
 from .golden.case import golden
 
@@ -25,7 +26,7 @@ CASES = {"hivit_tiny_sup": "hivit_supervised", "hivit_base_ft": "hivit_finetuned
 def test_every_tensor_is_carried_over_or_dropped_for_a_reason() -> None:
     state = {"keep.me": torch.ones(1), "old.3.w": torch.ones(2, 3), "buffer": torch.zeros(1), "turn": torch.ones(2, 3)}
     rules = (
-        Keep(r"keep\..*"),
+        Copy(r"keep\..*"),
         Rename(r"old\.(\d)\.w", r"new.\1"),
         Drop("buffer", "recomputed"),
         Reshape("turn", "turned", torch.t, "transposed"),
@@ -42,17 +43,22 @@ def test_every_tensor_is_carried_over_or_dropped_for_a_reason() -> None:
 
 def test_a_tensor_that_no_rule_covers_is_named() -> None:
     with pytest.raises(ValueError, match=r"'b' \[2\] is not part of the layout 'toy'"):
-        apply_rules({"a": torch.ones(1), "b": torch.ones(2)}, (Keep("a"),), "toy")
+        apply_rules({"a": torch.ones(1), "b": torch.ones(2)}, (Copy("a"),), "toy")
 
 
 def test_two_tensors_cannot_end_under_one_name() -> None:
     with pytest.raises(ValueError, match="another tensor of the layout 'toy' already became 'a'"):
-        apply_rules({"a": torch.ones(1), "b": torch.ones(2)}, (Keep("a"), Rename("b", "a")), "toy")
+        apply_rules({"a": torch.ones(1), "b": torch.ones(2)}, (Copy("a"), Rename("b", "a")), "toy")
 
 
 def test_parts_are_joined_in_the_order_of_the_rule() -> None:
     rules = (Join(r"(\d)\.(?P<part>k|q)\.w", r"\1.qk", ("q", "k"), "stacked"),)
-    state = {"0.k.w": torch.tensor([3, 4]), "0.q.w": torch.tensor([1, 2]), "1.q.w": torch.zeros(1), "1.k.w": torch.ones(1)}
+    state = {
+        "0.k.w": torch.tensor([3, 4]),
+        "0.q.w": torch.tensor([1, 2]),
+        "1.q.w": torch.zeros(1),
+        "1.k.w": torch.ones(1),
+    }
     out, steps = apply_rules(state, rules, "toy")
     assert {name: tensor.tolist() for name, tensor in out.items()} == {"0.qk": [1, 2, 3, 4], "1.qk": [0, 1]}
     assert [(s.source, s.action, s.target, s.why) for s in steps[:2]] == [
@@ -64,17 +70,21 @@ def test_parts_are_joined_in_the_order_of_the_rule() -> None:
     with pytest.raises(ValueError, match=r"'0\.k\.w' is \[3\] in the checkpoint, but '0\.q\.w' is \[2\]"):
         apply_rules({"0.q.w": torch.ones(2), "0.k.w": torch.ones(3)}, rules, "toy")
     with pytest.raises(ValueError, match=r"'0\.q\.w': another tensor of 'toy' already became '0\.qk'"):
-        apply_rules({**state, "0.qk": torch.ones(2)}, (*rules, Keep(".*")), "toy")
+        apply_rules({**state, "0.qk": torch.ones(2)}, (*rules, Copy(".*")), "toy")
 
 
 def test_what_would_change_the_function_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match=r"'gain' \[2\]: no gains here"):
-        apply_rules({"gain": torch.ones(2)}, (Refuse("gain", "no gains here"), Keep(".*")), "toy")
+        apply_rules({"gain": torch.ones(2)}, (Refuse("gain", "no gains here"), Copy(".*")), "toy")
 
 
 @pytest.mark.parametrize(
     ("state", "message"),
-    [({}, "'a'.*missing"), ({"a": 2, "b": 1}, "'b'.*no place"), ({"a": 3}, r"'a' is \[3\] in the checkpoint, but m has \[2\]")],
+    [
+        ({}, "'a'.*missing"),
+        ({"a": 2, "b": 1}, "'b'.*no place"),
+        ({"a": 3}, r"'a' is \[3\] in the checkpoint, but m has \[2\]"),
+    ],
 )
 def test_what_does_not_fit_is_named(state: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -84,14 +94,14 @@ def test_what_does_not_fit_is_named(state: dict[str, int], message: str) -> None
 @pytest.mark.parametrize(("case", "layout"), CASES.items())
 def test_published_layouts_are_recognised_and_nothing_else_fits(case: str, layout: str) -> None:
     names = golden(case).about["manifest"]
-    assert recognise(names, "hivit").name == layout
-    assert [table.name for table in LAYOUTS if table.fits(names)] == [layout]
+    assert family_named("hivit").layout_of(names).name == layout
+    assert [table.name for table in all_layouts() if table.fits(names)] == [layout]
 
 
 def test_what_conversion_makes_is_recognised_as_our_own() -> None:
     for case in CASES:
-        native = to_native(golden(case).state(), "hivit")
-        assert to_native(native.state, "hivit").layout.name == "hivit_timm"
+        native = family_named("hivit").native(golden(case).state())
+        assert family_named("hivit").native(native.state).layout.name == "hivit_timm"
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,24 +110,24 @@ def test_an_unknown_tensor_in_a_known_layout_is_refused(case: str) -> None:
     state = golden(case).state()
     state["blocks.1.mlp.fc3.weight"] = state.pop("blocks.1.mlp.fc1.weight")
     with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.fc3\.weight"):
-        to_native(state, "hivit")
+        family_named("hivit").native(state)
 
 
 def test_a_forced_layout_is_used_and_an_unknown_one_refused() -> None:
     state = golden("hivit_base_ft").state()
     with pytest.raises(ValueError, match="'relative_position_index'"):
-        to_native(state, "hivit", "hivit_timm")
+        family_named("hivit").native(state, "hivit_timm")
     with pytest.raises(ValueError, match="'nope' is unknown, there are hivit_supervised"):
         find_layout("nope")
     with pytest.raises(ValueError, match="is of hivit, not of hiera"):
-        to_native(state, "hiera", "hivit_timm")
+        family_named("hiera").native(state, "hivit_timm")
 
 
 def test_a_resnet_fits_no_layout() -> None:
     import timm
 
     with pytest.raises(ValueError, match=r"conv1.*fit no layout of hivit"):
-        recognise(timm.create_model("resnet10t").state_dict(), "hivit")
+        family_named("hivit").layout_of(timm.create_model("resnet10t").state_dict())
 
 
 # ---- files
@@ -152,7 +162,7 @@ def test_a_folder_with_one_file_will_do(tmp_path: Path) -> None:
 
 
 def test_a_yacs_node_beside_the_weights_is_read_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written with a class called yacs.config.CfgNode, read without one; it may define what it likes, nothing of it runs."""
+    """Written with a class called yacs.config.CfgNode, read without one; whatever it defines, nothing of it runs."""
     package, module = types.ModuleType("yacs"), types.ModuleType("yacs.config")
 
     class CfgNode(dict):  # type: ignore[type-arg]
@@ -207,7 +217,9 @@ def test_a_plain_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         ("zip.pt", b"PK\x03\x04" + bytes(200), "is damaged or no PyTorch checkpoint"),
     ],
 )
-def test_files_that_are_no_checkpoints_are_named(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+def test_files_that_are_no_checkpoints_are_named(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} {message}"):

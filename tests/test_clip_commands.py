@@ -1,4 +1,4 @@
-"""Videos through the commands that look at models: extract, reconstruct, and the pictures that pre-training draws."""
+"""Videos through the commands that look at models: extract, reconstruct, and the images that pre-training draws."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, create_transform, resolve_data_conf
 from torch import Tensor
 
 from hiermim_zoo import extract, pretrain, reconstruct
-from hiermim_zoo.cli import run
-from hiermim_zoo.clips import Clips, open_source
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data.clips import Clips
+from hiermim_zoo.data.kinds import open_source
 from hiermim_zoo.mae import create_mae
+from hiermim_zoo.training import drawing
 
-from .test_clips import PICTURES, write_frames, write_video
+from .test_clips import IMAGES, write_frames, write_video
 from .test_reconstruct import panel
 
 MODEL = "hiera_atto_video"
@@ -47,7 +49,7 @@ def middle(folder: Path, stride: int) -> list[Image.Image]:
 def refused(capsys: pytest.CaptureFixture[str], command: Any, *argv: object) -> str:
     """The one line of a command that ends with exit code 2."""
     with pytest.raises(SystemExit) as stop:
-        run(lambda: command.main([*map(str, argv)]))
+        run_command(lambda: command.main([*map(str, argv)]))
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     return line
@@ -80,7 +82,9 @@ def test_rows_are_what_the_model_gives_for_the_clip_in_the_middle(
         tokens, maps = model.forward_intermediates(clip)
         expected = {"tokens": tokens, "pooled": model.forward_head(tokens, pre_logits=True)}
     expected |= {f"map{level}": x for level, x in enumerate(maps)}
-    assert {key: list(x.shape[1:]) for key, x in found.items()} == {key: list(x.shape[1:]) for key, x in expected.items()}
+    assert {key: list(x.shape[1:]) for key, x in found.items()} == {
+        key: list(x.shape[1:]) for key, x in expected.items()
+    }
     assert found["map0"].shape == (2, 24, 4, 16, 16)
     for key, x in expected.items():
         torch.testing.assert_close(found[key][:1], x, rtol=1e-4, atol=1e-5)
@@ -109,12 +113,15 @@ def test_a_damaged_video_gets_no_row(videos: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["{pictures}/cat", "--model", MODEL], "little in common: the model takes videos"),
-        (["{pictures}/cat/0000.jpg", "--model", MODEL], "0000.jpg is a single picture: the model takes videos"),
+        (["{images}/cat", "--model", MODEL], "little in common: the model takes videos"),
+        (["{images}/cat/0000.jpg", "--model", MODEL], "0000.jpg is a single image: the model takes videos"),
         (["{tmp}", "--model", MODEL], "no videos or frames in there"),
-        (["{videos}/file.mp4", "--model", "hivit_atto"], "file.mp4 is for models of video, and this one takes pictures"),
-        (["{tmp}/only", "--model", "hivit_atto"], "only is for models of video, and this one takes pictures"),
-        (["{pictures}/cat", "--model", "hivit_atto", "--frame-stride", "2"], "--frame-stride is for models of video"),
+        (
+            ["{videos}/file.mp4", "--model", "hivit_atto"],
+            "file.mp4 is for models of video, and this one takes images",
+        ),
+        (["{tmp}/only", "--model", "hivit_atto"], "only is for models of video, and this one takes images"),
+        (["{images}/cat", "--model", "hivit_atto", "--frame-stride", "2"], "--frame-stride is for models of video"),
     ],
 )
 def test_extract_refuses_what_the_model_does_not_take(
@@ -123,12 +130,12 @@ def test_extract_refuses_what_the_model_does_not_take(
     if "only" in argv[0]:
         (tmp_path / "only").mkdir()
         (tmp_path / "only" / "a.mp4").touch()
-    filled = [arg.format(pictures=PICTURES, tmp=tmp_path, videos=videos) for arg in argv]
+    filled = [arg.format(images=IMAGES, tmp=tmp_path, videos=videos) for arg in argv]
     assert words in refused(capsys, extract, *filled, *PLAIN, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_frames_are_pictures_to_a_model_of_pictures(videos: Path, tmp_path: Path) -> None:
+def test_frames_are_images_to_a_model_of_images(videos: Path, tmp_path: Path) -> None:
     extract.main([*PLAIN, str(videos), "--model", "hivit_atto", "-o", str(tmp_path / "out")])
     with safe_open(tmp_path / "out", "pt") as file:
         assert file.get_tensor("pooled").shape == (40, 96)
@@ -140,12 +147,12 @@ def test_frames_are_pictures_to_a_model_of_pictures(videos: Path, tmp_path: Path
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five folders of forty frames, without labels (with them, a run asks for neighbours when it looks)."""
-    root, reader = tmp_path_factory.mktemp("moving"), open_source(f"moving:{PICTURES}", (3, 8, 64, 64)).reader
+    root, reader = tmp_path_factory.mktemp("moving"), open_source(f"moving:{IMAGES}", (3, 8, 64, 64)).videos
     for i in range(5):
         (root / str(i)).mkdir()
         with reader.open(30 * i) as video:
-            for n, picture in enumerate(video.pictures(range(40))):
-                picture.save(root / str(i) / f"{n}.png")
+            for n, image in enumerate(video.frames(range(40))):
+                image.save(root / str(i) / f"{n}.png")
     return root
 
 
@@ -153,7 +160,20 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(moving: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step, which looks at its data at the end."""
     out = tmp_path_factory.mktemp("run") / "out"
-    short = ("--steps", "1", "--epochs", "1", "--warmup", "0", "--batch-size", "4", "--repeat", "1", "--look-every", "1")
+    short = (
+        "--steps",
+        "1",
+        "--epochs",
+        "1",
+        "--warmup",
+        "0",
+        "--batch-size",
+        "4",
+        "--repeat",
+        "1",
+        "--look-every",
+        "1",
+    )
     data = (str(moving), "--model", MODEL, "--mask-ratio", "0.5")
     threads = torch.get_num_threads()
     pretrain.main([*data, *SMALL, *short, "--workers", "0", "--device", "cpu", "-o", str(out)])
@@ -163,10 +183,10 @@ def trained(moving: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def columns_of(file: Path, rows: int) -> list[list[np.ndarray]]:
     """The panels of a sheet of clips as they were before they were enlarged, [rows][frames], each [64, 64, 3]."""
-    with Image.open(file) as picture:
-        sheet = np.asarray(picture.convert("RGB")).astype(int)[:, reconstruct.MARGIN :]
-    frames = sheet.shape[1] // (reconstruct.SIDE + reconstruct.GAP)
-    assert sheet.shape[0] == reconstruct.HEADER + rows * (reconstruct.SIDE + reconstruct.GAP) + reconstruct.FOOTER
+    with Image.open(file) as image:
+        sheet = np.asarray(image.convert("RGB")).astype(int)[:, drawing.MARGIN :]
+    frames = sheet.shape[1] // (drawing.SIDE + drawing.GAP)
+    assert sheet.shape[0] == drawing.HEADER + rows * (drawing.SIDE + drawing.GAP) + drawing.FOOTER
     return [[panel(sheet, row, column) for column in range(frames)] for row in range(rows)]
 
 
@@ -174,7 +194,9 @@ def as_seen(frame: Image.Image) -> np.ndarray:
     """What timm's transform leaves of a frame, 0 to 255."""
     config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(MODEL).to_dict())
     transform: Any = create_transform(**config)
-    pixels: Tensor = transform(frame) * torch.tensor(config["std"])[:, None, None] + torch.tensor(config["mean"])[:, None, None]
+    pixels: Tensor = (
+        transform(frame) * torch.tensor(config["std"])[:, None, None] + torch.tensor(config["mean"])[:, None, None]
+    )
     return (255 * pixels).permute(1, 2, 0).numpy()
 
 
@@ -218,13 +240,19 @@ def test_several_clips_stand_below_each_other(videos: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["{pictures}/cat/0000.jpg", "--model", MODEL], "0000.jpg is a single picture: the model takes videos"),
-        (["{pictures}/cat", "--model", MODEL], "little in common: the model takes videos"),
+        (["{images}/cat/0000.jpg", "--model", MODEL], "0000.jpg is a single image: the model takes videos"),
+        (["{images}/cat", "--model", MODEL], "little in common: the model takes videos"),
         (["{tmp}", "--model", MODEL], "holds neither files of video"),
         (["{tmp}/none.mp4", "--model", MODEL], "none.mp4: no such file or folder"),
         (["{tmp}/bad.mp4", "--model", MODEL], "bad.mp4 cannot be read as a video"),
-        (["{videos}/file.mp4", "--model", "hivit_atto"], "file.mp4 is for models of video, and this one takes pictures"),
-        (["{pictures}/cat/0000.jpg", "--model", "hivit_atto", "--frame-stride", "2"], "--frame-stride is for models of video"),
+        (
+            ["{videos}/file.mp4", "--model", "hivit_atto"],
+            "file.mp4 is for models of video, and this one takes images",
+        ),
+        (
+            ["{images}/cat/0000.jpg", "--model", "hivit_atto", "--frame-stride", "2"],
+            "--frame-stride is for models of video",
+        ),
     ],
 )
 def test_reconstruct_refuses_what_the_model_does_not_take(
@@ -232,7 +260,7 @@ def test_reconstruct_refuses_what_the_model_does_not_take(
 ) -> None:
     if "bad" in argv[0]:
         (tmp_path / "bad.mp4").write_bytes((videos / "file.mp4").read_bytes()[:300])
-    filled = [arg.format(pictures=PICTURES, tmp=tmp_path, videos=videos) for arg in argv]
+    filled = [arg.format(images=IMAGES, tmp=tmp_path, videos=videos) for arg in argv]
     assert words in refused(capsys, reconstruct, *filled, "-o", tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
 
@@ -248,7 +276,7 @@ def test_pretraining_draws_clips(trained: Path, moving: Path) -> None:
     source = open_source(str(moving), (3, 8, 64, 64))
     assert isinstance(source, Clips)
     for n in range(4):
-        [clip], _ = source[n * len(source) // 4]
+        [clip], _ = source.read(n * len(source) // 4)
         for shown, frame in zip(panels[4 * n + 3], clip[::2], strict=True):
             assert np.abs(shown - as_seen(frame)).max() <= 1
 

@@ -14,20 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hiermim_zoo import clips, data, evaluate, labelled, pretrain, probe
-from hiermim_zoo.cli import run
-from hiermim_zoo.clips import Clips, open_source
-from hiermim_zoo.data import LABEL, READ, WANTED, EveryFrame, Plan, batches, make_transform, seeded
-from hiermim_zoo.distributed import World
-from hiermim_zoo.finetune import FineTune, Run, objective
-from hiermim_zoo.moving import WAYS, Moving
-from hiermim_zoo.optim import FineTuning
-from hiermim_zoo.videos import Folder
+from hiermim_zoo import evaluate, pretrain
+from hiermim_zoo.commands import evaluating_frozen
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data import clips, splits, transforms
+from hiermim_zoo.data.batches import LABEL, READ, WANTED, Batching, batches
+from hiermim_zoo.data.clips import Clips
+from hiermim_zoo.data.kinds import open_images, open_source
+from hiermim_zoo.data.seeds import seeded
+from hiermim_zoo.data.synthetic import WAYS, MovingImages
+from hiermim_zoo.data.transforms import EveryFrame, make_transform
+from hiermim_zoo.data.videos import VideoFolder
+from hiermim_zoo.models.recipes import FineTuning
+from hiermim_zoo.training import probe
+from hiermim_zoo.training.distributed import World
+from hiermim_zoo.training.finetuning import FineTune, TuningSettings, objective
 
 CPU = torch.device("cpu")
 SIZE = (3, 4, 16, 16)  # channels, frames, height, width
 MEAN = STD = (0.5, 0.5, 0.5)
-PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
+IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
 
 
 def frame(n: int, size: tuple[int, int] = (48, 32)) -> Image.Image:
@@ -59,7 +65,7 @@ def write_video(file: Path, count: int, codec: str = "libx264") -> Path:
 
 def numbers(clip: list[Image.Image]) -> list[int]:
     """Which frames these are, up to what codecs lose."""
-    return [round(float(np.asarray(picture).mean()) / 4) for picture in clip]
+    return [round(float(np.asarray(image).mean()) / 4) for image in clip]
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +77,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def plan(repeat: int = 1, **kwargs: int) -> Plan:
-    return Plan(**{"length": 12, "batch": 4, "accumulate": 1, "rank": 0, "world": 1, "seed": 7, "repeat": repeat, **kwargs})
+def plan(repeat: int = 1, **kwargs: int) -> Batching:
+    return Batching(
+        **{"length": 12, "batch": 4, "accumulate": 1, "rank": 0, "world": 1, "seed": 7, "repeat": repeat, **kwargs}
+    )
 
 
-def training(source: Any, cut: Plan, steps: range, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
+def training(source: Any, cut: Batching, steps: range, **kwargs: Any) -> list[tuple[Tensor, Tensor]]:
     transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     made = batches(source, transform, cut, steps, mean=MEAN, std=STD, input_size=SIZE, device=CPU, **kwargs)
     return [(images, columns) for images, columns, _ in made]
@@ -85,8 +93,8 @@ def training(source: Any, cut: Plan, steps: range, **kwargs: Any) -> list[tuple[
 
 
 def test_a_clip_has_its_frames_and_stride(videos: Path) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), frames=5, stride=3, repeat=4)
-    found, label = source.clips(0, seed=1)
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), frames=5, stride=3, repeat=4)
+    found, label = source.read(0, seed=1)
     assert label == 0
     for clip in found:
         start, *rest = numbers(clip)
@@ -95,26 +103,26 @@ def test_a_clip_has_its_frames_and_stride(videos: Path) -> None:
 
 
 def test_random_starts_cover_the_video_and_follow_from_the_seed(videos: Path) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), frames=2, stride=4, repeat=6)
-    starts = [numbers(clip)[0] for seed in range(30) for clip in source.clips(0, seed)[0]]
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), frames=2, stride=4, repeat=6)
+    starts = [numbers(clip)[0] for seed in range(30) for clip in source.read(0, seed)[0]]
     assert (min(starts), max(starts)) == (0, 35)
     assert len(set(starts[:6])) > 3, "clips of one visit start at different frames"
-    assert starts[:6] == [numbers(clip)[0] for clip in source.clips(0, 0)[0]]
-    assert starts[:6] != [numbers(clip)[0] for clip in source.clips(2, 0)[0]], "videos of one seed differ"
+    assert starts[:6] == [numbers(clip)[0] for clip in source.read(0, 0)[0]]
+    assert starts[:6] != [numbers(clip)[0] for clip in source.read(2, 0)[0]], "videos of one seed differ"
 
 
 def test_evaluation_spreads_views_evenly(videos: Path) -> None:
-    reader = Folder(str(videos), "train", "RGB")
-    assert numbers(Clips(reader, 4, 3)[0][0][0]) == [15, 18, 21, 24], "one is from the middle"
-    assert [numbers(clip)[0] for clip in Clips(reader, 4, 3, views=3)[0][0]] == [0, 15, 30]
-    found = Clips(reader, 2, 3, views=2, crops=3)[0][0]
-    assert [picture.size for clip in found for picture in clip] == [(32, 32)] * 12
+    reader = VideoFolder(str(videos), "train", "RGB")
+    assert numbers(Clips(reader, 4, 3).read(0)[0][0]) == [15, 18, 21, 24], "one is from the middle"
+    assert [numbers(clip)[0] for clip in Clips(reader, 4, 3, views=3).read(0)[0]] == [0, 15, 30]
+    found = Clips(reader, 2, 3, views=2, crops=3).read(0)[0]
+    assert [image.size for clip in found for image in clip] == [(32, 32)] * 12
     assert [numbers(clip)[0] for clip in found] == [0, 0, 0, 36, 36, 36]
 
 
 def test_crops_lie_along_the_longer_side() -> None:
-    picture = Image.fromarray(np.arange(10, dtype=np.uint8)[None].repeat(4, 0))
-    assert [np.asarray(clips.square(picture, share))[0].tolist() for share in clips.spread(3)] == [
+    image = Image.fromarray(np.arange(10, dtype=np.uint8)[None].repeat(4, 0))
+    assert [np.asarray(clips.square(image, share))[0].tolist() for share in clips.evenly_spaced(3)] == [
         [0, 1, 2, 3],
         [3, 4, 5, 6],
         [6, 7, 8, 9],
@@ -123,8 +131,8 @@ def test_crops_lie_along_the_longer_side() -> None:
 
 def test_a_video_that_is_too_short_stands_still_at_its_end(tmp_path: Path) -> None:
     write_frames(tmp_path / "data" / "short", 6)
-    source = Clips(Folder(str(tmp_path / "data"), "train", "RGB"), frames=4, stride=4)
-    assert numbers(source[0][0][0]) == numbers(source.clips(0, seed=3)[0][0]) == [0, 4, 5, 5]
+    source = Clips(VideoFolder(str(tmp_path / "data"), "train", "RGB"), frames=4, stride=4)
+    assert numbers(source.read(0)[0][0]) == numbers(source.read(0, seed=3)[0][0]) == [0, 4, 5, 5]
 
 
 # ---- files of video
@@ -134,18 +142,20 @@ def test_a_video_that_is_too_short_stands_still_at_its_end(tmp_path: Path) -> No
 def test_a_file_shows_what_its_frames_show(tmp_path: Path, name: str, codec: str) -> None:
     write_video(tmp_path / "files" / name, 40, codec)
     write_frames(tmp_path / "frames" / "a", 40)
-    readers = [Folder(str(tmp_path / kind), "train", "RGB") for kind in ("files", "frames")]
+    readers = [VideoFolder(str(tmp_path / kind), "train", "RGB") for kind in ("files", "frames")]
     with readers[0].open(0) as video:
-        assert numbers(video.pictures([38, 39, 39])) == [38, 39, 39], "the last can be asked for"
+        assert numbers(video.frames([38, 39, 39])) == [38, 39, 39], "the last can be asked for"
     for seed in (*range(6), None):
-        one, other = (Clips(reader, frames=4, stride=5, repeat=2, views=3).clips(0, seed)[0] for reader in readers)
+        one, other = (Clips(reader, frames=4, stride=5, repeat=2, views=3).read(0, seed)[0] for reader in readers)
         assert len(one) == len(other)
         for a, b in zip(one, other, strict=True):
-            assert max(np.abs(np.asarray(x, float) - np.asarray(y, float)).mean() for x, y in zip(a, b, strict=True)) < 3
+            assert (
+                max(np.abs(np.asarray(x, float) - np.asarray(y, float)).mean() for x, y in zip(a, b, strict=True)) < 3
+            )
 
 
 def test_decoding_begins_at_the_key_frame_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = Folder(str(write_video(tmp_path / "data" / "a.mp4", 60).parent), "train", "RGB")
+    reader = VideoFolder(str(write_video(tmp_path / "data" / "a.mp4", 60).parent), "train", "RGB")
     with reader.open(0) as video:
         decode, decoded = video.container.decode, []  # type: ignore[attr-defined]
 
@@ -154,13 +164,13 @@ def test_decoding_begins_at_the_key_frame_before(tmp_path: Path, monkeypatch: py
                 return getattr(container, name)
 
             def decode(self, stream: Any) -> Any:
-                for picture in decode(stream):
-                    decoded.append(picture.pts)
-                    yield picture
+                for image in decode(stream):
+                    decoded.append(image.pts)
+                    yield image
 
         container = video.container  # type: ignore[attr-defined]
         monkeypatch.setattr(video, "container", Counted())
-        assert numbers(video.pictures([39, 42])) == [39, 42]
+        assert numbers(video.frames([39, 42])) == [39, 42]
         keys, times = video.keys, video.times  # type: ignore[attr-defined]
     assert len(keys) > 4
     assert (decoded[0], decoded[-1]) == (max(key for key, _ in keys if key <= times[39]), times[42])
@@ -171,9 +181,9 @@ def test_files_are_labelled_by_their_folders_and_split(tmp_path: Path) -> None:
         write_video(tmp_path / path, 3)
     write_frames(tmp_path / "train" / "c" / "4", 3)
     source = open_source(str(tmp_path), SIZE)
-    assert (len(source), data.labels_of(source), data.class_names(source)) == (3, [0, 1, 2], ["a", "b", "c"])
+    assert (len(source), source.labels, source.class_names) == (3, [0, 1, 2], ["a", "b", "c"])
     assert len(open_source(str(tmp_path), SIZE, split="validation")) == 1
-    assert data.file_name(source, 1) == str(tmp_path / "train" / "b" / "1.mp4")
+    assert source.name_of(1) == str(tmp_path / "train" / "b" / "1.mp4")
 
 
 def test_pyav_is_asked_for_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,18 +212,18 @@ def test_all_frames_are_cut_mirrored_and_coloured_alike() -> None:
     assert all(torch.equal(one[:, 0], one[:, t]) for t in range(4))
     assert not torch.equal(one, other), "another clip is cut in another way"
     with seeded(3):
-        assert np.array_equal(transform.transform(clip[0]), one[:, 0]), "as a picture would be"
+        assert np.array_equal(transform.transform(clip[0]), one[:, 0]), "as an image would be"
 
 
 def test_erasing_and_mixing_treat_all_frames_alike(videos: Path) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), 4, 1)
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 1)
     plain, erased = (training(source, plan(), range(1), erase=p)[0][0] for p in (0.0, 1.0))
     assert plain.shape == (4, *SIZE)
     changed = plain != erased
     assert changed.any()
     assert (changed == changed[:, :, :1]).float().mean() > 0.999  # noise may hit the old value
     recipe = FineTuning(1, 1e-3, layer_decay=1.0, drop_path=0.0, mixup=0.0, batch=4)
-    mix, _ = objective(recipe, Run(), 2, 4)
+    mix, _ = objective(recipe, TuningSettings(), 2, 4)
     noise = torch.randn(4, 3, 1, 16, 16).repeat(1, 1, 4, 1, 1)
     mixed, _ = mix(noise.clone(), torch.tensor([0, 1, 0, 1]))
     assert mixed.shape == noise.shape
@@ -221,8 +231,8 @@ def test_erasing_and_mixing_treat_all_frames_alike(videos: Path) -> None:
     assert torch.equal(mixed, mixed[:, :, :1].expand_as(mixed))
 
 
-def test_clips_are_normalised_as_pictures_are(videos: Path) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), 4, 3)
+def test_clips_are_normalised_as_images_are(videos: Path) -> None:
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3)
     [(images, columns)] = training(source, plan(), range(1))
     assert images.shape == (4, *SIZE)
     shown = ((images * 0.5 + 0.5) * 255 / 4).mean((1, 3, 4))  # the numbers of the frames
@@ -235,7 +245,7 @@ def test_clips_are_normalised_as_pictures_are(videos: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_clips_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(videos: Path, workers: int) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), 4, 3, repeat=2)
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, repeat=2)
     masks = {"extra": lambda own, step: [own % 1000]}
     whole = training(source, plan(repeat=2), range(7), **masks)  # six steps an epoch
     torch.rand(3)
@@ -270,7 +280,7 @@ def test_a_damaged_video_is_named_once_and_replaced(tmp_path: Path, capsys: pyte
     broken.write_bytes((tmp_path / "a" / "whole.mp4").read_bytes()[:200])
     source = open_source(str(tmp_path), SIZE)
     columns = torch.cat([columns for _, columns in training(source, plan(length=14, batch=7), range(4), max_bad=0.1)])
-    index = source.reader.paths.index(str(broken))
+    index = source.videos.paths.index(str(broken))
     assert (columns[:, WANTED] == index).sum() == 2
     assert (columns[:, READ] != index).all()
     assert capsys.readouterr().err == f"cannot be read, replaced by another: {broken}\n"
@@ -281,7 +291,7 @@ def test_a_damaged_video_is_named_once_and_replaced(tmp_path: Path, capsys: pyte
 def test_a_file_cannot_send_its_reader_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
     with pytest.raises(Exception, match=r"(?i)invalid|denied|permitted|no video"):
-        Clips(Folder(str(tmp_path), "train", "RGB"), 2)[0]
+        Clips(VideoFolder(str(tmp_path), "train", "RGB"), 2).read(0)
 
 
 # ---- what is refused
@@ -290,12 +300,12 @@ def test_a_file_cannot_send_its_reader_elsewhere(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"stride": 2}, "--frame-stride is for models of video, and this one takes pictures"),
+        ({"stride": 2}, "--frame-stride is for models of video, and this one takes images"),
         ({"repeat": 4}, "--repeat is for models of video"),
         ({"views": (5, 3)}, "--views is for models of video"),
     ],
 )
-def test_pictures_have_no_options_of_clips(option: dict[str, Any], words: str) -> None:
+def test_images_have_no_options_of_clips(option: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         open_source("digits", (3, 16, 16), **option)
     assert len(open_source("digits", (3, 16, 16), repeat=1)) == 1497
@@ -317,34 +327,36 @@ def test_data_that_hold_no_clips_are_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.mp4"), SIZE)
 
 
-def test_pictures_that_are_named_are_no_videos(tmp_path: Path) -> None:
+def test_images_that_are_named_are_no_videos(tmp_path: Path) -> None:
     (tmp_path / "some.tar").touch()
-    for spec in ("digits", "hfds/some/pictures", str(tmp_path / "some.tar")):
-        with pytest.raises(ValueError, match=f"{spec} holds pictures, and the model takes videos: moving:{spec} makes them move"):
+    for spec in ("digits", "hfds/some/images", str(tmp_path / "some.tar")):
+        with pytest.raises(
+            ValueError, match=f"{spec} holds images, and the model takes videos: moving:{spec} makes them move"
+        ):
             open_source(spec, SIZE)
 
 
 def lay_out(root: Path, names: list[str]) -> Path:
     """Photographs of several classes, which have nothing in common, under these names in folders of their classes."""
-    for folder in sorted(PICTURES.glob("*/"))[:4]:
+    for folder in sorted(IMAGES.glob("*/"))[:4]:
         (root / folder.name).mkdir(parents=True)
         for name, file in zip(names, sorted(folder.iterdir()), strict=False):
-            with Image.open(file) as picture:
-                picture.save(root / folder.name / name)
+            with Image.open(file) as image:
+                image.save(root / folder.name / name)
     return root
 
 
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["0.png", "1.png", "2.png", "3.png"], r"0\.png and the pictures beside it have little in common"),
-        (["cat.png", "dog.png"], "dog.png is a picture by itself"),
-        (["one.png"], "one.png is a picture by itself"),
-        (["frame_1.png", "frame_2.png", "poster.png"], "poster.png is a picture by itself"),
-        (["1.png"], "1.png is a single picture"),
+        (["0.png", "1.png", "2.png", "3.png"], r"0\.png and the images beside it have little in common"),
+        (["cat.png", "dog.png"], "dog.png is an image by itself"),
+        (["one.png"], "one.png is an image by itself"),
+        (["frame_1.png", "frame_2.png", "poster.png"], "poster.png is an image by itself"),
+        (["1.png"], "1.png is a single image"),
     ],
 )
-def test_folders_of_pictures_are_no_videos(tmp_path: Path, names: list[str], words: str) -> None:
+def test_folders_of_images_are_no_videos(tmp_path: Path, names: list[str], words: str) -> None:
     """Labelled or not, in a split or without."""
     lay_out(tmp_path / "train", names)
     folders = [tmp_path, tmp_path / "train", tmp_path / "train" / "cat"]
@@ -369,14 +381,14 @@ def test_frames_have_one_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("every", [1, 4])
 def test_folders_of_frames_are_videos(tmp_path: Path, where: str, every: int) -> None:
     """Of photographs that move, four times as fast as they do, too."""
-    moving = open_source(f"moving:{PICTURES}", (3, 4, 64, 64)).reader
+    moving = open_source(f"moving:{IMAGES}", (3, 4, 64, 64)).videos
     several = 6 if "{n}" in where else 1
     for n in range(several):
         with moving.open(n * 29) as video:
-            for t, picture in enumerate(video.pictures(range(0, 48, every))):
+            for t, image in enumerate(video.frames(range(0, 48, every))):
                 path = tmp_path / where.format(n=n, t=t)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(path)
+                image.save(path)
     assert len(open_source(str(tmp_path), SIZE)) == several
 
 
@@ -384,96 +396,96 @@ def test_frames_that_say_so_may_look_like_anything(tmp_path: Path) -> None:
     """Of a video of which a frame a minute is left, say."""
     lay_out(tmp_path / "train", [f"frame_{n:04}.jpg" for n in range(5)])
     source = open_source(str(tmp_path), SIZE)
-    assert [Path(path).name for path in source.reader.paths] == ["airplane", "automobile", "bird", "cat"]
+    assert [Path(path).name for path in source.videos.paths] == ["airplane", "automobile", "bird", "cat"]
 
 
 def test_frames_that_cannot_be_read_are_left_to_who_needs_them(tmp_path: Path) -> None:
     write_frames(tmp_path / "clip", 6)
     for n in range(6):
-        (tmp_path / "clip" / f"{n}.png").write_bytes(b"no picture")
+        (tmp_path / "clip" / f"{n}.png").write_bytes(b"no image")
     assert len(open_source(str(tmp_path), SIZE)) == 1
 
 
-def test_models_of_pictures_take_no_videos(tmp_path: Path) -> None:
+def test_models_of_images_take_no_videos(tmp_path: Path) -> None:
     write_video(tmp_path / "a" / "1.mp4", 3)
     for path in (tmp_path, tmp_path / "a" / "1.mp4"):
-        with pytest.raises(ValueError, match=f"{path} is for models of video, and this one takes pictures"):
+        with pytest.raises(ValueError, match=f"{path} is for models of video, and this one takes images"):
             open_source(str(path), (3, 16, 16))
     write_frames(tmp_path / "frames", 3)
-    assert len(open_source(str(tmp_path), (3, 16, 16))) == 3, "frames are pictures"
+    assert len(open_source(str(tmp_path), (3, 16, 16))) == 3, "frames are images"
 
 
 @pytest.mark.parametrize("main", [pretrain.main, evaluate.main])
-def test_the_commands_refuse_pictures_in_one_line(main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_refuse_images_in_one_line(main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [] if main is evaluate.main else ["--batch-size", "4"]
-    argv = [str(PICTURES), "--model", "hiera_atto_video", "-o", str(tmp_path / "out"), *more]
+    argv = [str(IMAGES), "--model", "hiera_atto_video", "-o", str(tmp_path / "out"), *more]
     argv += ["--method", "finetune", "--no-pretrained"] if main is evaluate.main else []
     with pytest.raises(SystemExit) as stop:
-        run(lambda: main(argv))
+        run_command(lambda: main(argv))
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: {PICTURES}")
-    assert line.endswith(f"to make pictures move, name moving:{PICTURES}")
+    assert line.startswith(f"error: {IMAGES}")
+    assert line.endswith(f"to make images move, name moving:{IMAGES}")
     assert not (tmp_path / "out").exists()
 
 
-# ---- pictures on the move
+# ---- images on the move
 
 
-def centre(picture: Image.Image) -> Tensor:
+def centre(image: Image.Image) -> Tensor:
     """The angles of the centre of mass on a canvas without borders, (x, y) as shares of the way around."""
-    mass = torch.from_numpy(np.asarray(picture.convert("L"), dtype=np.float64))
+    mass = torch.from_numpy(np.asarray(image.convert("L"), dtype=np.float64))
     angles = [2 * torch.pi * torch.arange(length) / length for length in mass.shape]
     found = [torch.angle((mass.sum(1 - axis) * torch.exp(1j * angles[axis])).sum()) for axis in (1, 0)]
     return torch.stack(found) / (2 * torch.pi)
 
 
-def test_pictures_move_the_way_their_class_says() -> None:
+def test_images_move_the_way_their_class_says() -> None:
     source = open_source("moving:digits", (3, 6, 32, 40), stride=4)
-    names = data.class_names(source)
+    names = source.class_names
     assert names is not None
     assert len(names) == 40
     assert len(source) == 4 * 1497
     for index in range(0, 40, 3):
-        found, label = source.clips(index, seed=index)
+        found, label = source.read(index, seed=index)
         digit, way = names[label].split()
-        assert digit == str(source.reader.pictures.labels[index // 4])
+        assert digit == str(source.videos.images.labels[index // 4])
         steps = torch.stack([centre(b) - centre(a) for a, b in zip(found[0], found[0][1:], strict=False)])
         steps = (steps - steps.round()) * torch.tensor([40, 32])  # pixels, around the canvas
-        assert all(picture.size == (40, 32) for picture in found[0])
+        assert all(image.size == (40, 32) for image in found[0])
         torch.testing.assert_close(
             steps.mean(0) / steps.mean(0).norm(), torch.tensor(WAYS[way], dtype=steps.dtype), atol=0.15, rtol=0
         )
 
 
-def test_moving_pictures_follow_from_seed_and_position() -> None:
-    digits = data.open_pictures("digits")
-    one, same, other = (Clips(Moving(digits, (32, 32), seed), 3) for seed in (0, 0, 1))
-    shown = [b"".join(picture.tobytes() for picture in source[17][0][0]) for source in (one, same, other)]
+def test_moving_images_follow_from_seed_and_position() -> None:
+    digits = open_images("digits")
+    one, same, other = (Clips(MovingImages(digits, (32, 32), seed), 3) for seed in (0, 0, 1))
+    shown = [b"".join(image.tobytes() for image in source.read(17)[0][0]) for source in (one, same, other)]
     assert shown[0] == shown[1] != shown[2]
 
 
-def test_workers_move_pictures_of_a_tar_that_their_parent_has_open(tmp_path: Path) -> None:
+def test_workers_move_images_of_a_tar_that_their_parent_has_open(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
         tar.add(write_frames(tmp_path / "pictures", 12), "pictures")
     source = open_source(f"moving:{tmp_path / 'some.tar'}", SIZE)
     alone, together = (training(source, plan(length=48), range(12), workers=workers, max_bad=0.0) for workers in (0, 2))
-    source.reader.pictures.reader.tar_state.tf.fileobj.close()
+    source.reopen()  # closes it
     assert all(torch.equal(one[0], other[0]) for one, other in zip(alone, together, strict=True))
 
 
-def test_pictures_without_classes_have_ways(tmp_path: Path) -> None:
+def test_images_without_classes_have_ways(tmp_path: Path) -> None:
     write_frames(tmp_path / "pictures", 3)
     source = open_source(f"moving:{tmp_path}", SIZE)
-    assert data.class_names(source) == list(WAYS)
-    assert source.reader.targets == [0, 1, 2, 3] * 3
+    assert source.class_names == list(WAYS)
+    assert source.videos.labels == [0, 1, 2, 3] * 3
 
 
-def test_moving_pictures_to_train_on_are_not_those_to_measure_on() -> None:
-    train, test = (labelled.open_labelled("moving:digits", split, SIZE) for split in ("train", "validation"))
-    labelled.check_apart(train, test)
+def test_moving_images_to_train_on_are_not_those_to_measure_on() -> None:
+    train, test = (splits.open_labelled("moving:digits", split, SIZE) for split in ("train", "validation"))
+    splits.check_apart(train, test)
     with pytest.raises(ValueError, match="--train DATA is needed"):
-        labelled.check_apart(test, labelled.open_labelled("moving:digits", "test", SIZE))
+        splits.check_apart(test, splits.open_labelled("moving:digits", "test", SIZE))
 
 
 # ---- models of clips
@@ -484,9 +496,9 @@ class Stripes(nn.Module):
 
     def __init__(self, classes: int = 40) -> None:
         super().__init__()
-        picture = (SIZE[0], *SIZE[2:])  # timm's configs have no place for frames
+        image = (SIZE[0], *SIZE[2:])  # timm's configs have no place for frames
         self.pretrained_cfg = self.default_cfg = {
-            "input_size": picture,
+            "input_size": image,
             "mean": (0.45,) * 3,
             "std": (0.225,) * 3,
             "crop_pct": 1.0,
@@ -508,31 +520,33 @@ class Stripes(nn.Module):
 
 def test_preprocessing_keeps_the_number_of_frames() -> None:
     model = Stripes()
-    assert data.data_config(model)["input_size"] == SIZE
-    assert data.data_config(model, (8, 8))["input_size"] == (3, 4, 8, 8)
-    assert data.data_config(model, (4, 8, 8))["input_size"] == (3, 4, 8, 8)  # as autoencoders say it
+    assert transforms.data_config(model)["input_size"] == SIZE
+    assert transforms.data_config(model, (8, 8))["input_size"] == (3, 4, 8, 8)
+    assert transforms.data_config(model, (4, 8, 8))["input_size"] == (3, 4, 8, 8)  # as autoencoders say it
 
 
 @torch.no_grad()
 def test_features_are_the_mean_over_views(videos: Path) -> None:
-    model, source = Stripes().eval(), Clips(Folder(str(videos), "train", "RGB"), 4, 3, views=2, crops=2)
-    config = data.data_config(model)
-    features, labels = probe.pooled_features(model, source, config, CPU, 5, progress=False)
-    assert labels.tolist() == data.labels_of(source)
+    model, source = Stripes().eval(), Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, views=2, crops=2)
+    config = transforms.data_config(model)
+    features, labels = probe.pooled_features(model, source, probe.Inference(config, CPU, 5, progress=False))
+    assert labels.tolist() == source.labels
     transform = make_transform(**config, is_training=False)
     assert isinstance(transform, EveryFrame)
-    views = torch.stack(transform(source[3][0]))
+    views = torch.stack(transform(source.read(3)[0]))
     assert views.shape == (4, *SIZE)
     torch.testing.assert_close(features[3], model.forward_head(model.forward_features(views), pre_logits=True).mean(0))
 
 
 def test_a_model_of_clips_is_fine_tuned(videos: Path) -> None:
-    source = Clips(Folder(str(videos), "train", "RGB"), 4, 3, repeat=2)
+    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, repeat=2)
     recipe = FineTuning(epochs=2, blr=1e-3, layer_decay=1.0, drop_path=0.0, batch=8, warmup=0, repeat=2)
     model = Stripes(2)
     before = model.head.weight.detach().clone()
-    tuning = FineTune(model, source, 2, data.data_config(model), recipe, Run(hflip=0.0), World(0, 1, CPU))
-    assert (tuning.plan.per_epoch, tuning.plan.micro) == (3, 8)
+    tuning = FineTune(
+        model, source, 2, transforms.data_config(model), recipe, TuningSettings(hflip=0.0), World(0, 1, CPU)
+    )
+    assert (tuning.batching.per_epoch, tuning.batching.micro) == (3, 8)
     tuning.train()
     assert not torch.equal(model.head.weight, before)
 
@@ -540,8 +554,21 @@ def test_a_model_of_clips_is_fine_tuned(videos: Path) -> None:
 def test_the_command_measures_models_of_clips(
     videos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "make_model", lambda name, **kwargs: Stripes(2))
-    argv = [str(videos), "--model", "any", "--method", "classify", "--workers", "0", "--views", "2", "1", "--frame-stride", "2"]
+    monkeypatch.setattr(evaluating_frozen, "make_model", lambda name, **kwargs: Stripes(2))
+    argv = [
+        str(videos),
+        "--model",
+        "any",
+        "--method",
+        "classify",
+        "--workers",
+        "0",
+        "--views",
+        "2",
+        "1",
+        "--frame-stride",
+        "2",
+    ]
     evaluate.main(argv)
     found = json.loads(capsys.readouterr().out)
     assert (found["pictures"], found["views"], found["frame_stride"]) == (12, [2, 1], 2)

@@ -18,8 +18,10 @@ from torch import Tensor
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
-from hiermim_zoo.cli import make_model, run
+from hiermim_zoo.commands import converting
+from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.mae import create_mae, decoder_state
+from hiermim_zoo.models.build import make_model
 
 
 @pytest.fixture
@@ -73,7 +75,9 @@ def test_a_converted_folder_converts_again_to_the_same_bits(atto: Path, tmp_path
     assert timm.create_model(f"local-dir:{tmp_path / 'b'}").patch_embed.img_size == (96, 64)
 
 
-def test_resampling_is_what_the_model_does_itself(atto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resampling_is_what_the_model_does_itself(
+    atto: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command(atto, "--model", "hivit_atto", "-o", tmp_path / "out", "--img-size", 96)
     assert "resampled absolute_pos_embed [1, 16, 96] -> [1, 36, 96]" in capsys.readouterr().out
     model = timm.create_model("hivit_atto", num_classes=5)
@@ -127,7 +131,7 @@ def test_a_dry_run_reports_on_every_tensor_and_writes_nothing(
 
 def test_a_wrong_file_on_disk_fails_verification(atto: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control of --verify: the file is changed between writing and checking."""
-    write = convert.write_folder
+    write = converting.write_folder
 
     def write_and_spoil(converted, folder, force):  # type: ignore[no-untyped-def]
         write(converted, folder, force)
@@ -135,7 +139,7 @@ def test_a_wrong_file_on_disk_fails_verification(atto: Path, tmp_path: Path, mon
         state["blocks.0.mlp.fc1.weight"][0, 0] += 1e-3
         save_file(state, folder / "model.safetensors")
 
-    monkeypatch.setattr(convert, "write_folder", write_and_spoil)
+    monkeypatch.setattr(converting, "write_folder", write_and_spoil)
     with pytest.raises(ValueError, match=r"verification failed: tensor 'blocks\.0\.mlp\.fc1\.weight'"):
         command(atto, "--model", "hivit_atto", "-o", tmp_path / "out", "--verify")
 
@@ -163,7 +167,10 @@ def spoil(atto: Path, change) -> Path:  # type: ignore[no-untyped-def]
     ("change", "message"),
     [
         (lambda s: s.pop("blocks.3.mlp.fc2.bias"), r"'blocks\.3\.mlp\.fc2\.bias' \[48\] of .* is missing"),
-        (lambda s: s.update({"blocks.3.mlp.fc2.bias": torch.ones(9)}), r"'blocks\.3\.mlp\.fc2\.bias' is \[9\] in the checkpoint"),
+        (
+            lambda s: s.update({"blocks.3.mlp.fc2.bias": torch.ones(9)}),
+            r"'blocks\.3\.mlp\.fc2\.bias' is \[9\] in the checkpoint",
+        ),
         (
             lambda s: s.update({"blocks.30.norm2.bias": torch.ones(9)}),
             r"'blocks\.30\.norm2\.bias' \[9\] of the checkpoint has no place",
@@ -174,7 +181,7 @@ def spoil(atto: Path, change) -> Path:  # type: ignore[no-untyped-def]
     ],
     ids=["missing", "shape", "unexpected", "positions", "width", "unknown"],
 )
-def test_the_tensor_in_the_way_is_named(atto: Path, tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_the_tensor_in_the_way_is_named(atto: Path, tmp_path: Path, change: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         command(spoil(atto, change), "--model", "hivit_atto", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -213,14 +220,19 @@ def test_the_tensor_in_the_way_is_named(atto: Path, tmp_path: Path, change, mess
     ids=lambda v: None if isinstance(v, list) else v[:30],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    atto: Path, tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    atto: Path,
+    tmp_path: Path,
+    args: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import re
 
     monkeypatch.setattr("hiermim_zoo.checkpoints.download._PAUSE", 0)
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
-        run(lambda: command(*(arg.format(atto=atto, out=out) for arg in args)))
+        run_command(lambda: command(*(arg.format(atto=atto, out=out) for arg in args)))
     lines = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2
     assert len(lines) == 1, lines
@@ -265,7 +277,9 @@ def test_only_what_a_layout_can_hold_goes_back(tmp_path: Path) -> None:
 
     def write(encoder: Any, decoder: dict[str, Tensor]) -> None:
         encoder.pretrained_cfg = own_cfg("hivit_atto", {}, "mit", 0, (3, 64, 64))
-        write_folder(Contents("hivit_atto", encoder, {"license": "mit"}, "Made by a test.", decoder=decoder), folder, force=True)
+        write_folder(
+            Contents("hivit_atto", encoder, {"license": "mit"}, "Made by a test.", decoder=decoder), folder, force=True
+        )
 
     write(mae.encoder, {})
     with pytest.raises(ValueError, match="needs a decoder"):

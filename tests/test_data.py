@@ -1,4 +1,4 @@
-"""Pictures for training: what is read in a step depends on the seed and the step, and unreadable files are counted."""
+"""Images for training: what is read in a step depends on the seed and the step, and unreadable files are counted."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiermim_zoo import data
-from hiermim_zoo.data import EXTRA, LABEL, READ, WANTED, Companions, Plan, Watched, batches, make_transform, open_pictures
+from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, batches
+from hiermim_zoo.data.kinds import open_images
+from hiermim_zoo.data.seeds import seed_of
+from hiermim_zoo.data.transforms import make_transform
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (3, 16, 16)
 
 
-def write_pictures(folder: Path, count: int, *, classes: tuple[str, ...] = ("a", "b")) -> Path:
+def write_images(folder: Path, count: int, *, classes: tuple[str, ...] = ("a", "b")) -> Path:
     for i in range(count):
         path = folder / classes[i % len(classes)] / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,11 +32,13 @@ def write_pictures(folder: Path, count: int, *, classes: tuple[str, ...] = ("a",
     return folder
 
 
-def plan(length: int = 12, batch: int = 4, **kwargs: int) -> Plan:
-    return Plan(**{"length": length, "batch": batch, "accumulate": 1, "rank": 0, "world": 1, "seed": 7, **kwargs})
+def plan(length: int = 12, batch: int = 4, **kwargs: int) -> Batching:
+    return Batching(**{"length": length, "batch": batch, "accumulate": 1, "rank": 0, "world": 1, "seed": 7, **kwargs})
 
 
-def stream(source: object, cut: Plan, steps: range, workers: int = 0, **kwargs: object) -> list[tuple[Tensor, Tensor]]:
+def stream(
+    source: object, cut: Batching, steps: range, workers: int = 0, **kwargs: object
+) -> list[tuple[Tensor, Tensor]]:
     transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     device = torch.device("cpu")
     options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": device, "workers": workers, **kwargs}
@@ -44,7 +48,7 @@ def stream(source: object, cut: Plan, steps: range, workers: int = 0, **kwargs: 
 # ---- who sees what
 
 
-def test_an_epoch_shows_every_picture_once_and_another_epoch_in_another_order() -> None:
+def test_an_epoch_shows_every_image_once_and_another_epoch_in_another_order() -> None:
     order = [i for batch in plan().micro_batches(0, 6) for i, *_ in batch]
     assert sorted(order[:12]) == sorted(order[12:]) == list(range(12))
     assert order[:12] != order[12:]
@@ -71,7 +75,11 @@ def test_another_seed_is_another_order() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"world": 3}, "multiple of 3"), ({"accumulate": 8}, "multiple of 8"), ({"batch": 16}, "more than the 12 pictures")],
+    [
+        ({"world": 3}, "multiple of 3"),
+        ({"accumulate": 8}, "multiple of 8"),
+        ({"batch": 16}, "more than the 12 images"),
+    ],
 )
 def test_batches_that_cannot_be_cut_are_refused(wrong: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -79,8 +87,8 @@ def test_batches_that_cannot_be_cut_are_refused(wrong: dict[str, int], words: st
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(tmp_path: Path, workers: int) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+def test_images_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(tmp_path: Path, workers: int) -> None:
+    source = open_images(str(write_images(tmp_path, 12)))
     whole = stream(source, plan(), range(6))
     torch.rand(5)
     random.random()
@@ -93,7 +101,7 @@ def test_pictures_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(t
 
 
 def test_reading_leaves_the_random_numbers_of_the_model_alone(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+    source = open_images(str(write_images(tmp_path, 12)))
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
     stream(source, plan(), range(3))
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -101,8 +109,8 @@ def test_reading_leaves_the_random_numbers_of_the_model_alone(tmp_path: Path) ->
     assert np.random.get_state()[1].tolist() == states[2]  # type: ignore[index]
 
 
-def test_numbers_that_travel_with_a_picture_follow_from_its_seed(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+def test_numbers_that_travel_with_a_image_follow_from_its_seed(tmp_path: Path) -> None:
+    source = open_images(str(write_images(tmp_path, 12)))
     seeds = [seed for batch in plan().micro_batches(0, 3) for _, seed, _ in batch]
     found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda own, step: [own % 1000])]
     assert torch.cat(found).tolist() == [seed % 1000 for seed in seeds]
@@ -110,7 +118,7 @@ def test_numbers_that_travel_with_a_picture_follow_from_its_seed(tmp_path: Path)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_made_of_a_batch_goes_with_it(tmp_path: Path, workers: int) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+    source = open_images(str(write_images(tmp_path, 12)))
     transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": torch.device("cpu"), "workers": workers}
     options |= {
@@ -130,53 +138,53 @@ def test_what_is_made_of_a_batch_goes_with_it(tmp_path: Path, workers: int) -> N
 
 
 def test_folders_nested_flat_and_tarred(tmp_path: Path) -> None:
-    nested = write_pictures(tmp_path / "nested" / "train", 6).parent
-    flat = write_pictures(tmp_path / "flat", 4, classes=("",))
+    nested = write_images(tmp_path / "nested" / "train", 6).parent
+    flat = write_images(tmp_path / "flat", 4, classes=("",))
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
         tar.add(nested / "train", "pictures")
-    assert data.labels_of(open_pictures(str(nested))) == [0, 0, 0, 1, 1, 1]
-    assert len(open_pictures(str(flat))) == 4
-    assert data.labels_of(open_pictures(str(flat))) is None
-    assert data.labels_of(open_pictures(str(tmp_path / "some.tar"))) == [0, 0, 0, 1, 1, 1]
+    assert open_images(str(nested)).labels == [0, 0, 0, 1, 1, 1]
+    assert len(open_images(str(flat))) == 4
+    assert open_images(str(flat)).labels is None
+    assert open_images(str(tmp_path / "some.tar")).labels == [0, 0, 0, 1, 1, 1]
 
 
 def test_workers_read_a_tar_that_their_parent_has_open(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "some.tar", "w") as tar:
-        tar.add(write_pictures(tmp_path / "pictures", 60), "pictures")
-    source = open_pictures(str(tmp_path / "some.tar"))
+        tar.add(write_images(tmp_path / "pictures", 60), "pictures")
+    source = open_images(str(tmp_path / "some.tar"))
     alone = stream(source, plan(length=60), range(30))  # opens the tar in this process
     together = stream(source, plan(length=60), range(30), workers=2, max_bad=0.0)
-    source.reader.tar_state.tf.fileobj.close()
+    source.reopen()  # closes it
     for (images, columns), (again, columns_again) in zip(alone, together, strict=True):
         assert torch.equal(images, again)
         assert torch.equal(columns, columns_again)
 
 
 def test_only_the_split_asked_for_is_read(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "train", 5)
-    write_pictures(tmp_path / "val", 3)
-    assert len(open_pictures(str(tmp_path), split="train")) == 5
-    assert len(open_pictures(str(tmp_path), split="validation")) == 3
+    write_images(tmp_path / "train", 5)
+    write_images(tmp_path / "val", 3)
+    assert len(open_images(str(tmp_path), split="train")) == 5
+    assert len(open_images(str(tmp_path), split="validation")) == 3
 
 
 def test_channels_are_those_of_the_model(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 2)), channels=1)
-    assert data.read(source, 0)[0].mode == "L"
+    source = open_images(str(write_images(tmp_path, 2)), channels=1)
+    assert source.read(0)[0].mode == "L"
     with pytest.raises(ValueError, match="wants 5 channels"):
-        open_pictures(str(tmp_path), channels=5)
+        open_images(str(tmp_path), channels=5)
 
 
 def test_digits_are_built_in_and_their_splits_do_not_overlap() -> None:
-    train, rest = (open_pictures("digits", split=split) for split in ("train", "validation"))
+    train, rest = (open_images("digits", split=split) for split in ("train", "validation"))
     assert len(train) + len(rest) == 1797
-    assert {picture.tobytes() for picture in train.pictures}.isdisjoint(picture.tobytes() for picture in rest.pictures)
-    assert data.read(train, 0)[0].mode == "RGB"
+    assert {image.tobytes() for image in train.images}.isdisjoint(image.tobytes() for image in rest.images)
+    assert train.read(0)[0].mode == "RGB"
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> dict[str, str]:
-    """Two webdataset shards of ten pictures each."""
-    folder = write_pictures(tmp_path / "pictures", 20)
+    """Two webdataset shards of ten images each."""
+    folder = write_images(tmp_path / "pictures", 20)
     files = sorted(folder.rglob("*.png"))
     for shard in range(2):
         with tarfile.open(tmp_path / f"part-{shard}.tar", "w") as tar:
@@ -193,7 +201,12 @@ def shards(tmp_path: Path) -> dict[str, str]:
 def test_a_stream_is_read_again_up_to_where_the_run_goes_on(shards: dict[str, str], workers: int) -> None:
     pytest.importorskip("webdataset", reason="webdataset comes with the extra data")
     whole, later = (
-        stream(open_pictures(shards["spec"], root=shards["root"], split=shards["split"], seed=3), plan(length=20), steps, workers)
+        stream(
+            open_images(shards["spec"], root=shards["root"], split=shards["split"], seed=3),
+            plan(length=20),
+            steps,
+            workers,
+        )
         for steps in (range(8), range(3, 8))
     )
     assert [len(columns) for _, columns in whole] == [4] * 8
@@ -209,12 +222,12 @@ def test_a_stream_is_read_again_up_to_where_the_run_goes_on(shards: dict[str, st
 def spoil(folder: Path, count: int) -> list[Path]:
     files = sorted(folder.rglob("*.png"))[:count]
     for file in files:
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
     return files
 
 
-def test_an_unreadable_picture_is_named_once_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+def test_an_unreadable_image_is_named_once_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = open_images(str(write_images(tmp_path, 12)))
     (broken,) = spoil(tmp_path, 1)
     found = stream(source, plan(), range(9), max_bad=0.1)  # three epochs
     columns = torch.cat([columns for _, columns in found])
@@ -225,23 +238,23 @@ def test_an_unreadable_picture_is_named_once_and_replaced(tmp_path: Path, capsys
     assert capsys.readouterr().err.count(str(broken)) == 1
 
 
-def test_too_many_unreadable_pictures_stop_the_run(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
+    source = open_images(str(write_images(tmp_path, 12)))
     spoil(tmp_path, 2)
-    with pytest.raises(ValueError, match=r"2 of 12 pictures cannot be read.*--max-bad 0.1"):
+    with pytest.raises(ValueError, match=r"2 of 12 images cannot be read.*--max-bad 0.1"):
         stream(source, plan(), range(3), max_bad=0.1)
 
 
-def test_watching_counts_pictures_not_occasions(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 4)))
+def test_watching_counts_images_not_occasions(tmp_path: Path) -> None:
+    source = open_images(str(write_images(tmp_path, 4)))
     columns = torch.tensor([[0, 2, 3], [0, 1, 1]])
-    watched = Watched([(torch.zeros(2), Companions(columns))] * 5, source, max_bad=0.25)
+    watched = CheckedBatches([(torch.zeros(2), Companions(columns))] * 5, source, max_bad=0.25)
     assert len(list(watched)) == 5
     assert watched.bad == {2}
 
 
-def test_data_without_any_readable_picture_says_so(tmp_path: Path) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 12)))
+def test_data_without_any_readable_image_says_so(tmp_path: Path) -> None:
+    source = open_images(str(write_images(tmp_path, 12)))
     spoil(tmp_path, 12)
     with pytest.raises(ValueError, match="one after the other cannot be read"):
         stream(source, plan(), range(1), max_bad=1.0)
@@ -252,16 +265,16 @@ def test_data_that_is_none_is_refused(tmp_path: Path, spec: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.txt").write_text("no tar")
     with pytest.raises(ValueError, match=spec):
-        open_pictures(str(tmp_path / spec))
+        open_images(str(tmp_path / spec))
 
 
 def test_a_decompression_bomb_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_pictures(str(write_pictures(tmp_path, 4)))
+    source = open_images(str(write_images(tmp_path, 4)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # ours have 120
     with pytest.raises(Image.DecompressionBombWarning):
-        data.read(source, 0)
+        source.read(0)
 
 
 def test_seeds_of_combinations_differ() -> None:
-    seeds = {data.seed_of(a, b, c) for a in range(3) for b in range(5) for c in islice(range(1000), 0, None, 7)}
+    seeds = {seed_of(a, b, c) for a in range(3) for b in range(5) for c in islice(range(1000), 0, None, 7)}
     assert len(seeds) == 3 * 5 * 143

@@ -30,7 +30,9 @@ def test_every_level_has_its_place_in_the_pyramid() -> None:
 
 
 def test_what_gives_no_maps_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"HPViT gives no maps: make it with timm\.create_model\(\.\.\., features_only=True\)"):
+    with pytest.raises(
+        ValueError, match=r"HPViT gives no maps: make it with timm\.create_model\(\.\.\., features_only=True\)"
+    ):
         FeaturePyramid(timm.create_model("hpvit_atto"))
     with pytest.raises(ValueError, match="output_fmt='NCHW'"):
         FeaturePyramid(timm.create_model("swin_tiny_patch4_window7_224", features_only=True))

@@ -1,4 +1,4 @@
-"""Measuring models on labelled pictures: neighbours, linear probe, fine-tuning, and the command that does it."""
+"""Measuring models on labelled images: neighbours, linear probe, fine-tuning, and the command that does it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,28 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
-from hiermim_zoo import evaluate, labelled, manifest, probe
-from hiermim_zoo.cli import run
-from hiermim_zoo.data import Digits, data_config
-from hiermim_zoo.distributed import World
-from hiermim_zoo.finetune import FineTune, Run, augmentation, new_classifier, objective, recipe_for
-from hiermim_zoo.probe import interval, knn, linear_probe, pooled_features
+from hiermim_zoo import evaluate
+from hiermim_zoo.checkpoints import manifest
+from hiermim_zoo.commands import evaluating_frozen
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data.images import Digits
+from hiermim_zoo.data.kinds import KINDS, Kind
+from hiermim_zoo.data.source import Stream
+from hiermim_zoo.data.transforms import data_config
+from hiermim_zoo.training import probe
+from hiermim_zoo.training.distributed import World
+from hiermim_zoo.training.finetuning import (
+    FineTune,
+    TuningSettings,
+    augmentation,
+    new_classifier,
+    objective,
+    recipe_for,
+)
+from hiermim_zoo.training.probe import Inference, interval, knn, linear_probe, pooled_features
 
-PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
+IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
 CPU = torch.device("cpu")
 SMALL = ["--img-size", "32", "--workers", "0"]
 SHORT = ["--epochs", "1", "--warmup", "0", "--batch-size", "100", "--auto-augment", "none", *SMALL]
@@ -41,7 +53,7 @@ def digits() -> Digits:
 
 
 def make_splits(folder: Path, classes: str = "ab", splits: tuple[str, ...] = ("train", "val"), each: int = 4) -> Path:
-    """Folders of pictures that are dark in the first class and bright in the second."""
+    """Folders of images that are dark in the first class and bright in the second."""
     for split in splits:
         for i, name in enumerate(classes):
             (folder / split / name).mkdir(parents=True)
@@ -108,33 +120,33 @@ def test_no_interval_of_nothing() -> None:
 # ---- features
 
 
-class Coming(IterableDataset):  # type: ignore[type-arg]
+class Coming(Stream):
     """Digits as a stream."""
 
     def __init__(self, digits: Digits, count: int) -> None:
-        self.digits, self.count = digits, count
+        self.digits, self.count, self.identity = digits, count, "digits that come"
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Any:
-        return (self.digits[i] for i in range(self.count))
+        return (self.digits.read(i) for i in range(self.count))
 
 
 def test_features_are_in_order_whatever_the_source(digits: Digits) -> None:
     model: Any = timm.create_model("hivit_atto", num_classes=0).train()
     config = data_config(model, (32, 32))
-    streamed, labels = pooled_features(model, Coming(digits, 50), config, CPU, 20, progress=False)
+    streamed, labels = pooled_features(model, Coming(digits, 50), Inference(config, CPU, 20, progress=False))
     assert model.training, "the mode of the model is as it was"
-    read, same = pooled_features(model, digits, config, CPU, 7, positions=range(50))
+    read, same = pooled_features(model, digits, Inference(config, CPU, 7), positions=range(50))
     assert labels.tolist() == same.tolist() == digits.labels[:50]
     torch.testing.assert_close(streamed, read)
     assert streamed.shape == (50, model.num_features)
 
 
-def test_unreadable_pictures_are_named_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_images_are_named_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_splits(tmp_path / "data")
-    (folder / "val" / "a" / "0.png").write_bytes(b"no picture")
+    (folder / "val" / "a" / "0.png").write_bytes(b"no image")
     args = [str(folder), "--model", "hivit_atto", "--method", "knn", *SMALL]
     with pytest.raises(ValueError, match=r"a/0\.png cannot be read"):
         evaluate.main(args)
@@ -153,7 +165,7 @@ def test_classify_gives_the_known_share(
     model: str, share: float, low: float, high: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "out.json"
-    args = [str(PICTURES), "--model", model, "--method", "classify", "--workers", "0"]
+    args = [str(IMAGES), "--model", model, "--method", "classify", "--workers", "0"]
     found = result(capsys, *args, "--json", str(file))
     assert (found["top1"], found["pictures"]) == (share, 200)
     assert json.loads(file.read_text()) == found
@@ -161,9 +173,13 @@ def test_classify_gives_the_known_share(
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
 
 
-def test_classes_go_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_go_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data whose classes are ordered otherwise than the model's give the same share."""
-    monkeypatch.setattr(evaluate, "make_model", lambda *a, **k: shuffled(timm.create_model("hivit_atto", pretrained=True)))
+    monkeypatch.setattr(
+        evaluating_frozen, "make_model", lambda *a, **k: shuffled(timm.create_model("hivit_atto", pretrained=True))
+    )
 
     def shuffled(model: Any) -> Any:
         order = torch.randperm(10)
@@ -173,13 +189,13 @@ def test_classes_go_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         model.pretrained_cfg["label_names"] = [model.pretrained_cfg["label_names"][i] for i in order]
         return model
 
-    assert result(capsys, str(PICTURES), "--model", "x", "--method", "classify", "--workers", "0")["top1"] == 81.5
+    assert result(capsys, str(IMAGES), "--model", "x", "--method", "classify", "--workers", "0")["top1"] == 81.5
 
 
 @pytest.mark.parametrize("tag", [row.name for row in manifest.records().values() if row.file and row.classes == 10])
 def test_embedded_classifiers_are_as_good_as_the_manifest_says(tag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = result(capsys, str(PICTURES), "--model", tag, "--method", "classify", "--workers", "0")
-    assert found["top1"] == pytest.approx(manifest.records()[tag].top1, abs=6.5)  # of 200 pictures, 95 % are that near
+    found = result(capsys, str(IMAGES), "--model", tag, "--method", "classify", "--workers", "0")
+    assert found["top1"] == pytest.approx(manifest.records()[tag].top1, abs=6.5)  # of 200 images, 95 % are that near
 
 
 def test_random_features_beat_chance_on_digits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,20 +206,22 @@ def test_random_features_beat_chance_on_digits(capsys: pytest.CaptureFixture[str
     assert result(capsys, *args)["top1"] == found["top1"]
 
 
-def test_linear_reads_features_once(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_reads_features_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     args = ["digits", "--model", "hivit_atto", "--method", "linear", "--cache", str(tmp_path / "features"), *SMALL]
     first = result(capsys, *args)
     assert first["top1"] > 80
     assert len(list((tmp_path / "features").iterdir())) == 2
 
     def fail(*args: object) -> None:
-        raise ValueError("a picture was read")
+        raise ValueError("an image was read")
 
-    monkeypatch.setattr(probe, "read", fail)
+    monkeypatch.setattr(Digits, "read", fail)
     assert result(capsys, *args)["top1"] == first["top1"]
-    with pytest.raises(ValueError, match="a picture was read"):
+    with pytest.raises(ValueError, match="an image was read"):
         evaluate.main([*args[:-3], "64", "--workers", "0"])  # another size: other features
-    with pytest.raises(ValueError, match="a picture was read"):
+    with pytest.raises(ValueError, match="an image was read"):
         evaluate.main([*args, "--no-pretrained"])
 
 
@@ -219,8 +237,35 @@ def test_splits_of_a_folder_are_found(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_finetuned_folder_is_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    args = ["digits", "--model", "hivit_atto", "--method", "finetune", *SHORT, "--mix-prob", "0", "--erase", "0", "--lr", "5e-3"]
-    more = ["--epochs", "4", "--drop-path", "0", "--crop-scale", "0.8", "1", "--eval-every", "2", "--ema", "0.8", "--seed", "3"]
+    args = [
+        "digits",
+        "--model",
+        "hivit_atto",
+        "--method",
+        "finetune",
+        *SHORT,
+        "--mix-prob",
+        "0",
+        "--erase",
+        "0",
+        "--lr",
+        "5e-3",
+    ]
+    more = [
+        "--epochs",
+        "4",
+        "--drop-path",
+        "0",
+        "--crop-scale",
+        "0.8",
+        "1",
+        "--eval-every",
+        "2",
+        "--ema",
+        "0.8",
+        "--seed",
+        "3",
+    ]
     found = result(capsys, *args, *more, "-o", str(out))
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["out"]
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -256,7 +301,7 @@ def trained(digits: Digits, seed: int, pretrained: bool = True, **recipe: Any) -
     row = replace(recipe_for("hivit_atto"), batch=500, epochs=1, warmup=0, **recipe)
     model: Any = new_classifier("hivit_atto", "hivit_atto", 10, row, pretrained=pretrained, seed=seed)
     model.set_input_size(32)
-    tuning = FineTune(model, digits, 10, data_config(model, (32, 32)), row, Run(seed=seed), World(0, 1, CPU))
+    tuning = FineTune(model, digits, 10, data_config(model, (32, 32)), row, TuningSettings(seed=seed), World(0, 1, CPU))
     tuning.train()
     return tuning
 
@@ -300,22 +345,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits: Digits) -> None:
 def test_a_label_beyond_the_classes_stops_the_run(digits: Digits) -> None:
     row = replace(recipe_for("hivit_atto"), batch=100, epochs=1, warmup=0)
     model: Any = new_classifier("hivit_atto", "hivit_atto", 9, row, pretrained=False, seed=0)
-    with pytest.raises(ValueError, match="a picture has label 9, but there are 9 classes"):
-        FineTune(model, digits, 9, data_config(model), row, Run(), World(0, 1, CPU)).train()
+    with pytest.raises(ValueError, match="an image has label 9, but there are 9 classes"):
+        FineTune(model, digits, 9, data_config(model), row, TuningSettings(), World(0, 1, CPU)).train()
 
 
 @pytest.mark.parametrize("name", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1"])
 def test_the_strongest_augmentation_works(digits: Digits, name: str) -> None:
     row = replace(recipe_for("hivit_atto"), auto_augment=name)
-    transform = augmentation(data_config(timm.create_model("hivit_atto")), row, Run())
-    assert all(transform(digits[i][0]).dtype == torch.uint8 for i in range(300))
+    transform = augmentation(data_config(timm.create_model("hivit_atto")), row, TuningSettings())
+    assert all(transform(digits.read(i)[0]).dtype == torch.uint8 for i in range(300))
 
 
 def test_odd_batches_cannot_be_mixed() -> None:
     recipe = recipe_for("hivit_atto")
-    with pytest.raises(ValueError, match="pair the pictures"):
-        objective(recipe, Run(), 10, 5)
-    mix, _ = objective(recipe, Run(mix_prob=0.0), 10, 5)
+    with pytest.raises(ValueError, match="pair the images"):
+        objective(recipe, TuningSettings(), 10, 5)
+    mix, _ = objective(recipe, TuningSettings(mix_prob=0.0), 10, 5)
     images, labels = torch.randn(5, 3, 4, 4), torch.arange(5)
     assert mix(images, labels)[0] is images
 
@@ -346,7 +391,10 @@ KNN, LINEAR, FINETUNE = (["--model", "hivit_atto", "--method", method] for metho
         (["{data}", "--model", "hivit_atto", "--method", "classify"], "tells 10 classes apart, but {data} has 2"),
         (["digits", "--model", "hivit_atto", "--method", "classify"], "does not know the classes of digits: 0, 1, 2"),
         (["digits", "--model", "hivit_base", "--no-pretrained", "--method", "classify", "--img-size", "30"], "30"),
-        (["digits", "--model", "resnet18", "--no-pretrained", "--method", "finetune"], "recipes for the families hivit,"),
+        (
+            ["digits", "--model", "resnet18", "--no-pretrained", "--method", "finetune"],
+            "resnet18 is a model of timm.models.resnet, not of this package",
+        ),
         (["digits", *KNN, "-o", "{out}"], "-o belongs to --method finetune, not to --method knn"),
         (["digits", *LINEAR, "--epochs", "3"], "--epochs belongs to --method finetune"),
         (["digits", *FINETUNE, "-k", "3"], "-k belongs to --method knn"),
@@ -360,23 +408,28 @@ KNN, LINEAR, FINETUNE = (["--model", "hivit_atto", "--method", method] for metho
         (["digits", *FINETUNE, *SHORT, "--crop-scale", "1", "0.5"], "the lower bound comes first"),
         (["digits", *FINETUNE, *SHORT, "--opt", "best"], "optimiser 'best' cannot be made"),
         (["digits", *FINETUNE, *SHORT, "--num-classes", "9"], "--num-classes 9, but digits has 10"),
-        (["digits", *KNN, "--model-kwargs", "img_size=32"], "--model-kwargs img_size=32: this has an option of its own"),
+        (
+            ["digits", *KNN, "--model-kwargs", "img_size=32"],
+            "--model-kwargs img_size=32: this has an option of its own",
+        ),
         (["digits", *KNN, "--model-kwargs", "colour=red"], "unexpected keyword argument 'colour'"),
         (["digits", *KNN, "--json", "/nowhere/out.json"], "/nowhere/out.json cannot be written"),
         (["digits", *KNN, "--device", "abacus"], "device 'abacus' cannot be used"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(
+    tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = {"data": str(make_splits(tmp_path / "data", each=1)), "out": str(tmp_path / "out")}
     with pytest.raises(SystemExit) as stop:
-        run(lambda: evaluate.main([a.format(**names) for a in args] + ["--workers", "0"]))
+        run_command(lambda: evaluate.main([a.format(**names) for a in args] + ["--workers", "0"]))
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message.format(**names) in line
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["data"]
 
 
-def test_pictures_without_classes_are_no_labelled_data(tmp_path: Path) -> None:
+def test_images_without_classes_are_no_labelled_data(tmp_path: Path) -> None:
     folder = make_splits(tmp_path / "data")
     shutil.rmtree(folder / "train" / "b")
     with pytest.raises(ValueError, match="has no labels"):
@@ -384,16 +437,19 @@ def test_pictures_without_classes_are_no_labelled_data(tmp_path: Path) -> None:
 
 
 def test_labels_of_minus_one_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelled, "labels_of", lambda source: None)
-    monkeypatch.setattr(labelled, "read", lambda source, i: (None, -1))
+    """As in the test set of a competition."""
+    unlabelled = Digits("train", "RGB")
+    unlabelled.labels = None
+    monkeypatch.setattr(unlabelled, "read", lambda position: (unlabelled.images[position], -1))
+    monkeypatch.setitem(KINDS, "digits", Kind(images=lambda spec, request: unlabelled))
     with pytest.raises(ValueError, match="digits has no labels in its split"):
         evaluate.main(["digits", *KNN, *SMALL])
 
 
 def test_encoders_classify_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "make_model", lambda *a, **k: timm.create_model("hivit_atto", num_classes=0))
+    monkeypatch.setattr(evaluating_frozen, "make_model", lambda *a, **k: timm.create_model("hivit_atto", num_classes=0))
     with pytest.raises(ValueError, match="has no classifier"):
-        evaluate.main([str(PICTURES), "--model", "hivit_atto", "--method", "classify", *SMALL])
+        evaluate.main([str(IMAGES), "--model", "hivit_atto", "--method", "classify", *SMALL])
 
 
 def test_missing_scikit_learn_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,11 @@ from safetensors import safe_open
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
-from hiermim_zoo.cli import run
-from hiermim_zoo.videos import Videos
+from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data.videos import Videos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PICTURES = EXAMPLES / "pictures"
+IMAGES = EXAMPLES / "pictures"
 
 # timm's dataset leaves it to the garbage collector to close the files that it reads.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
@@ -51,15 +51,15 @@ def model_and_images(files: list[Path]) -> tuple[torch.nn.Module, torch.Tensor]:
     return model, torch.stack(images)
 
 
-# ---- the pictures
+# ---- the images
 
 
-def test_there_are_twenty_pictures_of_each_class_of_the_embedded_model():
+def test_there_are_twenty_images_of_each_class_of_the_embedded_model():
     names = timm.create_model("hivit_atto", pretrained=True).pretrained_cfg["label_names"]
-    assert sorted(path.name for path in PICTURES.iterdir() if path.is_dir()) == sorted(names)
+    assert sorted(path.name for path in IMAGES.iterdir() if path.is_dir()) == sorted(names)
     contents = set()
     for name in names:
-        files = sorted((PICTURES / name).iterdir())
+        files = sorted((IMAGES / name).iterdir())
         assert [file.name for file in files] == [f"{i:04d}.jpg" for i in range(20)]
         contents.update(file.read_bytes() for file in files)
     assert len(contents) == 200
@@ -74,7 +74,9 @@ def test_demo_prints_accuracies_and_draws_every_level(tmp_path, capsys):
     demo.main(["-o", str(tmp_path / "new" / "folder")])
     printed = capsys.readouterr().out
 
-    line = re.search(r"classifier, top-1 accuracy: ([\d.]+)% \(n=200, 95% Wilson interval ([\d.]+)% to ([\d.]+)%\)", printed)
+    line = re.search(
+        r"classifier, top-1 accuracy: ([\d.]+)% \(n=200, 95% Wilson interval ([\d.]+)% to ([\d.]+)%\)", printed
+    )
     assert line, printed
     share, low, high = map(float, line.groups())
     assert 20 < low < share < high < 100  # chance is 10
@@ -96,7 +98,9 @@ def test_demo_prints_accuracies_and_draws_every_level(tmp_path, capsys):
         for column in range(5):
             left, top = demo.corner(row, column)
             panels.append(sheet[top : top + demo.CELL[1], left : left + demo.CELL[0]])
-            inside = panels[-1][:, : demo.CELL[1]]  # small photographs are square and leave the rest of their cell empty
+            inside = panels[-1][
+                :, : demo.CELL[1]
+            ]  # small photographs are square and leave the rest of their cell empty
             assert inside.std(axis=(0, 1)).max() > 10, (row, column)
             assert len(np.unique(inside.reshape(-1, 3), axis=0)) >= 4  # at the least 2 x 2 cells of the coarsest map
         assert all((a != b).any() for a, b in itertools.pairwise(panels))
@@ -104,10 +108,10 @@ def test_demo_prints_accuracies_and_draws_every_level(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_demo_counts_as_timm_does(tmp_path, capsys):
-    """The printed share is that of the embedded classifier on the pictures, counted another way."""
+    """The printed share is that of the embedded classifier on the images, counted another way."""
     load("demo").main(["-o", str(tmp_path)])
     printed = capsys.readouterr().out
-    files = sorted(PICTURES.glob("*/*.jpg"))
+    files = sorted(IMAGES.glob("*/*.jpg"))
     model, images = model_and_images(files)
     names = model.pretrained_cfg["label_names"]
     with torch.inference_mode():
@@ -120,7 +124,7 @@ def test_demo_says_what_it_lacks(tmp_path, capsys, monkeypatch):
     demo = load("demo")
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(SystemExit) as stopped:
-        run(lambda: demo.main(["-o", str(tmp_path / "out")]))
+        run_command(lambda: demo.main(["-o", str(tmp_path / "out")]))
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     assert printed.err == 'error: the demo needs scikit-learn: pip install "hiermim-zoo[demo]"\n'
@@ -135,7 +139,7 @@ def test_demo_draws_like_features_in_like_colours():
     first = kinds[torch.arange(3).repeat(20)].T.reshape(1, 8, 6, 10)
     second = kinds[torch.arange(3).repeat(4)].T.reshape(1, 8, 3, 4).clone()
     second[0, :, 0, 0] *= 1000
-    a, b = (np.asarray(picture) for picture in demo.colours([first, second]))
+    a, b = (np.asarray(image) for image in demo.colours([first, second]))
     assert a.shape == (6, 10, 3)
     assert b.shape == (3, 4, 3)
     flat_a, flat_b = a.reshape(-1, 3), b.reshape(-1, 3)
@@ -148,7 +152,7 @@ def test_demo_draws_like_features_in_like_colours():
 
 
 def test_extract_features_prints_shapes_and_writes_the_pooled_features(tmp_path, capsys):
-    files = [PICTURES / "cat" / "0000.jpg", PICTURES / "ship" / "0001.jpg", PICTURES / "frog" / "0002.jpg"]
+    files = [IMAGES / "cat" / "0000.jpg", IMAGES / "ship" / "0001.jpg", IMAGES / "frog" / "0002.jpg"]
     output = tmp_path / "f.safetensors"
     load("extract_features").main([*map(str, files), "-o", str(output)])
     assert capsys.readouterr().out.splitlines() == [
@@ -172,8 +176,8 @@ def test_extract_features_takes_other_models(tmp_path, monkeypatch, capsys):
     example = load("extract_features")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, **{**kwargs, "pretrained": False}))
-    picture = str(PICTURES / "cat" / "0000.jpg")
-    example.main([picture, "--model", "test_vit", "-o", str(tmp_path / "f.safetensors")])
+    image = str(IMAGES / "cat" / "0000.jpg")
+    example.main([image, "--model", "test_vit", "-o", str(tmp_path / "f.safetensors")])
     assert "pooled: [1, 64]" in capsys.readouterr().out
 
 
@@ -196,22 +200,24 @@ def test_finetuned_head_beats_chance_and_its_checkpoint_gives_the_same(tmp_path,
     assert after > max(before, 10) + 10, printed  # chance is 10
     assert "equal outputs" in printed
 
-    pretrained, images = model_and_images(sorted(PICTURES.glob("*/0007.jpg")))
+    pretrained, images = model_and_images(sorted(IMAGES.glob("*/0007.jpg")))
     reloaded = timm.create_model(f"local-dir:{tmp_path / 'head'}", pretrained=True).eval()
     with torch.inference_mode():
         assert torch.equal(reloaded(images), saved[0].eval()(images))
-        assert torch.equal(reloaded.forward_features(images), pretrained.forward_features(images))  # the backbone was frozen
+        assert torch.equal(
+            reloaded.forward_features(images), pretrained.forward_features(images)
+        )  # the backbone was frozen
         assert not torch.equal(reloaded(images), pretrained(images))
 
 
 def test_finetuned_head_has_the_classes_of_the_folder(tmp_path, capsys):
     for name in ("ship", "frog", "truck"):
-        shutil.copytree(PICTURES / name, tmp_path / "in" / f"my_{name}")
+        shutil.copytree(IMAGES / name, tmp_path / "in" / f"my_{name}")
     arguments = [str(tmp_path / "in"), "--epochs", "30", "--batch-size", "8", "--lr", "0.005", "--seed", "3"]
     load("finetune_head").main([*arguments, "-o", str(tmp_path / "head")])
     printed = capsys.readouterr().out
-    assert "3 classes, 45 pictures to train with" in printed
-    assert re.search(r"held-out accuracy after: [\d.]+% of 15 \(training pictures: [\d.]+% of 45\)", printed)
+    assert "3 classes, 45 images to train with" in printed
+    assert re.search(r"held-out accuracy after: [\d.]+% of 15 \(training images: [\d.]+% of 45\)", printed)
 
     model = timm.create_model(f"local-dir:{tmp_path / 'head'}", pretrained=True).eval()
     assert model.num_classes == 3
@@ -238,8 +244,12 @@ def test_finetuning_the_head_repeats_itself(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "model"), [("detect", "hpvit_atto"), ("segment", "hpvit_atto"), ("detect", "hivit_atto")])
-def test_a_step_of_somebody_elses_head_and_a_picture(name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("name", "model"), [("detect", "hpvit_atto"), ("segment", "hpvit_atto"), ("detect", "hivit_atto")]
+)
+def test_a_step_of_somebody_elses_head_and_a_image(
+    name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     sys.path.insert(0, str(EXAMPLES))
     try:
         example = load(name)
@@ -250,9 +260,9 @@ def test_a_step_of_somebody_elses_head_and_a_picture(name: str, model: str, tmp_
     first, last = capsys.readouterr().out.splitlines()
     assert np.isfinite(float(re.match(r"step 1: loss (\S+)", first)[1]))
     assert last.startswith(f"wrote {tmp_path / 'out.png'}: ")
-    with Image.open(tmp_path / "out.png") as picture:
-        assert picture.height == 128
-        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 1000  # photographs are in it
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.height == 128
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 1000  # photographs are in it
 
 
 # ---- clips
@@ -279,16 +289,20 @@ def named_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_clip_is_classified(clip_examples: None, named_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_clip_is_classified(
+    clip_examples: None, named_classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """The clip that the example makes, as a file; the same frames from a folder; probabilities by hand."""
     example = load("classify_clip")
     name = f"local-dir:{named_classes}"
-    example.main(["--model", name, "-o", str(tmp_path / "new"), "--moves", "ship left", "--views", "1", "--frame-stride", "2"])
+    example.main(
+        ["--model", name, "-o", str(tmp_path / "new"), "--moves", "ship left", "--views", "1", "--frame-stride", "2"]
+    )
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == str(tmp_path / "new" / "ship_left.mp4")
     with Videos([first], "RGB").open(0) as video:
         assert len(video) == 96
-        frames = video.pictures(range(96))
+        frames = video.frames(range(96))
     model = timm.create_model(name, pretrained=True).eval()
     transform = create_transform(**resolve_model_data_config(model))
     start = round((96 - 7 * 2 - 1) / 2)
@@ -317,27 +331,37 @@ def test_without_pyav_the_clip_is_a_folder(clip_examples: None, tmp_path: Path, 
     ("example", "argv", "words"),
     [
         ("classify_clip", ["--model", "hivit_atto"], "hivit_atto is no classifier of clips"),
-        ("classify_clip", ["--model", "hiera_atto_video", "--moves", "ship sideways"], "nothing moves like 'ship sideways'"),
+        (
+            "classify_clip",
+            ["--model", "hiera_atto_video", "--moves", "ship sideways"],
+            "nothing moves like 'ship sideways'",
+        ),
         ("classify_clip", ["{cat}", "--model", "hiera_atto_video"], "little in common: the model takes videos"),
-        ("feature_video", ["--model", "hivit_atto"], "hivit_atto takes pictures"),
+        ("feature_video", ["--model", "hivit_atto"], "hivit_atto takes images"),
         ("feature_video", ["--model", "hiera_atto_video", "--levels", "4"], "--levels 4: hiera_atto_video has 0 to 3"),
-        ("feature_video", ["--model", "hiera_atto_video", "-o", "{out}.jpg"], "name an animated picture, .gif or .png or .webp"),
+        (
+            "feature_video",
+            ["--model", "hiera_atto_video", "-o", "{out}.jpg"],
+            "name an animated image, .gif or .png or .webp",
+        ),
     ],
 )
 def test_examples_of_clips_refuse_the_rest(
     clip_examples: None, tmp_path: Path, example: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ):
-    filled = [arg.format(cat=PICTURES / "cat", out=tmp_path / "out") for arg in argv]
+    filled = [arg.format(cat=IMAGES / "cat", out=tmp_path / "out") for arg in argv]
     output = [] if "-o" in filled else ["-o", str(tmp_path / "out.gif")]
     with pytest.raises(SystemExit) as stopped:
-        run(lambda: load(example).main([*filled, *output, "--no-pretrained"]))
+        run_command(lambda: load(example).main([*filled, *output, "--no-pretrained"]))
     assert stopped.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert words in line
     assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-def test_the_default_model_of_clips_names_what_moves(clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_default_model_of_clips_names_what_moves(
+    clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     load("classify_clip").main(["-o", str(tmp_path)])
     _, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
@@ -345,18 +369,20 @@ def test_the_default_model_of_clips_names_what_moves(clip_examples: None, tmp_pa
 
 
 @pytest.mark.parametrize(("ending", "levels"), [("png", ["0", "3"]), ("gif", []), ("webp", ["1"])])
-def test_feature_videos_show_frames_and_maps(clip_examples: None, tmp_path: Path, ending: str, levels: list[str], capsys):
+def test_feature_videos_show_frames_and_maps(
+    clip_examples: None, tmp_path: Path, ending: str, levels: list[str], capsys
+):
     out = tmp_path / f"features.{ending}"
     chosen = ["--levels", *levels] if levels else []
     arguments = ["--model", "hiera_atto_video", "--no-pretrained", "--clips", "1", *chosen]
     load("feature_video").main([*arguments, "-o", str(out)])
     assert f"wrote {out}: 8 frames of {tmp_path / 'airplane_right.mp4'}" in capsys.readouterr().out
-    with Image.open(out) as picture:
-        assert picture.n_frames == 8  # type: ignore[attr-defined]
+    with Image.open(out) as image:
+        assert image.n_frames == 8  # type: ignore[attr-defined]
         sheets = []
         for n in range(8):
-            picture.seek(n)
-            sheets.append(np.asarray(picture.convert("RGB"))[28:252])
+            image.seek(n)
+            sheets.append(np.asarray(image.convert("RGB"))[28:252])
     columns = [[sheet[:, 8 + 232 * i : 232 * (i + 1)] for sheet in sheets] for i in range(1 + (len(levels) or 4))]
     assert sheets[0].shape[1] == 8 + 232 * len(columns)
     if ending == "png":  # which loses nothing
@@ -374,7 +400,7 @@ def test_like_features_of_a_clip_have_like_colours(clip_examples: None):
     example = load("feature_video")
     kinds = torch.randn(3, 8)
     maps = kinds[torch.arange(3).repeat(40)].reshape(4, 5, 6, 8).movedim(-1, 1)
-    found = np.stack([np.asarray(picture) for picture in example.colours(maps)])
+    found = np.stack([np.asarray(image) for image in example.colours(maps)])
     assert found.shape == (4, 5, 6, 3)
     assert all(len(np.unique(found.reshape(-1, 3)[kind::3], axis=0)) == 1 for kind in range(3))
     assert len(np.unique(found.reshape(-1, 3), axis=0)) == 3
@@ -384,13 +410,13 @@ def test_scenes_are_what_they_say(monkeypatch: pytest.MonkeyPatch):
     """Boxes, classes and pixels agree."""
     scenes = load("scenes")
     for seed in range(5):
-        picture, boxes, labels, classes = scenes.scene(seed)
+        image, boxes, labels, classes = scenes.scene(seed)
         covered = torch.zeros_like(classes)
         for (left, top, right, bottom), label in zip(boxes.int().tolist(), labels.tolist(), strict=True):
             assert (classes[top:bottom, left:right] == label).all()
             covered[top:bottom, left:right] += 1
         assert covered.max() == 1
         assert (classes[covered == 0] == 0).all()
-        grey = (torch.from_numpy(np.array(picture)) == 128).all(-1)
+        grey = (torch.from_numpy(np.array(image)) == 128).all(-1)
         assert grey[covered == 0].all()
-        assert scenes.scene(seed).picture.tobytes() == picture.tobytes()
+        assert scenes.scene(seed).image.tobytes() == image.tobytes()

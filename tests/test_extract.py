@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 import hiermim_zoo
 from hiermim_zoo import extract
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands import extracting, extracting_rows
+from hiermim_zoo.commands.options import run_command
 
 RANDOM = ("--no-pretrained", "--workers", "0", "--device", "cpu", "--batch-size", "2")
 
@@ -34,21 +35,23 @@ def one_thread():
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures, not written in the order of their names, two of them deeper down, and a file that is none."""
+    """Five images, not written in the order of their names, two of them deeper down, and a file that is none."""
     for seed, name in enumerate(("e.png", "a.jpg", "c.PNG", "deep/b.bmp", "deep/deeper/d.png")):
-        picture(tmp_path / "in" / name, (72 + 4 * seed, 70), seed)
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
+        image(tmp_path / "in" / name, (72 + 4 * seed, 70), seed)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
     return tmp_path / "in"
 
 
-def picture(path: Path, size: tuple[int, int], seed: int, mode: str = "RGB") -> Path:
+def image(path: Path, size: tuple[int, int], seed: int, mode: str = "RGB") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = random.Random(seed).randbytes(8 * 8 * len(mode))
     Image.frombytes(mode, (8, 8), noise).resize(size).save(path)
     return path
 
 
-def features_of(*argv: object, model: str = "hivit_atto", output: Path) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
+def features_of(
+    *argv: object, model: str = "hivit_atto", output: Path
+) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
     """Run the command in this process; the tensors, the names and the metadata that it wrote."""
     extract.main([*RANDOM, *map(str, argv), "--model", model, "-o", str(output)])
     return read(output)
@@ -57,7 +60,8 @@ def features_of(*argv: object, model: str = "hivit_atto", output: Path) -> tuple
 def read(output: Path) -> tuple[dict[str, Tensor], list[str], dict[str, str]]:
     with safe_open(output, "pt") as file:
         metadata = file.metadata()
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["files"]), metadata  # noqa: SIM118
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return tensors, json.loads(metadata["files"]), metadata
 
 
 def model_and_images(
@@ -83,7 +87,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     """Run as from a shell; the one line on stderr of a command that ends with exit code 2."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
-        run(lambda: extract.main([*RANDOM, *map(str, argv)]))
+        run_command(lambda: extract.main([*RANDOM, *map(str, argv)]))
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert "Traceback" not in error
@@ -95,7 +99,7 @@ def nothing_written(folder: Path, *known: str) -> bool:
     return sorted(p.name for p in folder.iterdir()) == sorted(known)
 
 
-# ---- which pictures
+# ---- which images
 
 
 def test_a_folder_is_searched_in_depth_and_sorted(folder, tmp_path):
@@ -110,7 +114,7 @@ def test_order_of_arguments_is_kept_and_duplicates_are_dropped(folder, tmp_path,
 
 
 def test_patterns_are_expanded_unless_a_file_has_that_name(folder, tmp_path):
-    odd = picture(folder / "[ae].png", (64, 64), 9)
+    odd = image(folder / "[ae].png", (64, 64), 9)
     _, names, _ = features_of(odd, folder / "**" / "*.bmp", output=tmp_path / "out")
     assert names == [str(odd), str(folder / "deep" / "b.bmp")]
 
@@ -124,7 +128,7 @@ def test_a_named_file_needs_no_known_suffix(folder, tmp_path):
 def test_names_that_are_no_unicode_survive(tmp_path):
     name = os.fsdecode(b"\xff\xe4.png")
     try:
-        picture(tmp_path / "in" / name, (64, 64), 0)
+        image(tmp_path / "in" / name, (64, 64), 0)
     except OSError:
         pytest.skip("the file system takes Unicode alone")
     _, names, _ = features_of(tmp_path / "in", output=tmp_path / "out")
@@ -132,7 +136,7 @@ def test_names_that_are_no_unicode_survive(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("missing.png", "no such file"), ("*.webp", "no such file"), ("empty", "no pictures")]
+    ("name", "reason"), [("missing.png", "no such file"), ("*.webp", "no such file"), ("empty", "no images")]
 )
 def test_a_name_that_leads_to_nothing_is_an_error(folder, tmp_path, capsys, name, reason):
     (folder / "empty").mkdir()
@@ -142,7 +146,7 @@ def test_a_name_that_leads_to_nothing_is_an_error(folder, tmp_path, capsys, name
 
 
 def test_names_too_long_for_one_file_are_refused_at_once(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(extract, "MAX_NAMES", 100)
+    monkeypatch.setattr(extracting_rows, "MAX_NAMES", 100)
     assert "header" in refused(capsys, folder, "--model", "hivit_atto", "-o", tmp_path / "out")
 
 
@@ -151,7 +155,9 @@ def test_names_too_long_for_one_file_are_refused_at_once(folder, tmp_path, capsy
 
 def test_rows_are_what_the_model_gives_for_the_files_named(folder, tmp_path):
     """Pooled, tokens and maps equal forward_head, forward_features and forward_intermediates after timm's transform."""
-    tensors, names, metadata = features_of(folder, "--what", "pooled", "maps", "--what", "tokens", output=tmp_path / "out")
+    tensors, names, metadata = features_of(
+        folder, "--what", "pooled", "maps", "--what", "tokens", output=tmp_path / "out"
+    )
     model, images = model_and_images(names)
     assert set(tensors) == {"pooled", "tokens", "map0", "map1", "map2", "map3"}
     assert torch.equal(tensors["tokens"], in_twos(images, model.forward_features))
@@ -160,7 +166,7 @@ def test_rows_are_what_the_model_gives_for_the_files_named(folder, tmp_path):
     for level in range(4):
         maps = in_twos(images, lambda x, level=level: model.forward_intermediates(x, intermediates_only=True)[level])
         assert torch.equal(tensors[f"map{level}"], maps)
-    version = {"hiermim_zoo": extract.__version__, "weights": "random, seed 0"}
+    version = {"hiermim_zoo": hiermim_zoo.__version__, "weights": "random, seed 0"}
     assert metadata == {"files": json.dumps(names), "model": "hivit_atto", "img_size": "64x64", **version}
 
 
@@ -213,9 +219,9 @@ def test_models_of_timm_itself_work_at_their_own_and_other_sizes(folder, tmp_pat
     assert torch.equal(tensors["pooled"], pooled)
 
 
-def test_a_grey_model_gets_grey_pictures(folder, tmp_path, monkeypatch):
-    """The channels of the pictures and of the normalisation are those of the model, whatever its configuration says."""
-    monkeypatch.setattr(extract, "make_model", lambda name, pretrained: timm.create_model(name, in_chans=1))
+def test_a_grey_model_gets_grey_images(folder, tmp_path, monkeypatch):
+    """The channels of the images and of the normalisation are those of the model, whatever its configuration says."""
+    monkeypatch.setattr(extracting, "make_model", lambda name, pretrained: timm.create_model(name, in_chans=1))
     tensors, names, _ = features_of(folder, "--batch-size", 5, output=tmp_path / "out")
     torch.manual_seed(0)
     model = timm.create_model("hivit_atto", in_chans=1).eval()
@@ -233,7 +239,17 @@ def test_pretrained_weights_are_the_default(folder, tmp_path):
     torch.manual_seed(5)
     model = timm.create_model("hivit_atto").eval()
     timm.models.save_for_hf(model, str(tmp_path / "saved"))
-    argv = [folder, "--model", f"local-dir:{tmp_path / 'saved'}", "-o", tmp_path / "out", "--workers", 0, "--device", "cpu"]
+    argv = [
+        folder,
+        "--model",
+        f"local-dir:{tmp_path / 'saved'}",
+        "-o",
+        tmp_path / "out",
+        "--workers",
+        0,
+        "--device",
+        "cpu",
+    ]
     extract.main([*map(str, argv)])
     tensors, names, metadata = read(tmp_path / "out")
     _, images = model_and_images(names)
@@ -267,20 +283,22 @@ def test_the_seed_decides_the_random_weights(folder, tmp_path):
 
 
 def test_values_that_overflow_the_type_are_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(hiermim_zoo.models.hivit.HiViT, "forward_features", lambda self, x: torch.full((len(x), 4, 96), 1e6))
+    monkeypatch.setattr(
+        hiermim_zoo.models.hivit.HiViT, "forward_features", lambda self, x: torch.full((len(x), 4, 96), 1e6)
+    )
     argv = [folder, "--what", "tokens", "--model", "hivit_atto", "-o", tmp_path / "out"]
     assert "float16" in refused(capsys, *argv, "--dtype", "float16")
     extract.main([*map(str, argv), *RANDOM])
 
 
-# ---- pictures that cannot be read
+# ---- images that cannot be read
 
 
 def bad_files(folder: Path) -> list[Path]:
-    """A JPEG cut short and a text with a picture's suffix."""
-    whole = picture(folder / "b_cut.jpg", (80, 80), 7)
+    """A JPEG cut short and a text with an image's suffix."""
+    whole = image(folder / "b_cut.jpg", (80, 80), 7)
     whole.write_bytes(whole.read_bytes()[:-200])
-    (folder / "d_text.png").write_text("no picture")
+    (folder / "d_text.png").write_text("no image")
     return [whole, folder / "d_text.png"]
 
 
@@ -324,7 +342,7 @@ def test_nothing_left_after_skipping_is_an_error(folder, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(120, 120), (200, 200)])
 def test_decompression_bombs_count_as_unreadable(folder, tmp_path, capsys, monkeypatch, size):
     """Beyond PIL's limit, where PIL itself only warns, and beyond twice the limit."""
-    bomb = picture(folder / "bomb.png", size, 0)
+    bomb = image(folder / "bomb.png", size, 0)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     assert str(bomb) in refused(capsys, folder, "--model", "hivit_atto", "-o", tmp_path / "out")
     _, names, _ = features_of(folder, "--on-error", "skip", output=tmp_path / "out")
@@ -333,7 +351,7 @@ def test_decompression_bombs_count_as_unreadable(folder, tmp_path, capsys, monke
 
 
 def test_a_strip_that_resizing_would_blow_up_is_refused(tmp_path, capsys):
-    strip = picture(tmp_path / "in" / "strip.png", (60_000, 1), 0)
+    strip = image(tmp_path / "in" / "strip.png", (60_000, 1), 0)
     assert "strip" in refused(capsys, strip, "--model", "hivit_atto", "-o", tmp_path / "out")
 
 
@@ -360,7 +378,7 @@ def test_a_failing_run_keeps_the_old_output(folder, tmp_path, capsys):
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(extract, "make_model", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr(extracting, "make_model", lambda *args, **kwargs: pytest.fail("too late"))
     for output in (tmp_path / "missing" / "out", folder, folder / "e.png" / "out"):
         assert str(output) in refused(capsys, folder, "--model", "hivit_atto", "-o", output)
     assert "is a folder" in refused(capsys, folder, "--force", "--model", "hivit_atto", "-o", folder)
@@ -398,7 +416,8 @@ def test_a_seed_without_random_weights_is_refused(folder, tmp_path):
 
 
 def test_a_model_without_the_method_needed_is_named(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.delattr(hiermim_zoo.models.hivit.HiViT, "forward_intermediates")
+    [owner] = [cls for cls in hiermim_zoo.models.hivit.HiViT.__mro__ if "forward_intermediates" in vars(cls)]
+    monkeypatch.delattr(owner, "forward_intermediates")
     error = refused(capsys, folder, "--what", "maps", "--model", "hivit_atto", "-o", tmp_path / "out")
     assert "forward_intermediates" in error
 
@@ -409,7 +428,7 @@ def test_a_model_that_does_not_pool_is_refused(folder, tmp_path, capsys, monkeyp
 
 
 def test_a_model_of_odd_channels_is_refused(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(extract, "make_model", lambda name, pretrained: timm.create_model(name, in_chans=5))
+    monkeypatch.setattr(extracting, "make_model", lambda name, pretrained: timm.create_model(name, in_chans=5))
     assert "5 channels" in refused(capsys, folder, "--model", "hivit_atto", "-o", tmp_path / "out")
 
 
@@ -417,18 +436,30 @@ def test_a_model_of_odd_channels_is_refused(folder, tmp_path, capsys, monkeypatc
 
 
 def torchrun(*argv: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "hiermim_zoo.extract"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "hiermim_zoo.extract",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1])}
     return subprocess.run(
-        [*command, *map(str, argv), "--model", "hivit_atto", *RANDOM], env=env, capture_output=True, text=True, timeout=300
+        [*command, *map(str, argv), "--model", "hivit_atto", *RANDOM],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
 @pytest.mark.slow
 def test_two_processes_write_the_bytes_that_one_writes(folder, tmp_path):
-    """Also where pictures are skipped, and a whole batch of them (the second, all that process 1 has of the first four)."""
+    """Also where images are skipped, and a whole batch of them: the second, all that process 1 has of the first 4."""
     for name in ("c.PNG", "deep/b.bmp"):
-        (folder / name).write_text("no picture")
+        (folder / name).write_text("no image")
     argv = [folder, "--on-error", "skip", "--what", "pooled", "tokens", "maps", "--seed", 3]
     features_of(*argv, output=tmp_path / "one")
     done = torchrun(*argv, "-o", tmp_path / "two")
@@ -440,7 +471,7 @@ def test_two_processes_write_the_bytes_that_one_writes(folder, tmp_path):
 @pytest.mark.slow
 def test_one_failing_process_ends_all_and_leaves_nothing(folder, tmp_path):
     """The bad file lies in the second batch, which process 1 has to itself."""
-    (folder / "deep" / "deeper" / "d.png").write_text("no picture")
+    (folder / "deep" / "deeper" / "d.png").write_text("no image")
     done = torchrun(folder, "-o", tmp_path / "out")
     assert done.returncode != 0
     assert "d.png cannot be read" in done.stderr

@@ -16,12 +16,14 @@ from timm.models.twins import Twins
 from torch import Tensor, nn
 
 import hiermim_zoo  # noqa: F401
-from hiermim_zoo.checkpoints.layouts import find_layout, recognise, to_native
-from hiermim_zoo.checkpoints.published import to_published
+from hiermim_zoo.checkpoints.layouts import find_layout
+from hiermim_zoo.checkpoints.unconvert import to_published
 from hiermim_zoo.layers.groups import METHODS, make_plans
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
+from hiermim_zoo.models.family import family_named
+from hiermim_zoo.models.measure import without_memory
 
 from .golden.case import golden
 
@@ -83,7 +85,7 @@ def test_unmasked_it_is_timms_model_to_the_last_bit(kind: str) -> None:
     ],
 )
 def test_names_and_shapes_are_those_of_timms_architectures(ours: str, theirs: str) -> None:
-    with torch.device("meta"):
+    with without_memory():
         a, b = timm.create_model(ours, num_classes=1000), timm.create_model(theirs)
     assert [(n, t.shape) for n, t in a.state_dict().items()] == [(n, t.shape) for n, t in b.state_dict().items()]
     assert a.default_cfg["classifier"] == b.default_cfg["classifier"]
@@ -92,7 +94,7 @@ def test_names_and_shapes_are_those_of_timms_architectures(ours: str, theirs: st
 
 
 def test_windows_of_14_have_the_parameters_of_the_paper() -> None:
-    with torch.device("meta"):
+    with without_memory():
         for name, count in (("green_swin_base_win14", 86_917_944), ("green_swin_large_win14", 195_257_556)):
             assert sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters()) == count
 
@@ -178,10 +180,22 @@ def test_drop_path_acts_on_samples(kind: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: toy("swin").forward_visible(torch.randn(1, 3, 100, 64), torch.tensor([[0]])), "100 x 64 .* multiples of 32"),
-        (lambda: toy("twins").forward_visible(torch.randn(1, 3, 64, 72), torch.tensor([[0]])), "64 x 72 .* multiples of 32"),
-        (lambda: toy("swin").forward_visible(torch.randn(3, 64, 64), torch.tensor([[0]])), r"expected images \[B, C, H, W\]"),
-        (lambda: toy("swin").forward_visible(torch.randn(1, 3, 64, 64), torch.tensor([[4]])), "names unit 4, .* 0 to 3"),
+        (
+            lambda: toy("swin").forward_visible(torch.randn(1, 3, 100, 64), torch.tensor([[0]])),
+            "100 x 64 .* multiples of 32",
+        ),
+        (
+            lambda: toy("twins").forward_visible(torch.randn(1, 3, 64, 72), torch.tensor([[0]])),
+            "64 x 72 .* multiples of 32",
+        ),
+        (
+            lambda: toy("swin").forward_visible(torch.randn(3, 64, 64), torch.tensor([[0]])),
+            r"expected images \[B, C, H, W\]",
+        ),
+        (
+            lambda: toy("swin").forward_visible(torch.randn(1, 3, 64, 64), torch.tensor([[4]])),
+            "names unit 4, .* 0 to 3",
+        ),
         (lambda: toy("twins").forward_visible(torch.randn(1, 3, 64, 64), torch.tensor([[1, 1]])), "without repeats"),
         (
             lambda: toy("swin", strict_img_size=True).forward_visible(torch.randn(1, 3, 64, 64), torch.tensor([[0]])),
@@ -192,10 +206,19 @@ def test_drop_path_acts_on_samples(kind: str) -> None:
         (lambda: toy("twins", wss=(40, 7, 7, 7)), "a window is larger than the grid of 32 x 32"),
         (lambda: toy("swin", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
         (lambda: toy("twins", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
-        (lambda: other_plans(toy_mae("swin"), toy_mae("twins"), 2), "the plans are of other windows: they lack Geometry"),
-        (lambda: other_plans(toy_mae("swin"), toy_mae("swin"), 3), "the plans are of another batch: 768 tokens of Geometry"),
+        (
+            lambda: other_plans(toy_mae("swin"), toy_mae("twins"), 2),
+            "the plans are of other windows: they lack Geometry",
+        ),
+        (
+            lambda: other_plans(toy_mae("swin"), toy_mae("swin"), 3),
+            "the plans are of another batch: 768 tokens of Geometry",
+        ),
         (lambda: toy_mae("swin")(torch.randn(1, 3, 128, 128), None, {}), "plans cannot be used: no keep"),
-        (lambda: other_plans(create_mae("hivit_atto"), toy_mae("swin"), 2), "plans cannot be used: HiViT plans nothing"),
+        (
+            lambda: other_plans(create_mae("hivit_atto"), toy_mae("swin"), 2),
+            "plans cannot be used: HiViT plans nothing",
+        ),
         (lambda: toy("twins", wss=(1, 7, 7, 7)), r"wss=\(1, 7, 7, 7\) must name the windows"),
     ],
 )
@@ -225,17 +248,21 @@ def other_plans(mae: Any, other: Any, batch: int) -> None:
 )
 def test_published_layouts_are_recognised_and_fit(case: str, layout: str, arch: str, kwargs: dict[str, Any]) -> None:
     state = {name: torch.empty(shape, device="meta") for name, shape in golden(case).about["manifest"].items()}
-    assert recognise(state, "green").name == layout
-    native = to_native(state, "green", decoder=bool(find_layout(layout).decoder))
-    with torch.device("meta"):
+    assert family_named("green").layout_of(state).name == layout
+    native = family_named("green").native(state, decoder=bool(find_layout(layout).decoder))
+    with without_memory():
         model = timm.create_model(arch, **{"num_classes": 0, **kwargs})
-        assert {n: t.shape for n, t in green.adapt(native, model).items()} == {n: t.shape for n, t in model.state_dict().items()}
+        assert {n: t.shape for n, t in green.FAMILY.adapt(native, model).items()} == {
+            n: t.shape for n, t in model.state_dict().items()
+        }
         if native.decoder:
             mae = create_mae(arch)
-            assert {n: t.shape for n, t in native.decoder.items()} == {n: t.shape for n, t in decoder_state(mae).items()}
+            assert {n: t.shape for n, t in native.decoder.items()} == {
+                n: t.shape for n, t in decoder_state(mae).items()
+            }
     state["encoder.extra"] = torch.empty(1)  # negative control
     with pytest.raises(ValueError, match=r"encoder\.extra"):
-        to_native(state, "green", layout)
+        family_named("green").native(state, layout)
 
 
 def toy_mae(kind: str) -> Any:
@@ -247,11 +274,13 @@ def toy_mae(kind: str) -> Any:
     return mae
 
 
-@pytest.mark.parametrize(("kind", "layout"), [("swin", "green_mim"), ("swin", "green_mim_2022"), ("twins", "green_mim_twins")])
+@pytest.mark.parametrize(
+    ("kind", "layout"), [("swin", "green_mim"), ("swin", "green_mim_2022"), ("twins", "green_mim_twins")]
+)
 def test_checkpoints_go_to_their_authors_names_and_back(kind: str, layout: str) -> None:
     mae = toy_mae(kind)
     there = to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout(layout), mae.encoder)
-    back = to_native(there, "green", layout, decoder=True)
+    back = family_named("green").native(there, layout, decoder=True)
     for name, tensor in {**mae.encoder.state_dict(), **decoder_state(mae)}.items():
         torch.testing.assert_close({**back.state, **back.decoder}[name], tensor, msg=name)
 
@@ -260,21 +289,25 @@ def test_files_of_may_2022_join_four_neighbours_in_another_order() -> None:
     """By rows instead of columns: the same merging, its inputs in another order."""
     mae = toy_mae("swin")
     old = to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout("green_mim_2022"), mae.encoder)
-    gain, shift, linear = (old[f"encoder.layers.0.downsample.{n}"] for n in ("norm.weight", "norm.bias", "reduction.weight"))
+    gain, shift, linear = (
+        old[f"encoder.layers.0.downsample.{n}"] for n in ("norm.weight", "norm.bias", "reduction.weight")
+    )
     x = torch.randn(1, 2, 2, 24)
     by_rows = torch.cat([x[:, 0, 0], x[:, 0, 1], x[:, 1, 0], x[:, 1, 1]], dim=-1)
     found = nn.functional.layer_norm(by_rows, by_rows.shape[-1:], gain, shift, eps=1e-6) @ linear.T
     expected = mae.encoder.layers[1].downsample(x)[:, 0, 0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    read_as_new = to_native(old, "green").state["layers.1.downsample.reduction.weight"]
+    read_as_new = family_named("green").native(old).state["layers.1.downsample.reduction.weight"]
     assert not torch.allclose(read_as_new, mae.encoder.layers[1].downsample.reduction.weight)
 
 
-def test_files_that_names_do_not_tell_apart_are_read_as_the_later_ones_unless_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_names_do_not_tell_apart_are_read_as_the_later_ones_unless_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     mae = toy_mae("swin")
     old = to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout("green_mim_2022"), mae.encoder)
-    assert to_native(old, "green").layout.name == "green_mim"
-    assert to_native(old, "green", "green_mim_2022").layout.name == "green_mim_2022"
+    assert family_named("green").native(old).layout.name == "green_mim"
+    assert family_named("green").native(old, "green_mim_2022").layout.name == "green_mim_2022"
     assert "likely, but unproven" in caplog.text
 
 
@@ -285,14 +318,20 @@ def test_microsofts_names_and_simmims() -> None:
         for part in ("norm.weight", "norm.bias", "reduction.weight"):
             microsoft[f"layers.{stage - 1}.old.{part}"] = microsoft.pop(f"layers.{stage}.downsample.{part}")
     microsoft = {name.replace(".old.", ".downsample."): tensor for name, tensor in microsoft.items()}
-    microsoft["layers.0.blocks.1.attn_mask"] = microsoft["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(1)
-    found = to_native(microsoft, "green")
+    microsoft["layers.0.blocks.1.attn_mask"] = microsoft["layers.0.blocks.0.attn.relative_position_index"] = (
+        torch.zeros(1)
+    )
+    found = family_named("green").native(microsoft)
     assert found.layout.name == "swin_microsoft"
     assert found.state.keys() == native.keys()
     assert all(torch.equal(found.state[name], tensor) for name, tensor in native.items())
     simmim = {f"encoder.{n}": t for n, t in microsoft.items() if not n.startswith("head")}
-    simmim |= {"encoder.mask_token": torch.zeros(1), "decoder.0.weight": torch.zeros(1), "decoder.0.bias": torch.zeros(1)}
-    found = to_native(simmim, "green")
+    simmim |= {
+        "encoder.mask_token": torch.zeros(1),
+        "decoder.0.weight": torch.zeros(1),
+        "decoder.0.bias": torch.zeros(1),
+    }
+    found = family_named("green").native(simmim)
     assert found.layout.name == "simmim_swin"
     assert found.state.keys() == {name for name in native if not name.startswith("head")}
 
@@ -304,7 +343,7 @@ def test_sparse_kernels_are_read_as_either_version_of_spconv_stores_them() -> No
     assert new[name].shape == (16, 8, 8, 16)
     old = {**new, name: new[name].permute(1, 2, 0, 3)}  # 2.1, kernels of more than 32 taps: [k, k, out, in]
     for state in (new, old):
-        found = to_native(state, "green").state["blocks.0.1.attn.sr.weight"]
+        found = family_named("green").native(state).state["blocks.0.1.attn.sr.weight"]
         assert torch.equal(found, mae.encoder.blocks[0][1].attn.sr.weight)
 
 
@@ -322,12 +361,16 @@ def test_the_centre_tap_makes_up_for_the_residual() -> None:
 def test_tables_of_another_window_are_resampled_with_permission_alone() -> None:
     source = toy("swin")
     file = {"state_dict": source.state_dict(), "num_classes": 0}
-    with torch.device("meta"):
+    with without_memory():
         eight = green.GreenSwin(**{**green.SWINS["green_swin_atto"], "window_size": 8, "num_classes": 0})
-    message = r"windows of 4 x 4 tokens, but the model has 8 x 8; window_size=4 builds such a model, window_size=8 allows"
+    message = (
+        r"windows of 4 x 4 tokens, but the model has 8 x 8; window_size=4 builds such a model, window_size=8 allows"
+    )
     with pytest.raises(ValueError, match=message):
-        green.adapt(to_native(source.state_dict(), "green"), eight)
-    loaded = timm.create_model("green_swin_atto", pretrained=True, pretrained_cfg_overlay=file, num_classes=0, window_size=8)
+        green.FAMILY.adapt(family_named("green").native(source.state_dict()), eight)
+    loaded = timm.create_model(
+        "green_swin_atto", pretrained=True, pretrained_cfg_overlay=file, num_classes=0, window_size=8
+    )
     source.set_input_size(window_size=8)
     assert {n: t.shape for n, t in loaded.state_dict().items()} == {n: t.shape for n, t in source.state_dict().items()}
     for name, tensor in loaded.state_dict().items():

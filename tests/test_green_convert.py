@@ -1,4 +1,4 @@
-"""The convert command and GreenMIM: what pictures tell of a file, and the way to other people's names."""
+"""The convert command and GreenMIM: what images tell of a file, and the way to other people's names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
-from hiermim_zoo.checkpoints.layouts import find_layout, to_native
-from hiermim_zoo.checkpoints.published import to_published
+from hiermim_zoo.checkpoints.layouts import find_layout
+from hiermim_zoo.checkpoints.unconvert import to_published
+from hiermim_zoo.commands.verify import SAMPLE, sample, sample_folder
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
-from hiermim_zoo.verify import SAMPLE, sample, sample_folder
+from hiermim_zoo.models.family import family_named
+from hiermim_zoo.models.measure import without_memory
 
 from .golden.case import golden
 
@@ -34,7 +36,9 @@ def command(*args: object) -> None:
 
 
 def publish(mae: MaskedAutoencoder, layout: str, file: Path) -> Path:
-    torch.save({"model": to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout(layout), mae.encoder)}, file)
+    torch.save(
+        {"model": to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout(layout), mae.encoder)}, file
+    )
     return file
 
 
@@ -54,7 +58,7 @@ def swap(mae: MaskedAutoencoder) -> None:
 
 @pytest.fixture(scope="module")
 def fitted() -> tuple[MaskedAutoencoder, Tensor, Tensor]:
-    """An autoencoder whose last layer is the least-squares solution for the package's pictures: only its own order fits them."""
+    """An autoencoder whose last layer is a least-squares solution for the package's images: only its own order fits."""
     torch.manual_seed(0)
     mae = create_mae(ARCH).eval()
     with torch.no_grad():
@@ -74,7 +78,7 @@ def fitted() -> tuple[MaskedAutoencoder, Tensor, Tensor]:
 
 
 def losses_said(text: str) -> tuple[dict[str, float], str]:
-    [line] = [line for line in text.splitlines() if line.startswith("reconstruction loss on 10 pictures")]
+    [line] = [line for line in text.splitlines() if line.startswith("reconstruction loss on 10 images")]
     best = re.search(r"; (.+) is better, on \d+ of them$", line)
     assert best
     return {name: float(value) for value, name in re.findall(r"(\d+\.\d+) read as ([^,;]+)", line)}, best[1]
@@ -110,22 +114,24 @@ def test_the_order_that_reconstructs_better_is_named(
     assert losses(changed, images, keep) != pytest.approx((own, swapped), rel=1e-3, abs=1e-4)
 
 
-def test_a_folder_with_its_decoder_is_asked_too(fitted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_with_its_decoder_is_asked_too(
+    fitted: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mae, images, keep = fitted
     command(publish(mae, "green_mim", tmp_path / "file.pth"), "--model", ARCH, "--mae", "-o", tmp_path / "a")
     kept = "the authors' code trained it with visible tokens permuted"
     assert kept in (tmp_path / "a" / "README.md").read_text()
     assert kept in json.loads((tmp_path / "a" / "config.json").read_text())["hiermim_zoo"]["decoder"]
     capsys.readouterr()
-    command(tmp_path / "a", "--model", ARCH, "-o", tmp_path / "b", "--verify", "--pictures", sample_folder())
+    command(tmp_path / "a", "--model", ARCH, "-o", tmp_path / "b", "--verify", "--images", sample_folder())
     said, best = losses_said(capsys.readouterr().out)
     assert best == "green_swin_timm"
     assert list(said.values()) == pytest.approx(losses(mae, images, keep), rel=1e-3, abs=1e-4)
     assert "trained it" not in (tmp_path / "b" / "README.md").read_text()  # there is no decoder any more
     command(tmp_path / "b", "--model", ARCH, "-o", tmp_path / "c", "--verify")
     assert "cannot be told: it holds no decoder, which alone could tell green_swin_timm from" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"--pictures .*: it holds no decoder"):
-        command(tmp_path / "b", "--model", ARCH, "-o", tmp_path / "d", "--verify", "--pictures", sample_folder())
+    with pytest.raises(ValueError, match=r"--images .*: it holds no decoder"):
+        command(tmp_path / "b", "--model", ARCH, "-o", tmp_path / "d", "--verify", "--images", sample_folder())
     assert not (tmp_path / "d").exists()
 
 
@@ -133,7 +139,9 @@ def test_a_small_decoder_is_rebuilt_as_its_folder_says(tmp_path: Path, capsys: p
     recipe = {"dim": 32, "heads": 2, "depth": 2}
     mae = create_mae(ARCH, recipe=recipe)
     mae.encoder.pretrained_cfg = own_cfg(ARCH, {}, "mit", 0, (3, 128, 128))
-    contents = Contents(ARCH, mae.encoder, {"license": "mit"}, "Made by a test.", decoder=decoder_state(mae), recipe=recipe)
+    contents = Contents(
+        ARCH, mae.encoder, {"license": "mit"}, "Made by a test.", decoder=decoder_state(mae), recipe=recipe
+    )
     write_folder(contents, tmp_path / "a")
     command(tmp_path / "a", "--model", ARCH, "-o", tmp_path / "b", "--verify")
     losses_said(capsys.readouterr().out)
@@ -176,7 +184,7 @@ def test_an_encoder_comes_back_from_their_names(
     said = capsys.readouterr().out
     assert LEFT_OUT.format(layout) in said
     assert ("encoder.mask_token is zero" in said) == (layout == "simmim_swin")
-    native, back = load_file(folder / "model.safetensors"), to_native(there, "green")
+    native, back = load_file(folder / "model.safetensors"), family_named("green").native(there)
     assert back.layout.name == layout
     assert back.state.keys() == native.keys()
     assert all(torch.equal(tensor, native[name]) for name, tensor in back.state.items())
@@ -184,7 +192,7 @@ def test_an_encoder_comes_back_from_their_names(
     assert torch.equal(there[name], native["layers.2.downsample.reduction.weight"])
     there[name] = there[name].flip(-1)
     assert not torch.equal(
-        to_native(there, "green").state["layers.2.downsample.reduction.weight"],
+        family_named("green").native(there).state["layers.2.downsample.reduction.weight"],
         back.state["layers.2.downsample.reduction.weight"],
     )
 
@@ -201,17 +209,21 @@ def test_a_classifier_goes_to_microsofts_names_and_from_there_into_timms_model(t
     with pytest.raises(ValueError, match=r"'head\.fc\.\w+' .* is not part of the layout 'simmim_swin'"):
         exported(tmp_path / "ours.pth", "simmim_swin", tmp_path / "simmim.pth")
     assert not (tmp_path / "simmim.pth").exists()
-    assert "encoder.norm.bias" in exported(tmp_path / "ours.pth", "simmim_swin", tmp_path / "simmim.pth", "--num-classes", 0)
+    assert "encoder.norm.bias" in exported(
+        tmp_path / "ours.pth", "simmim_swin", tmp_path / "simmim.pth", "--num-classes", 0
+    )
 
 
 def test_buffers_are_what_strict_loading_asks_for(folder: Path, tmp_path: Path) -> None:
-    """The index and the mask of shifted windows, each from its definition; 32 x 32 tokens in windows of 4, shifted by 2."""
+    """The index and the mask of shifted windows, each from its definition: 32 x 32 tokens, windows of 4, shift 2."""
     there = exported(folder, "swin_microsoft", tmp_path / "there.pth")
     row, col = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
     rows, cols = (x.flatten()[:, None] - x.flatten()[None] for x in (row, col))
     assert torch.equal(there["layers.0.blocks.0.attn.relative_position_index"], (rows + 3) * 7 + cols + 3)
     wrapped = torch.arange(32).roll(-2) < 2  # rows and columns that the shift brought around
-    part = (2 * wrapped[:, None] + wrapped[None]).view(8, 4, 8, 4).transpose(1, 2).reshape(64, 16)  # of the tokens of a window
+    part = (
+        (2 * wrapped[:, None] + wrapped[None]).view(8, 4, 8, 4).transpose(1, 2).reshape(64, 16)
+    )  # of the tokens of a window
     expected = torch.where(part[:, None] == part[:, :, None], 0.0, -100.0)
     assert torch.equal(there["layers.0.blocks.1.attn_mask"], expected)
     assert expected.any()
@@ -227,9 +239,11 @@ def test_buffers_are_what_strict_loading_asks_for(folder: Path, tmp_path: Path) 
         ("simmim_swin_base_layout", "simmim_swin", "green_swin_base", {"img_size": 192, "window_size": 6}),
     ],
 )
-def test_names_shapes_and_types_are_those_of_the_authors_files(case: str, layout: str, arch: str, kwargs: dict[str, Any]) -> None:
+def test_names_shapes_and_types_are_those_of_the_authors_files(
+    case: str, layout: str, arch: str, kwargs: dict[str, Any]
+) -> None:
     """Buffers included; of SimMIM's all but its linear head."""
-    with torch.device("meta"):
+    with without_memory():
         mae = create_mae(arch, **kwargs)
         there = to_published(mae.encoder.state_dict(), decoder_state(mae), find_layout(layout), mae.encoder)
     about = golden(case).about
@@ -252,5 +266,7 @@ def test_what_is_no_swin_has_no_place_there(tmp_path: Path) -> None:
     model = timm.create_model("green_twins_small", num_classes=0, depths=(1, 1, 1, 1))
     torch.save(model.state_dict(), tmp_path / "twins.pth")
     with pytest.raises(ValueError, match=r"'\S+' .* (is not part of the layout|is missing|no place)"):
-        command(tmp_path / "twins.pth", "--model", "green_twins_small", "--to", "swin_microsoft", "-o", tmp_path / "out.pth")
+        command(
+            tmp_path / "twins.pth", "--model", "green_twins_small", "--to", "swin_microsoft", "-o", tmp_path / "out.pth"
+        )
     assert not (tmp_path / "out.pth").exists()

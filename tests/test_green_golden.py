@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from hiermim_zoo import convert
+from hiermim_zoo.checkpoints.rules import check_fits
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae
+from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.green_swin import set_norm_eps
+from hiermim_zoo.models.measure import without_memory
 
 from .golden.case import Case, differs, ends, golden
 
@@ -25,13 +28,22 @@ Published = tuple[Case, MaskedAutoencoder]
 
 @pytest.fixture(scope="module", params=CASES)
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Published:
-    """A file through ``convert --mae`` and ``create_mae(checkpoint=...)``."""
+    """A file through ``convert --mae`` and ``create_mae(checkpoint=...)``; the larger in memory, to save time."""
     case, folder = golden(request.param), tmp_path_factory.mktemp(request.param)
     arch, file = CASES[request.param][0], Path(folder) / "published.pth"
-    case.publish(file)
-    convert.main([str(file), "--model", arch, "--mae", "-o", str(folder / "out")])
-    file.unlink()
-    return case, create_mae(arch, checkpoint=folder / "out").eval()
+    if arch == "green_swin_base":
+        case.publish(file)
+        convert.main([str(file), "--model", arch, "--mae", "-o", str(folder / "out")])
+        file.unlink()
+        return case, create_mae(arch, checkpoint=folder / "out").eval()
+    green = family_named("green")
+    native = green.native(case.state(), decoder=True)
+    with without_memory():
+        mae = create_mae(arch).eval()
+    encoder = {f"encoder.{name}": tensor for name, tensor in green.adapt(native, mae.encoder).items()}
+    check_fits({**encoder, **native.decoder}, mae.state_dict(), model=arch)
+    mae.load_state_dict({**encoder, **native.decoder}, assign=True)
+    return case, mae
 
 
 def keep_of(case: Case) -> Tensor:

@@ -12,12 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hiermim_zoo.layers.groups import METHODS, Geometry, Plan, group_attention, make_plans, pair_bias, pair_mask, pair_rows
+from hiermim_zoo.layers.groups import (
+    METHODS,
+    Geometry,
+    Plan,
+    group_attention,
+    make_plans,
+    pair_bias,
+    pair_mask,
+    pair_rows,
+)
 from hiermim_zoo.layers.packing import cost, pack
 from hiermim_zoo.layers.sparse import halo_conv, make_halo, patch_conv
 from hiermim_zoo.masking import random_keep
 
-INSTANCES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "grouping.json").read_text())["instances"]
+INSTANCES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "grouping.json").read_text())[
+    "instances"
+]
 GEOMETRIES = [
     Geometry((7, 7), 8, (7, 7)),
     Geometry((7, 7), 8, (7, 7), (3, 3)),
@@ -33,7 +44,9 @@ GEOMETRIES = [
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=lambda i: str(i["id"]))
-def test_packing_is_optimal_at_a_given_size_and_better_than_the_greedy_rule_where_the_size_is_searched(instance: Any) -> None:
+def test_packing_is_optimal_at_a_given_size_and_better_than_the_greedy_rule_where_the_size_is_searched(
+    instance: Any,
+) -> None:
     counts, pairs = np.array(instance["counts"]), 2 * instance["channels"]
     reference, best = instance["reference"], instance["best_group_size"]
     assert pack(counts, pairs, reference["group_size"]).groups == instance["optimum_at_that_group_size"]["num_groups"]
@@ -67,7 +80,7 @@ def test_a_size_below_the_largest_window_is_refused() -> None:
 
 
 def one_by_one(qkv: Tensor, keep: Tensor, geometry: Geometry, table: Tensor, heads: int) -> Tensor:
-    """The definition: all pairs of all visible tokens, those of different windows masked, windows found by Swin's rule."""
+    """The definition: all pairs of visible tokens, those of different windows masked, windows found by Swin's rule."""
     batch, tokens, _ = qkv.shape
     out = torch.zeros(batch, tokens, qkv.shape[2] // 3)
     t, (h, w) = geometry.tokens, geometry.window
@@ -99,7 +112,9 @@ def test_attention_in_groups_is_attention_in_windows(geometry: Geometry, masks: 
         plan = make_plans(keep, [geometry], method)[geometry]
         plan = pickle.loads(pickle.dumps(plan))
         rows = pair_rows(plan)
-        torch.testing.assert_close(group_attention(qkv, plan, heads, pair_bias(rows, table)), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            group_attention(qkv, plan, heads, pair_bias(rows, table)), expected, rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(group_attention(qkv, plan, heads, pair_mask(plan)), unbiased, rtol=1e-5, atol=1e-5)
         blind = plan._replace(window=torch.zeros_like(plan.window))  # negative control: no window but one
         if plan.reach or bool((plan.window != plan.window[:, :1]).any()):

@@ -1,4 +1,4 @@
-"""What is Hiera's own: order of tokens, windows and pooling, positions, clips, initial values, its autoencoder's numbers."""
+"""What is Hiera's own: order of tokens, windows, pooling, positions, clips, initial values, its autoencoder."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiermim_zoo import convert, pretrain
-from hiermim_zoo.checkpoints.layouts import to_native
+from hiermim_zoo import convert
 from hiermim_zoo.geometry import from_units, to_units
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
+from hiermim_zoo.models.family import family_named, family_of
 from hiermim_zoo.models.hiera_parts import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
-from hiermim_zoo.optim import FINE_TUNING, PRETRAINING
-from hiermim_zoo.registry import row_of
+from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.training.autoencoder import undecayed
+from hiermim_zoo.training.defaults import pretraining_of
 
 PARAMETERS = {
     "hiera_tiny": 27_910_216,
@@ -39,7 +40,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
 def test_parameters_are_those_of_the_authors_classes(name: str, parameters: int) -> None:
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert model.num_classes == (400 if name.endswith("_video") else 1000)
@@ -47,11 +48,15 @@ def test_parameters_are_those_of_the_authors_classes(name: str, parameters: int)
 
 @pytest.mark.parametrize(
     ("name", "parameters", "kept", "units"),
-    [("hiera_tiny", 55_020_896, 19, 49), ("hiera_base_video", 79_367_104, 39, 392), ("hiera_huge_video", 710_861_568, 39, 392)],
+    [
+        ("hiera_tiny", 55_020_896, 19, 49),
+        ("hiera_base_video", 79_367_104, 39, 392),
+        ("hiera_huge_video", 710_861_568, 39, 392),
+    ],
 )
 def test_autoencoders_are_those_of_the_authors(name: str, parameters: int, kept: int, units: int) -> None:
     """The norm before the classifier is not theirs. What is kept is rounded down."""
-    with torch.device("meta"):
+    with without_memory():
         mae = create_mae(name)
     assert sum(p.numel() for n, p in mae.named_parameters() if "fc_norm" not in n) == parameters
     assert (mae.kept, mae.units) == (kept, units)
@@ -72,7 +77,9 @@ def test_layers_are_the_blocks() -> None:
     assert [layer[f"blocks.{i}.norm1.weight"] for i in range(6)] == [1, 2, 3, 4, 5, 6]
     assert layer["blocks.1.proj.weight"] == 2
     assert {layer[n] for n in ("fc_norm.weight", "head.weight")} == {7}
-    coarse = {name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names}
+    coarse = {
+        name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names
+    }
     assert [coarse[f"blocks.{i}.mlp.fc1.weight"] for i in range(6)] == [1, 2, 3, 3, 3, 4]
     assert model.no_weight_decay() == {"pos_embed"}
     clips = timm.create_model("hiera_atto", num_frames=4)
@@ -112,7 +119,7 @@ def test_pooling_in_its_order_is_pooling_of_the_map(pool: tuple[int, ...]) -> No
 
 
 def test_the_order_is_that_of_the_paper() -> None:
-    """y = 4 y3 + 2 y2 + y1: the first two tokens of the order differ by 4 columns, the first quarter is of even places."""
+    """y = 4 y3 + 2 y2 + y1: the first two tokens differ by 4 columns, the first quarter is of even places."""
     place = torch.stack(torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij"), dim=-1)[None, None]
     tokens = to_pooling_order(place, (2, 2), 3)[0, 0]
     assert tokens[:3].tolist() == [[0, 0], [0, 4], [4, 0]]
@@ -120,8 +127,10 @@ def test_the_order_is_that_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(("q_pool", "masked"), [(3, False), (2, True)])
-def test_attention_is_fused_and_its_windows_lag_behind(monkeypatch: pytest.MonkeyPatch, q_pool: int, masked: bool) -> None:
-    """Four dimensions, as 5-D tensors would fall to a slow path. The first block of stage 3 still attends inside its unit."""
+def test_attention_is_fused_and_its_windows_lag_behind(
+    monkeypatch: pytest.MonkeyPatch, q_pool: int, masked: bool
+) -> None:
+    """Four dimensions: 5-D tensors would take a slow path. The first block of stage 3 still attends inside its unit."""
     calls: list[tuple[tuple[int, ...], int]] = []
     fused = F.scaled_dot_product_attention
 
@@ -160,7 +169,7 @@ def test_the_embedding_unit_by_unit_is_the_convolution() -> None:
 
 
 def test_what_repeats_in_every_unit_stays_in_its_place() -> None:
-    """A table that is a slope plus a pattern of the units: "window" stretches the slope alone, "plain" the pattern, too."""
+    """A table that is a slope plus a pattern of the units: "window" stretches the slope alone, "plain" both."""
     pattern = torch.randn(8, 8, 3)
     pattern = pattern - pattern.mean(dim=(0, 1))
     slope = torch.linspace(-1, 1, 32)[:, None, None].expand(32, 32, 3)
@@ -254,43 +263,45 @@ def test_checkpoints_of_clips_keep_their_frames_or_are_resampled(clips: nn.Modul
 
 
 @torch.inference_mode()
-def test_inflated_weights_see_in_a_still_clip_what_they_saw_in_a_picture(tmp_path: Path) -> None:
+def test_inflated_weights_see_in_a_still_clip_what_they_saw_in_an_image() -> None:
     torch.manual_seed(5)
-    image: Any = timm.create_model("hiera_tiny", img_size=64, num_classes=7).eval()
-    for parameter in image.parameters():
+    source: Any = timm.create_model("hiera_atto", img_size=64, num_classes=7).eval()
+    for parameter in source.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
-    native = to_native(image.state_dict(), "hiera")
-    shape = {"embed_dim": 96, "depths": (1, 2, 7, 2), "num_heads": 1, "img_size": 64, "num_classes": 7}
+    native = family_named("hiera").native(source.state_dict())
     found = {}
     for how in ("center", "mean"):
-        video: Any = timm.create_model("hiera_base_video", **shape).eval()
-        video.load_state_dict(hiera.adapt(hiera.inflate(native, "hiera_base_video", how), video))
+        video: Any = timm.create_model("hiera_atto_video", num_classes=7).eval()
+        video.load_state_dict(hiera.FAMILY.adapt(hiera.inflate(native, "hiera_atto_video", how), video))
         found[how] = video
-    picture = torch.randn(2, 3, 64, 64)
-    still = picture[:, :, None].expand(-1, -1, 16, -1, -1)
-    torch.testing.assert_close(found["center"](still), image(picture), rtol=1e-4, atol=1e-5)
-    ours_all, theirs_all = found["center"].forward_intermediates(still)[1], image.forward_intermediates(picture)[1]
+    image = torch.randn(2, 3, 64, 64)
+    still = image[:, :, None].expand(-1, -1, 8, -1, -1)
+    torch.testing.assert_close(found["center"](still), source(image), rtol=1e-4, atol=1e-5)
+    ours_all, theirs_all = found["center"].forward_intermediates(still)[1], source.forward_intermediates(image)[1]
     for ours, theirs in zip(ours_all, theirs_all, strict=True):
         torch.testing.assert_close(ours, theirs[:, :, None].expand_as(ours), rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(found["center"](still.roll(1, -1)), image(picture), rtol=1e-3, atol=1e-4)  # negative control
-    frames = found["mean"].patch_embed(still).unflatten(1, (8, -1))[:, 1:, :, 0]  # [B, 7, u, 8, 8, c], all but the first
-    torch.testing.assert_close(frames, image.patch_embed(picture)[:, None].expand_as(frames), rtol=1e-4, atol=1e-5)
+    moved = found["center"](still.roll(1, -1))  # negative control
+    assert not torch.allclose(moved, source(image), rtol=1e-3, atol=1e-4)
+    frames = (
+        found["mean"].patch_embed(still).unflatten(1, (4, -1))[:, 1:, :, 0]
+    )  # [B, 3, u, 8, 8, c], all but the first
+    torch.testing.assert_close(frames, source.patch_embed(image)[:, None].expand_as(frames), rtol=1e-4, atol=1e-5)
 
 
 def test_inflating_is_a_matter_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    state = timm.create_model("hiera_base", img_size=32, num_classes=3).state_dict()
+    state = timm.create_model("hiera_atto", img_size=32, num_classes=3).state_dict()
     torch.save({"model_state": dict(state)}, tmp_path / "image.pth")
     source, out = str(tmp_path / "image.pth"), str(tmp_path / "out")
-    convert.main([source, "--model", "hiera_base_video", "--inflate", "center", "-o", out])
+    convert.main([source, "--model", "hiera_atto_video", "--inflate", "center", "-o", out])
     assert "inflated in time, center" in capsys.readouterr().out
     model: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
-    assert (model.num_frames, model.num_classes, model.patch_embed.img_size) == (16, 3, (32, 32))
+    assert (model.num_frames, model.num_classes, model.patch_embed.img_size) == (8, 3, (32, 32))
     assert torch.equal(model.patch_embed.proj.weight[:, :, 1], state["patch_embed.proj.weight"])
     for more, words in (
-        (["--model", "hiera_base_video", "--inflate", "max"], "--inflate max is unknown, use center or mean"),
-        (["--model", "hiera_base", "--inflate", "mean"], "hiera_base or the source is not of that kind"),
+        (["--model", "hiera_atto_video", "--inflate", "max"], "--inflate max is unknown, use center or mean"),
+        (["--model", "hiera_atto", "--inflate", "mean"], "hiera_atto or the source is not of that kind"),
         (["--model", "hivit_atto", "--inflate", "mean"], "fit|hivit"),
-        (["--model", "hiera_base_video", "--inflate", "mean", "--mae"], "leave out --mae"),
+        (["--model", "hiera_atto_video", "--inflate", "mean", "--mae"], "leave out --mae"),
     ):
         with pytest.raises(ValueError, match=words):
             convert.main([source, *more, "-o", str(tmp_path / "no")])
@@ -311,6 +322,18 @@ def test_clips_are_trained_and_copied(clips: nn.Module) -> None:
         assert torch.equal(pickle.loads(pickle.dumps(clips))(CLIP), clips(CLIP))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_initial_positions_follow_from_the_seed(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order of a set of names is, which differs from process to process."""
+    torch.manual_seed(3)
+    expected = timm.create_model("hiera_atto_video").state_dict()
+    names = ["pos_embed_spatial", "pos_embed_temporal"][::order]
+    monkeypatch.setattr(hiera.Hiera, "no_weight_decay", lambda self: names)
+    torch.manual_seed(3)
+    state = timm.create_model("hiera_atto_video").state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in names)
+
+
 # ---- recipes
 
 
@@ -324,15 +347,15 @@ def test_clips_are_trained_and_copied(clips: nn.Module) -> None:
     ],
 )
 def test_learning_rates_are_the_papers_at_its_batch(name: str, pretraining: float, tuning: float) -> None:
-    for table, rate in ((PRETRAINING, pretraining), (FINE_TUNING, tuning)):
-        row = row_of(table, name)
+    family = family_of(name)
+    for row, rate in ((family.pretraining(name), pretraining), (family.fine_tuning(name), tuning)):
         assert row.blr * row.batch / 256 == pytest.approx(rate)
 
 
 def test_positions_take_no_weight_decay_in_pretraining() -> None:
     mae = create_mae("hiera_atto", recipe={"depth": 1, "dim": 32, "heads": 2})
-    assert pretrain.undecayed(mae, "hiera_atto") == {"encoder.pos_embed", "decoder.pos_embed"}
-    assert pretrain.undecayed(create_mae("hivit_atto"), "hivit_atto") == set()
+    assert undecayed(mae, pretraining_of("hiera_atto")) == {"encoder.pos_embed", "decoder.pos_embed"}
+    assert undecayed(create_mae("hivit_atto"), pretraining_of("hivit_atto")) == set()
 
 
 # ---- bad input
@@ -360,7 +383,10 @@ def test_inputs_that_do_not_fit_are_refused(clips: nn.Module) -> None:
         (lambda: clips(CLIP[:, :, :3]), "clip of 3 frames does not fit: frames are taken in pairs"),
         (lambda: clips(CLIP[:, :, 0]), r"expected clips \[B, C, T, H, W\], got shape \[2, 3, 64, 96\]"),
         (lambda: images(CLIP), r"expected images \[B, C, H, W\], got shape \[2, 3, 4, 64, 96\]"),
-        (lambda: clips.forward_visible(CLIP, torch.tensor([[0, 12], [1, 2]])), "names unit 12, but the input has units 0 to 11"),
+        (
+            lambda: clips.forward_visible(CLIP, torch.tensor([[0, 12], [1, 2]])),
+            "names unit 12, but the input has units 0 to 11",
+        ),
         (lambda: images.set_input_size(num_frames=4), "num_frames=4 cannot be set, this is a model of images"),
         (lambda: clips.set_input_size(num_frames=3), "num_frames=3 does not fit"),
         (lambda: clips.set_input_size(patch_size=16), "patch_size=16 cannot be set"),

@@ -11,14 +11,15 @@ from torch.nn import functional as F
 
 from hiermim_zoo.geometry import from_units, sincos_table, to_units
 from hiermim_zoo.layers.position import relative_position_bias, relative_position_index, resample_bias_table
-from hiermim_zoo.models.hivit import UnitMerge
+from hiermim_zoo.models.hivit_model import UnitMerge
+from hiermim_zoo.models.measure import without_memory
 
 
 @pytest.mark.parametrize(
     ("name", "parameters"), [("hivit_tiny", 19_181_668), ("hivit_small", 37_526_464), ("hivit_base", 66_418_952)]
 )
 def test_parameters_are_those_of_the_authors_classes(name: str, parameters: int) -> None:
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model(name, num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == parameters
 
@@ -32,14 +33,16 @@ def test_the_embedded_size_is_what_it_should_be() -> None:
 
 def test_layers_are_counted_as_in_the_authors_finetuning() -> None:
     """0 for the stem and positions, 1 to 28 for the blocks, a merge with the block before it, 29 for norm and head."""
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model("hivit_base")
     layer = {name: i for i, names in group_parameters(model, model.group_matcher()).items() for name in names}
     assert {layer[n] for n in ("absolute_pos_embed", "patch_embed.proj.weight", "patch_embed.norm.bias")} == {0}
     found = [layer[f"blocks.{i}.{'norm' if i in (4, 9) else 'norm2'}.weight"] for i in range(30)]
     assert found == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, *range(9, 29)]
     assert {layer[n] for n in ("fc_norm.weight", "head.weight", "head.bias")} == {29}
-    coarse = {name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names}
+    coarse = {
+        name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names
+    }
     assert [coarse[f"blocks.{i}.mlp.fc1.weight"] for i in (0, 3, 5, 8, 10, 29)] == [1, 1, 2, 2, 3, 3]
 
 
@@ -65,9 +68,11 @@ def outputs_of(model: nn.Module, modules: list[str], image: Tensor) -> list[Tens
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("taps", "modules"), [("stages", ["blocks.1", "blocks.4"]), ("detectors", ["blocks.0", "blocks.2"])])
+@pytest.mark.parametrize(
+    ("taps", "modules"), [("stages", ["blocks.1", "blocks.4"]), ("detectors", ["blocks.0", "blocks.2"])]
+)
 def test_fine_maps_are_taken_where_asked(taps: str, modules: list[str]) -> None:
-    """Ends of the stages, or half-way through the first and right after the first merge; feature_info names the modules."""
+    """Ends of the stages, or half-way through the first and right after the first merge; feature_info names them."""
     model = timm.create_model("hivit_atto", feature_taps=taps).eval()
     assert [info["module"] for info in model.feature_info[:2]] == modules
     image = torch.randn(1, 3, 64, 64)
@@ -146,7 +151,7 @@ def test_the_bias_of_a_pair_is_its_row_of_the_table() -> None:
 
 
 def test_resampled_tables_keep_the_meaning_of_offsets() -> None:
-    """A table that is linear in the offset stays so, as nearly as bicubic interpolation does; the middle stays the middle."""
+    """A table that is linear in the offset stays so, as nearly as bicubic interpolation can; the middle stays."""
     rows = torch.arange(-6.0, 7.0)
     table = torch.stack([rows[:, None].expand(13, 13).flatten(), rows.expand(13, 13).flatten()], dim=1)
     new = resample_bias_table(table, (7, 7), (14, 14)).reshape(27, 27, 2)
@@ -162,14 +167,18 @@ def test_units_and_back() -> None:
         grid = [a // c for a, c in zip(axes, cells, strict=True)]
         assert units.shape == (2, torch.Size(grid).numel(), *cells, 3)
         assert torch.equal(from_units(units, grid), x)
-    assert torch.equal(to_units(torch.arange(16).reshape(1, 4, 4, 1), (2, 2))[0, 1, :, :, 0], torch.tensor([[2, 3], [6, 7]]))
+    assert torch.equal(
+        to_units(torch.arange(16).reshape(1, 4, 4, 1), (2, 2))[0, 1, :, :, 0], torch.tensor([[2, 3], [6, 7]])
+    )
 
 
 def test_sine_cosine_positions_put_the_column_first() -> None:
     table = sincos_table((2, 3), 8)[0].reshape(2, 3, 8)
     frequency = torch.tensor([1.0, 0.01])
     row, col = 1.0, 2.0
-    expected = torch.cat([(col * frequency).sin(), (col * frequency).cos(), (row * frequency).sin(), (row * frequency).cos()])
+    expected = torch.cat(
+        [(col * frequency).sin(), (col * frequency).cos(), (row * frequency).sin(), (row * frequency).cos()]
+    )
     torch.testing.assert_close(table[1, 2], expected)
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
         sincos_table((2, 2), 6)

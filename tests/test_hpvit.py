@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import hiermim_zoo
 from hiermim_zoo.geometry import sincos_table
 from hiermim_zoo.layers.windows import from_windows, to_windows, window_mask
-from hiermim_zoo.measure import measure
-from hiermim_zoo.models.hpvit import HPViT, WindowAttention
+from hiermim_zoo.models.hpvit_model import HPViT, WindowAttention
+from hiermim_zoo.models.measure import measure, without_memory
 
 TOY: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 
@@ -52,7 +52,9 @@ def test_without_pooling_it_is_timms_plain_vit(patch: int, side: int) -> None:
     ).eval()
     for parameter in plain.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
-    flat = HPViT(**{**TOY, "img_size": side}, depths=(3,), patch_size=patch, patch_stride=patch, window_size=None).eval()
+    flat = HPViT(
+        **{**TOY, "img_size": side}, depths=(3,), patch_size=patch, patch_stride=patch, window_size=None
+    ).eval()
     flat.load_state_dict(plain.state_dict())
     x = image(side, side)
     torch.testing.assert_close(flat.forward_features(x), plain.forward_features(x), rtol=1e-5, atol=1e-6)
@@ -65,9 +67,11 @@ def test_without_pooling_it_is_timms_plain_vit(patch: int, side: int) -> None:
         parameter.copy_(before)
 
 
-@pytest.mark.parametrize(("name", "plain"), [("hpvit_base", "vit_base_patch16_224"), ("hpvit_huge", "vit_huge_patch14_224")])
+@pytest.mark.parametrize(
+    ("name", "plain"), [("hpvit_base", "vit_base_patch16_224"), ("hpvit_huge", "vit_huge_patch14_224")]
+)
 def test_parameters_are_the_plain_vits_but_for_positions_and_pooling(name: str, plain: str) -> None:
-    with torch.device("meta"):
+    with without_memory():
         ours = timm.create_model(name, num_classes=1000).state_dict()
         conv = timm.create_model(name, num_classes=1000, pool="conv").state_dict()
         theirs = timm.create_model(plain, class_token=False, global_pool="avg", num_classes=1000).state_dict()
@@ -135,7 +139,7 @@ def test_the_model_is_pooling_between_blocks() -> None:
 
 
 def test_stages_finer_than_the_plain_vits_patches_have_windows() -> None:
-    with torch.device("meta"):
+    with without_memory():
         for name, first_global in (("hpvit_base", 2), ("hpvit_large", 4), ("hpvit_huge", 4)):
             windows = [block.attn.window for block in timm.create_model(name).blocks]
             assert windows == [14] * first_global + [None] * (len(windows) - first_global)
@@ -176,7 +180,9 @@ def test_padding_of_windows_is_not_attended_to(grid: tuple[int, int], window: in
     torch.nn.init.normal_(attn.qkv.bias)
     x = torch.randn(2, *grid, 32)
     torch.testing.assert_close(attn(x), attention_by_hand(attn, x, window, masked=True), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(attn(x), attention_by_hand(attn, x, window, masked=False), rtol=1e-2, atol=1e-3)  # negative control
+    assert not torch.allclose(
+        attn(x), attention_by_hand(attn, x, window, masked=False), rtol=1e-2, atol=1e-3
+    )  # negative control
     attn.fused_attn = False
     torch.testing.assert_close(attn(x), attention_by_hand(attn, x, window, masked=True), rtol=1e-4, atol=1e-5)
 
@@ -217,7 +223,14 @@ def test_attention_is_fused_four_dimensional_and_masked_where_needed(monkeypatch
 
 @torch.inference_mode()
 def test_without_pooling_the_class_token_is_that_of_timms_plain_vit() -> None:
-    shape: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+    shape: dict[str, Any] = {
+        "img_size": 64,
+        "patch_size": 16,
+        "embed_dim": 32,
+        "depth": 3,
+        "num_heads": 2,
+        "num_classes": 5,
+    }
     plain = VisionTransformer(**shape, global_pool="avg").eval()
     for parameter in plain.parameters():
         parameter.add_(0.05 * torch.randn_like(parameter))
@@ -293,14 +306,16 @@ def test_unused_parts_are_pruned_for_fine_features() -> None:
 
 def test_layers_are_counted_as_in_the_plain_vits_finetuning() -> None:
     """0 for stem and positions, 1 to 12 for the blocks, a pooling with the block before it, 13 for norm and head."""
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model("hpvit_base", num_classes=10, pool="conv")
     layer = {name: i for i, names in group_parameters(model, model.group_matcher()).items() for name in names}
     assert {layer[n] for n in ("pos_embed", "patch_embed.proj.weight")} == {0}
     assert [layer[f"blocks.{i}.norm2.weight"] for i in range(12)] == list(range(1, 13))
     assert [layer[f"pools.{i}.weight"] for i in range(3)] == [1, 2, 11]
     assert {layer[n] for n in ("fc_norm.weight", "head.weight")} == {13}
-    coarse = {name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names}
+    coarse = {
+        name: i for i, names in group_parameters(model, model.group_matcher(coarse=True)).items() for name in names
+    }
     assert [coarse[f"blocks.{i}.mlp.fc1.weight"] for i in (0, 1, 2, 10, 11)] == [1, 2, 3, 3, 4]
     assert [coarse[f"pools.{i}.bias"] for i in range(3)] == [1, 2, 3]
 
@@ -312,7 +327,7 @@ def test_stochastic_depth_rises_over_the_blocks() -> None:
 
 
 def test_initial_values_also_after_a_build_without_memory() -> None:
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model("hpvit_atto", pool="conv")
     model.to_empty(device="cpu").init_weights()
     torch.testing.assert_close(model.pos_embed.data, sincos_table((16, 16), 96))

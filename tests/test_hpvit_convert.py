@@ -17,22 +17,31 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hiermim_zoo import convert
-from hiermim_zoo.checkpoints.layouts import LAYOUTS, recognise, to_native
+from hiermim_zoo.checkpoints.layouts import all_layouts
 from hiermim_zoo.checkpoints.rules import check_fits
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models import hpvit, hpvit_verify
+from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.hpvit_verify import _plain_vit
+from hiermim_zoo.models.measure import without_memory
 
 from .golden.case import differs, ends, golden
 
 State = dict[str, Tensor]
-PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
+IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
 
 
 def plain(**kwargs: Any) -> State:
     """A toy plain ViT of hpvit_atto's size, every value drawn, strong enough for attention to matter."""
     torch.manual_seed(11)
-    shape: dict[str, Any] = {"img_size": 64, "patch_size": 16, "embed_dim": 96, "depth": 6, "num_heads": 3, "num_classes": 0}
+    shape: dict[str, Any] = {
+        "img_size": 64,
+        "patch_size": 16,
+        "embed_dim": 96,
+        "depth": 6,
+        "num_heads": 3,
+        "num_classes": 0,
+    }
     model = VisionTransformer(**{**shape, **kwargs})
     return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
@@ -50,7 +59,9 @@ def renamed(state: State, *pairs: tuple[str, str]) -> State:
 def with_decoder(state: State) -> State:
     """MAE's own names; one block of a decoder is as good as eight."""
     decoder = {f"decoder_blocks.0.{n[9:]}": t for n, t in state.items() if n.startswith("blocks.0.")}
-    ends = {f"decoder_{part}.{kind}": torch.ones(3) for part in ("embed", "norm", "pred") for kind in ("weight", "bias")}
+    ends = {
+        f"decoder_{part}.{kind}": torch.ones(3) for part in ("embed", "norm", "pred") for kind in ("weight", "bias")
+    }
     return {**state, **decoder, **ends, "mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 17, 8)}
 
 
@@ -122,7 +133,10 @@ def without(state: State, prefix: str) -> State:
 ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
     "MAE encoder": ("vit_timm", dict),
     "MAE with decoder": ("vit_mae", with_decoder),
-    "class token classifier": ("vit_class_token", lambda s: {**s, "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)}),
+    "class token classifier": (
+        "vit_class_token",
+        lambda s: {**s, "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)},
+    ),
     "linear probe": (
         "vit_class_token",
         lambda s: {
@@ -135,7 +149,10 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
         },
     ),
     "transformers 4": ("vit_mae_transformers", lambda s: transformers(with_decoder(s))),
-    "transformers 5": ("vit_mae_transformers", lambda s: transformers(with_decoder(s), "decoder.decoder_encoder.layer")),
+    "transformers 5": (
+        "vit_mae_transformers",
+        lambda s: transformers(with_decoder(s), "decoder.decoder_encoder.layer"),
+    ),
     "transformers 5 in memory": ("vit_mae_transformers", lambda s: transformers_in_memory(with_decoder(s))),
     "transformers encoder": ("vit_mae_transformers", lambda s: without(transformers(s), "vit.")),
     "mmpretrain": ("vit_mae_mmpretrain", lambda s: mmpretrain(with_decoder(s))),
@@ -206,7 +223,9 @@ def test_a_classifier_behind_mean_pooling_is_carried_over(kind: str, tmp_path: P
     assert tuple(about["pretrained_cfg"]["input_size"]) == (3, 64, 64)
     assert all(torch.equal(written[n], t) for n, t in state.items() if n not in ("pos_embed", "cls_token"))
     assert same(written, converted(state, tmp_path))
-    assert same(converted(rename(state), tmp_path, "--num-classes", 0), {n: t for n, t in written.items() if "head." not in n})
+    assert same(
+        converted(rename(state), tmp_path, "--num-classes", 0), {n: t for n, t in written.items() if "head." not in n}
+    )
 
 
 @pytest.mark.parametrize("kind", ENCODERS | FINETUNED)
@@ -214,7 +233,7 @@ def test_every_layout_is_one_and_only_one(kind: str) -> None:
     for kinds, state in ((ENCODERS, plain()), (FINETUNED, plain(num_classes=5, global_pool="avg"))):
         if kind in kinds:
             layout, rename = kinds[kind]
-            assert [table.name for table in LAYOUTS if table.fits(rename(state))] == [layout]
+            assert [table.name for table in all_layouts() if table.fits(rename(state))] == [layout]
 
 
 def test_what_conversion_writes_converts_again(tmp_path: Path) -> None:
@@ -273,11 +292,11 @@ PUBLISHED = {
 
 def base(state: State) -> None:
     """Fit a checkpoint to hpvit_base, without memory for either."""
-    native = to_native(state, "hpvit")
+    native = family_named("hpvit").native(state)
     classes = len(native.state["head.weight"]) if "head.weight" in native.state else 0
-    with torch.device("meta"):
+    with without_memory():
         model = timm.create_model("hpvit_base", num_classes=classes)
-    check_fits(hpvit.adapt(native, model), model.state_dict(), model="hpvit_base")
+    check_fits(hpvit.FAMILY.adapt(native, model), model.state_dict(), model="hpvit_base")
 
 
 @pytest.mark.parametrize(("case", "layout"), PUBLISHED.items())
@@ -285,7 +304,7 @@ def test_published_files_are_converted_completely(case: str, layout: str) -> Non
     def state() -> State:
         return {name: torch.zeros(1).expand(shape) for name, shape in golden(case).about["manifest"].items()}
 
-    assert recognise(state(), "hpvit").name == layout
+    assert family_named("hpvit").layout_of(state()).name == layout
     base(state())
     name = next(n for n in state() if re.search(r"\.3\..*(mlp\.fc1|intermediate\.dense)\.weight", n))
     native = "blocks.3.mlp.fc1.weight"
@@ -303,11 +322,13 @@ def test_published_files_are_converted_completely(case: str, layout: str) -> Non
 def test_a_part_of_a_join_is_refused_by_its_own_name() -> None:
     key = "vit.encoder.layer.2.attention.attention.key.weight"
     state = transformers(plain())
-    with pytest.raises(ValueError, match=rf"'{key}' is \[95, 96\] in the checkpoint, but '.*query\.weight' is \[96, 96\]"):
-        to_native({**state, key: torch.ones(95, 96)}, "hpvit")
+    with pytest.raises(
+        ValueError, match=rf"'{key}' is \[95, 96\] in the checkpoint, but '.*query\.weight' is \[96, 96\]"
+    ):
+        family_named("hpvit").native({**state, key: torch.ones(95, 96)})
     del state[key]
     with pytest.raises(ValueError, match=rf"tensor '{key}' is missing"):
-        to_native(state, "hpvit")
+        family_named("hpvit").native(state)
 
 
 @pytest.mark.parametrize(
@@ -327,22 +348,24 @@ def test_a_part_of_a_join_is_refused_by_its_own_name() -> None:
 )
 def test_vits_that_compute_something_else_are_refused_with_the_reason(name: str, reason: str) -> None:
     state = plain()
-    state = transformers(state) if name.startswith("vit.") else mmpretrain(state) if name.startswith("backbone.") else state
+    state = (
+        transformers(state) if name.startswith("vit.") else mmpretrain(state) if name.startswith("backbone.") else state
+    )
     with pytest.raises(ValueError, match=rf"tensor '{re.escape(name)}' \[96\].*{reason}"):
-        to_native({**state, name: torch.ones(96)}, "hpvit")
+        family_named("hpvit").native({**state, name: torch.ones(96)})
 
 
 def test_a_classifier_of_the_class_token_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     for kind in ("linear probe", "mmpretrain linear probe"):
         caplog.clear()
         layout, rename = ENCODERS[kind]
-        native = to_native(rename(plain()), "hpvit")
+        native = family_named("hpvit").native(rename(plain()))
         assert not [n for n in native.state if n.startswith("head")]
         [record] = caplog.records
         assert (record.levelname, record.getMessage().partition(":")[0]) == ("WARNING", layout)
         assert "is left out" in record.getMessage()
     caplog.clear()
-    to_native(plain(), "hpvit")
+    family_named("hpvit").native(plain())
     assert not caplog.records
 
 
@@ -354,7 +377,11 @@ def test_a_classifier_of_the_class_token_is_left_out_with_a_warning(caplog: pyte
         ("MAE encoder", "mae", "masked autoencoding (MAE)"),
         ("MAE encoder", "dino", "not MAE (tag dino), which the paper builds on"),
         ("class token classifier", "augreg_in21k", "not MAE (tag augreg_in21k), which the paper builds on"),
-        ("class token classifier", "", "not MAE (the source has a classifier of the class token), which the paper builds on"),
+        (
+            "class token classifier",
+            "",
+            "not MAE (the source has a classifier of the class token), which the paper builds on",
+        ),
         ("MAE encoder", "", "not stated in the source; the paper builds on MAE"),
     ],
 )
@@ -389,7 +416,9 @@ def test_the_class_token_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
     command(tmp_path / "out", "--model", "hpvit_atto", "-o", tmp_path / "again", "--verify")
     assert same(written, load_file(tmp_path / "again" / "model.safetensors"))
     source = {"state_dict": plain(), "num_classes": 0}
-    model = timm.create_model("hpvit_atto", pretrained=True, pretrained_cfg_overlay=source, num_classes=0, class_token=True)
+    model = timm.create_model(
+        "hpvit_atto", pretrained=True, pretrained_cfg_overlay=source, num_classes=0, class_token=True
+    )
     assert same(dict(model.state_dict()), written)
 
 
@@ -398,18 +427,19 @@ def test_the_class_token_can_be_kept(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_published_fine_tuned_weights_give_the_published_outputs() -> None:
     """Through the layout into timm's plain ViT, and into an HPViT without pooling that keeps the class token."""
     case = golden("vit_base_mae_ft")
-    native = to_native(case.state(), "hpvit", class_token=True)
+    native = family_named("hpvit").native(case.state(), args={"class_token": True})
     shape: dict[str, Any] = {"depths": (12,), "patch_stride": 16, "window_size": 0, "class_token": True}
-    flat: Any = timm.create_model("hpvit_base", num_classes=1000, **shape).eval()
-    flat.load_state_dict(native.state)
+    with without_memory():
+        flat: Any = timm.create_model("hpvit_base", num_classes=1000, **shape).eval()
+        bare = timm.create_model("hpvit_base", num_classes=1000, **{**shape, "class_token": False}).eval()
+    flat.load_state_dict(native.state, assign=True)
     plain_vit = _plain_vit(native, flat)
     tokens, images = plain_vit.forward_features(case.images()), case.images()
     torch.testing.assert_close(ends(tokens, 8), case.outputs["tokens"], **case.tolerance)
     torch.testing.assert_close(plain_vit.forward_head(tokens), case.outputs["pooled"], **case.tolerance)
     torch.testing.assert_close(flat(images), case.outputs["logits"], **case.tolerance)
     # Negative controls: the token dropped; one row of a weight in the wrong place.
-    bare = timm.create_model("hpvit_base", num_classes=1000, **{**shape, "class_token": False}).eval()
-    bare.load_state_dict(to_native(case.state(), "hpvit").state)
+    bare.load_state_dict(family_named("hpvit").native(case.state()).state, assign=True)
     assert differs(bare(images), case.outputs["logits"], case.tolerance)
     flat.blocks[5].attn.proj.weight.copy_(flat.blocks[5].attn.proj.weight.roll(1, 0))
     assert differs(flat(images), case.outputs["logits"], case.tolerance)
@@ -421,24 +451,24 @@ def test_how_near_the_features_still_are_is_said(tmp_path: Path, capsys: pytest.
     def said(*more: object) -> float:
         converted(plain(), tmp_path, "--verify", *more)
         [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("cosine similarity")]
-        return float(re.search(r"pictures: (\S+) at 1/16", line)[1])  # type: ignore[index]
+        return float(re.search(r"images: (\S+) at 1/16", line)[1])  # type: ignore[index]
 
-    assert -1 <= said("--pictures", PICTURES / "cat") < 0.99
+    assert -1 <= said("--images", IMAGES / "cat") < 0.99
     assert said() != said("--pool", "conv", "--window-size", 4)
     model: Any = timm.create_model("hpvit_atto", depths=(6,), patch_stride=16, class_token=True, num_classes=0)
-    model.load_state_dict(hpvit.adapt(to_native(plain(), "hpvit", class_token=True), model))
-    assert "block 6, on 2 pictures: 1.000 at 1/16" in hpvit.similarity(plain(), model, torch.randn(2, 3, 64, 64))
+    model.load_state_dict(hpvit.FAMILY.adapt(family_named("hpvit").native(plain(), args={"class_token": True}), model))
+    assert "block 6, on 2 images: 1.000 at 1/16" in hpvit.similarity(plain(), model, torch.randn(2, 3, 64, 64))
     assert hpvit.similarity(dict(model.state_dict()), model, torch.randn(2, 3, 64, 64)) == ""
 
 
-def test_pictures_on_which_nothing_is_compared_are_refused(tmp_path: Path) -> None:
+def test_images_on_which_nothing_is_compared_are_refused(tmp_path: Path) -> None:
     """An HPViT that is one already, and a family that has no such question."""
     converted(plain(), tmp_path)
     torch.save(timm.create_model("hivit_atto", num_classes=0).state_dict(), tmp_path / "hivit.pth")
     for source, arch in ((tmp_path / "out", "hpvit_atto"), (tmp_path / "hivit.pth", "hivit_atto")):
         command(source, "--model", arch, "-o", tmp_path / arch, "--verify")
-        with pytest.raises(ValueError, match=r"--pictures .*cat: of this source --verify compares nothing on pictures"):
-            command(source, "--model", arch, "-o", tmp_path / "refused", "--verify", "--pictures", PICTURES / "cat")
+        with pytest.raises(ValueError, match=r"--images .*cat: of this source --verify compares nothing on images"):
+            command(source, "--model", arch, "-o", tmp_path / "refused", "--verify", "--images", IMAGES / "cat")
     assert not (tmp_path / "refused").exists()
 
 
@@ -467,18 +497,23 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
         (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
         (["--model", "hivit_atto"], "which is no hivit checkpoint"),
         (["--model", "hpvit_atto", "--window-size", "-3"], "window_size=-3 must be at least 1"),
-        (["--model", "hivit_atto", "--class-token"], "--class-token is nothing that a conversion to hivit_atto can choose"),
-        (["--model", "hpvit_atto", "--pictures", "here"], "--pictures here belongs to --verify"),
+        (
+            ["--model", "hivit_atto", "--class-token"],
+            "--class-token is nothing that a conversion to hivit_atto can choose",
+        ),
+        (["--model", "hpvit_atto", "--images", "here"], "--images here belongs to --verify"),
         (["--model", "hivit_atto", "--window-size", "7"], "--window-size is nothing"),
         (["--install", "hpvit_base.mae_in1k", "--pool", "conv"], "leave out --pool"),
         (["--model", "hpvit_atto", "--mae"], "holds no decoder"),
         (["--model", "hpvit_base"], r"'blocks\.6\.norm1\.weight' .* is missing"),
     ],
 )
-def test_bad_choices_are_one_line(tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_choices_are_one_line(
+    tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save(plain(), tmp_path / "plain.pth")
     with pytest.raises(SystemExit) as stop:
-        run(lambda: command(tmp_path / "plain.pth", "-o", tmp_path / "out", *args))
+        run_command(lambda: command(tmp_path / "plain.pth", "-o", tmp_path / "out", *args))
     [line] = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2
     assert re.search(message, line), line
@@ -499,9 +534,9 @@ def test_trained_pooling_does_not_become_an_average(tmp_path: Path) -> None:
 
 def test_what_conversion_promises_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative controls: a pooling that is no mean, and other heads than those of the plain ViT."""
-    native = to_native(plain(), "hpvit")
+    native = family_named("hpvit").native(plain())
     model = timm.create_model("hpvit_atto", pool="conv", num_classes=0)
-    model.load_state_dict(hpvit.adapt(native, model))
+    model.load_state_dict(hpvit.FAMILY.adapt(native, model))
     assert "equals averaging" in hpvit.verify(native, model)
     model.pools[0].weight.data[0] = 0.5
     with pytest.raises(ValueError, match="pool='conv' computes something else than pool='avg'"):
@@ -517,7 +552,7 @@ def test_what_conversion_promises_is_checked(monkeypatch: pytest.MonkeyPatch) ->
         hpvit.verify(native, model)
 
 
-def test_half_precision_and_gray_pictures(tmp_path: Path) -> None:
+def test_half_precision_and_gray_images(tmp_path: Path) -> None:
     written = converted(plain(in_chans=1), tmp_path, "--dtype", "bfloat16", "--pool", "conv", "--verify")
     assert {t.dtype for t in written.values()} == {torch.bfloat16}
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).in_chans == 1
@@ -533,16 +568,18 @@ def test_safetensors_and_state_dict_keys_are_read_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_published_file_of_the_base_size_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """MAE's fine-tuned classifier, values made up: command, verification, timm, one picture."""
+    """MAE's fine-tuned classifier, values made up: command (small images: faster), verification, timm, one image."""
     case = golden("vit_base_mae_ft")
-    case.publish(tmp_path / "mae_finetuned_vit_base.pth")
-    command(
-        tmp_path / "mae_finetuned_vit_base.pth", "--model", "hpvit_base", "--pool", "conv", "-o", tmp_path / "out", "--verify"
-    )
+    file = tmp_path / "mae_finetuned_vit_base.pth"
+    case.publish(file)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "0000.jpg").symlink_to(IMAGES / "cat" / "0000.jpg")
+    args = ("--model", "hpvit_base", "--pool", "conv", "--img-size", 112, "-o", tmp_path / "out")
+    command(file, *args, "--verify", "--images", tmp_path / "one")
     assert "features are those of the plain ViT without class token" in capsys.readouterr().out
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     state = case.state()
     assert torch.equal(model.head.weight, state["head.weight"])
     assert torch.equal(model.blocks[11].mlp.fc2.weight, state["blocks.11.mlp.fc2.weight"])
     with torch.inference_mode():
-        assert torch.isfinite(model(torch.randn(1, 3, 224, 224))).all()
+        assert torch.isfinite(model(torch.randn(1, 3, 112, 112))).all()

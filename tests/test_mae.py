@@ -25,9 +25,12 @@ from .golden.case import Case, differs, ends, golden
 PUBLISHED = {"mae_hivit_base": "hivit_base", "mae_vit_base": "vit_base_patch16_224"}
 SMALL: dict[str, Any] = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": 1}
 TOYS = {
-    "hivit": ("hivit_atto", {}),
-    "hivit not square": ("hivit_atto", {"img_size": (64, 96), "in_chans": 1}),
-    "green": ("green_swin_atto", {"img_size": (64, 128), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "depths": (2, 1, 1, 1)}),
+    "hivit": ("hivit_atto", {"depths": (1, 1, 2)}),
+    "hivit not square": ("hivit_atto", {"img_size": (64, 96), "in_chans": 1, "depths": (1, 1, 2)}),
+    "green": (
+        "green_swin_atto",
+        {"img_size": (64, 128), "embed_dim": 16, "num_heads": (1, 1, 2, 2), "depths": (2, 1, 1, 1)},
+    ),
     "vit": ("vit_tiny_patch16_224", {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}),
     "vit without class token": (
         "vit_tiny_patch16_224",
@@ -41,23 +44,28 @@ TOYS = {
 # ---- parity
 
 
-@pytest.fixture(scope="module", params=PUBLISHED.items(), ids=PUBLISHED)
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, MaskedAutoencoder]:
-    """A published file through ``convert --mae`` and ``create_mae(checkpoint=...)``."""
-    case, arch = request.param
-    folder: Path = tmp_path_factory.mktemp(case)
-    golden(case).publish(folder / "published.pth")
+@pytest.fixture(scope="module", params=PUBLISHED)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published file, and what the command makes of it with its decoder."""
+    folder: Path = tmp_path_factory.mktemp("published") / request.param
+    folder.mkdir()
+    golden(folder.name).publish(folder / "published.pth")
+    arch = PUBLISHED[folder.name]
     convert.main([str(folder / "published.pth"), "--model", arch, "--mae", "-o", str(folder / "out"), "--verify"])
-    return golden(case), create_mae(arch, checkpoint=folder / "out").eval()
+    return folder
 
 
-@pytest.mark.parametrize(("case", "layout"), [("mae_hivit_base", "hivit_mae"), ("mae_vit_base", "vit_mae")])
-def test_published_files_come_back_as_they_were(case: str, layout: str, tmp_path: Path) -> None:
-    arch, published, back = PUBLISHED[case], tmp_path / "published.pth", tmp_path / "back.pth"
-    golden(case).publish(published)
-    convert.main([str(published), "--model", arch, "--mae", "-o", str(tmp_path / "out")])
-    convert.main([str(tmp_path / "out"), "--model", arch, "--to", layout, "-o", str(back)])
-    before, after = (read_checkpoint(path).state for path in (published, back))
+@pytest.fixture(scope="module")
+def published(folder: Path) -> tuple[Case, MaskedAutoencoder]:
+    """A published file through ``convert --mae`` and ``create_mae(checkpoint=...)``."""
+    return golden(folder.name), create_mae(PUBLISHED[folder.name], checkpoint=folder / "out").eval()
+
+
+def test_published_files_come_back_as_they_were(folder: Path, tmp_path: Path) -> None:
+    arch, back = PUBLISHED[folder.name], tmp_path / "back.pth"
+    layout = {"mae_hivit_base": "hivit_mae", "mae_vit_base": "vit_mae"}[folder.name]
+    convert.main([str(folder / "out"), "--model", arch, "--to", layout, "-o", str(back)])
+    before, after = (read_checkpoint(path).state for path in (folder / "published.pth", back))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -87,7 +95,9 @@ def test_stored_outputs_are_reproduced(published: tuple[Case, MaskedAutoencoder]
         )
 
 
-@pytest.mark.parametrize("name", ["encoder.patch_embed.proj.weight", "decoder.mask_token", "decoder.blocks.5.mlp.fc2.weight"])
+@pytest.mark.parametrize(
+    "name", ["encoder.patch_embed.proj.weight", "decoder.mask_token", "decoder.blocks.5.mlp.fc2.weight"]
+)
 @torch.inference_mode()
 def test_a_perturbed_weight_is_noticed(published: tuple[Case, MaskedAutoencoder], name: str) -> None:
     """Negative control."""
@@ -101,11 +111,11 @@ def test_a_perturbed_weight_is_noticed(published: tuple[Case, MaskedAutoencoder]
         parameter.copy_(before)
 
 
-def test_plain_vits_are_written_with_the_preprocessing_of_mae(tmp_path: Path) -> None:
+def test_plain_vits_are_written_with_the_preprocessing_of_mae(folder: Path) -> None:
     """timm's default for the architecture normalises with 0.5, which MAE's weights do not want."""
-    golden("mae_vit_base").publish(tmp_path / "mae.pth")
-    convert.main([str(tmp_path / "mae.pth"), "--model", "vit_base_patch16_224", "-o", str(tmp_path / "out")])
-    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    if PUBLISHED[folder.name] != "vit_base_patch16_224":
+        pytest.skip("no plain ViT")
+    model = timm.create_model(f"local-dir:{folder / 'out'}", pretrained=True)
     assert tuple(model.pretrained_cfg["mean"]) == IMAGENET_DEFAULT_MEAN
     assert model.num_classes == 0
 
@@ -117,8 +127,7 @@ def test_plain_vits_are_written_with_the_preprocessing_of_mae(tmp_path: Path) ->
 def mae(request: pytest.FixtureRequest) -> MaskedAutoencoder:
     """With a decoder of toy size."""
     name, kwargs = request.param
-    whole = create_mae(name, **kwargs)
-    return MaskedAutoencoder(whole.encoder, replace(whole.recipe, depth=2, dim=64, heads=4))
+    return create_mae(name, recipe={"depth": 2, "dim": 64, "heads": 4}, **kwargs)
 
 
 def images_for(mae: MaskedAutoencoder, batch: int = 2) -> Tensor:
@@ -130,7 +139,9 @@ def images_for(mae: MaskedAutoencoder, batch: int = 2) -> Tensor:
 def test_the_encoder_is_what_timm_builds(request: pytest.FixtureRequest, mae: MaskedAutoencoder) -> None:
     name, kwargs = request.node.callspec.params["mae"]
     encoder = timm.create_model(name, num_classes=0, **mae.recipe.encoder, **kwargs)
-    assert {n: t.shape for n, t in mae.encoder.state_dict().items()} == {n: t.shape for n, t in encoder.state_dict().items()}
+    assert {n: t.shape for n, t in mae.encoder.state_dict().items()} == {
+        n: t.shape for n, t in encoder.state_dict().items()
+    }
     assert {name.partition(".")[0] for name in mae.state_dict()} - {"fusion"} == {"encoder", "decoder"}
 
 
@@ -140,7 +151,9 @@ def test_shapes_and_masks(mae: MaskedAutoencoder) -> None:
     tokens = [u * t for u, t in zip(mae.layout.units, mae.layout.stages[-1].tokens, strict=True)]
     assert out.loss.shape == ()
     assert out.loss.dtype == torch.float32
-    assert out.pred.shape == mae.target(images).shape == (2, math.prod(tokens), mae.layout.stride[-1] ** 2 * mae.in_chans)
+    assert (
+        out.pred.shape == mae.target(images).shape == (2, math.prod(tokens), mae.layout.stride[-1] ** 2 * mae.in_chans)
+    )
     assert out.keep.shape == (2, int(mae.units * (1 - mae.recipe.mask_ratio)))
     hidden = torch.ones(2, mae.units, dtype=torch.bool).scatter(1, out.keep, False).unflatten(1, mae.layout.units)
     for axis, repeats in enumerate(mae.layout.stages[-1].tokens, 1):
@@ -212,7 +225,9 @@ def test_reconstruction_shows_the_visible_and_undoes_the_normalisation(mae: Mask
 
 
 @pytest.mark.slow
-def test_forward_and_backward_are_one_graph(mae: MaskedAutoencoder) -> None:
+def test_forward_and_backward_are_one_graph(request: pytest.FixtureRequest, mae: MaskedAutoencoder) -> None:
+    if "hivit not square" in request.node.name:
+        pytest.skip("the graph is that of the square one, with other numbers")
     images, keep = images_for(mae), random_keep(2, mae.units, mae.kept)
     expected = mae(images, keep).loss
     expected.backward()
@@ -268,7 +283,11 @@ def toy_file(tmp_path: Path) -> Path:
     state = {n.removeprefix("encoder."): t for n, t in mae.encoder.state_dict().items() if not n.startswith("fc_norm")}
     for name, tensor in mae.state_dict().items():
         if not name.startswith("encoder."):
-            old = name.replace("fusion.norm", "norm").replace("decoder.mask_token", "mask_token").replace("decoder.", "decoder_")
+            old = (
+                name.replace("fusion.norm", "norm")
+                .replace("decoder.mask_token", "mask_token")
+                .replace("decoder.", "decoder_")
+            )
             state[old] = tensor
     torch.save({"model": state}, tmp_path / "mae.pth")
     return tmp_path / "mae.pth"
@@ -301,7 +320,9 @@ def test_pretrained_encoders_keep_their_weights(family: str) -> None:
     found = mae.encoder.state_dict()
     assert found.keys() <= encoder.state_dict().keys()
     assert all(torch.equal(tensor, encoder.state_dict()[key]) for key, tensor in found.items())
-    assert not torch.equal(create_mae(name, **kwargs).encoder.blocks[-1].mlp.fc1.weight, mae.encoder.blocks[-1].mlp.fc1.weight)
+    assert not torch.equal(
+        create_mae(name, **kwargs).encoder.blocks[-1].mlp.fc1.weight, mae.encoder.blocks[-1].mlp.fc1.weight
+    )
 
 
 def test_decoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -333,4 +354,6 @@ def test_conv_fusion_sums_the_levels_of_each_unit() -> None:
         token = first.bias + second.bias + stages[2][1, 2, 1, 0]
         token = token + torch.einsum("yxc,ocyx->o", stages[0][1, 2, 4:8, 0:4], first.weight)
         token = token + torch.einsum("yxc,ocyx->o", stages[1][1, 2, 2:4, 0:2], second.weight)
-        torch.testing.assert_close(found[1, 2, 2], nn.functional.layer_norm(token, (7,), eps=1e-6), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found[1, 2, 2], nn.functional.layer_norm(token, (7,), eps=1e-6), rtol=1e-4, atol=1e-4
+        )

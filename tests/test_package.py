@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import types
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,11 @@ import torch
 from timm.models import _registry
 
 import hiermim_zoo
-from hiermim_zoo import cards, manifest
-from hiermim_zoo.registry import register
+from hiermim_zoo import cards
+from hiermim_zoo.checkpoints import manifest
+from hiermim_zoo.commands.front_door import VERBS
+from hiermim_zoo.models.family import family_named
+from hiermim_zoo.models.recipes import Rows
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +55,8 @@ before = set(sys.modules)
 import hiermim_zoo
 new = {name.partition(".")[0] for name in set(sys.modules) - before}
 heavy = {n for n in new if not n.startswith("_") and n not in sys.stdlib_module_names}
-allowed = {"hiermim_zoo", "tomli", "requests", "urllib3", "certifi", "charset_normalizer", "chardet", "idna", "simplejson"}
+allowed = {"hiermim_zoo", "tomli", "requests"}
+allowed |= {"urllib3", "certifi", "charset_normalizer", "chardet", "idna", "simplejson"}  # of requests
 assert heavy <= allowed, heavy - allowed
 names = timm.list_models()
 import importlib
@@ -57,7 +64,8 @@ for name in [n for n in sys.modules if n.startswith("hiermim_zoo.models")] + ["h
     importlib.reload(sys.modules[name])
 assert timm.list_models() == names
 for family in ("hivit", "hpvit", "hiera", "green"):  # timm has a module of the last name, too
-    ours = [name for name in timm.list_models(module=family) if timm.model_entrypoint(name).__module__.startswith("hiermim")]
+    names = timm.list_models(module=family)
+    ours = [name for name in names if timm.model_entrypoint(name).__module__.startswith("hiermim")]
     assert ours == sorted(hiermim_zoo.list_models(family))
 """
     done = python(code, tmp_path)
@@ -75,7 +83,7 @@ def entrypoint(name: str) -> types.FunctionType:
 def test_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     resnet = timm.models.model_entrypoint("resnet18")
     with pytest.raises(ValueError, match=r"'resnet18' is taken: timm\.models\.resnet registered it"):
-        register(entrypoint("resnet18"))
+        replace(family_named("hivit"), variants={"resnet18": {}}, fine_tuning=Rows()).register(entrypoint("resnet18"))
     assert timm.models.model_entrypoint("resnet18") is resnet
 
 
@@ -86,7 +94,9 @@ def test_no_name_of_ours_is_timms() -> None:
 
 def test_list_models_filters() -> None:
     everything = hiermim_zoo.list_models()
-    assert everything == [name for family in ("hivit", "hpvit", "hiera", "green") for name in hiermim_zoo.list_models(family)]
+    assert everything == [
+        name for family in ("hivit", "hpvit", "hiera", "green") for name in hiermim_zoo.list_models(family)
+    ]
     tags = hiermim_zoo.list_models(pretrained=True)
     assert tags == list(manifest.records())
     assert hiermim_zoo.list_models(pretrained=True, license="apache-2.0") == [
@@ -114,7 +124,9 @@ def test_list_models_filters() -> None:
 
 def test_tags_come_from_the_manifest_alone() -> None:
     registered = {
-        name for name in _registry._model_pretrained_cfgs if name.partition(".")[0] in hiermim_zoo.list_models() and "." in name
+        name
+        for name in _registry._model_pretrained_cfgs
+        if name.partition(".")[0] in hiermim_zoo.list_models() and "." in name
     }
     assert registered == set(manifest.records())
     for row in manifest.records().values():
@@ -165,43 +177,103 @@ assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 # ---- the documents
 
 
-def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+ROOMS = ("docs", "examples", "hiermim_zoo", "tests", "weights")
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *PAGES]
+LONGEST = 120  # characters of a line
 
 
-def test_the_readmes_snippets_run_in_order() -> None:
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """What stands in the fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
+
+
+def run_blocks(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Run the Python of a page in one scope, in a folder that has the examples in it."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(folder)
     scope: dict[str, object] = {}
-    assert len(snippets()) == 5
-    for code in snippets():
-        exec(code, scope)
+    for code in blocks(page, "python"):
+        exec(compile(code, str(page), "exec"), scope)
+    return scope
+
+
+def test_the_readmes_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(blocks(README, "python")) == 3
+    scope = run_blocks(README, tmp_path, monkeypatch)
     assert scope["logits"].shape == (1, 10)  # type: ignore[attr-defined]
 
 
-def test_the_readmes_commands_exist() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in re.findall(r"^make (\w+)", readme, re.MULTILINE))
-    for command in set(re.findall(r"python -m hiermim_zoo\.(\w+)", readme)):
-        assert (ROOT / "hiermim_zoo" / f"{command}.py").is_file(), command
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+def test_the_snippets_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_blocks(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+def test_commands_that_are_named_exist(page: Path) -> None:
+    targets = re.findall(r"(?:^|`)make (\w+)", read(page), re.MULTILINE)
+    assert set(targets) <= set(re.findall(r"^(\w+):", read(ROOT / "Makefile"), re.MULTILINE))
+    assert set(re.findall(r"(?:python -m hiermim_zoo\.|`hiermim )(\w+)", read(page))) <= set(VERBS)
+
+
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if blocks(page, "bash")], ids=lambda page: page.stem)
+def test_command_lines_of_a_page_are_understood(page: Path) -> None:
+    """Every option is one of the command, has a value of its kind, and goes with the others."""
+    for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        for i in [i for i, word in enumerate(words) if word.startswith("hiermim_zoo.")]:
+            importlib.import_module(words[i]).VERB.parse(words[i + 1 :])
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(read(README).splitlines()) <= 200
+    assert set(re.findall(r"\]\((docs/\w+\.md)", read(README))) == {f"docs/{page.name}" for page in PAGES}
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", read(page)):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+    for path in re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]+)`", read(page)):
+        assert (ROOT / path).exists(), path
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", read(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_readmes_tree_is_the_disks() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tree = readme.partition("<!-- tree -->\n```text\n")[2].partition("```")[0]
+    tree = read(README).partition("<!-- tree -->\n```text\n")[2].partition("```")[0]
     listed: set[str] = set()
     folders: list[str] = []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 4, line.split()[0]
+        assert name.endswith("/"), f"{name} is no folder"
         folders = [*folders[:depth], name.rstrip("/")]
         listed.add("/".join(folders))
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    if not tracked:
-        pytest.skip("not a git checkout")
-    assert all((ROOT / path).exists() for path in listed)
-    opened = {path for path in listed if any(other.startswith(path + "/") for other in listed)}
-    opened |= {str(parent) for path in listed for parent in Path(path).parents}
-    missing = [f for f in tracked if f not in listed and not any(f.startswith(p + "/") for p in listed - opened)]
-    assert [f for f in missing if not f.endswith("__init__.py") and f != ".gitignore"] == []
+    files = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*") if path.is_file()]
+    found = {str(folder) for file in files if "__pycache__" not in file.parts for folder in file.parents[:-1]}
+    assert listed == {folder for folder in found if not folder.startswith("examples/pictures/")}
+
+
+def test_no_line_is_too_long() -> None:
+    python = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    lines = [(path, line) for path in python for line in read(path).splitlines()]
+    written = [*ROOT.glob("*.md"), *PAGES, *(ROOT / "examples").rglob("*.md")]
+    for page in (page for page in written if page.name != "MODEL_CARDS.md"):  # which is generated
+        prose = (line for line in read(page).splitlines() if not line.startswith("|"))
+        lines += [(page, re.sub(r"https?://[^\s)>]+", "", line)) for line in prose]
+    assert [f"{path.relative_to(ROOT)}: {line}" for path, line in lines if len(line) > LONGEST] == []
 
 
 def test_the_generated_documents_are_current(tmp_path: Path) -> None:
@@ -214,52 +286,3 @@ def test_the_generated_documents_are_current(tmp_path: Path) -> None:
     cards.main(["--root", str(tmp_path)])
     for name in ("README.md", "MODEL_CARDS.md"):
         assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
-
-
-# ---- the shape of the code
-
-LEVELS = [
-    {"version", "protocol", "geometry", "masking", "registry", "writing"},
-    {"manifest"},
-    {"layers", "checkpoints"},
-    {"build"},
-    {"models"},
-    {
-        "cli",
-        "mae",
-        "measure",
-        "peers",
-        "detection",
-        "data",
-        "moving",
-        "videos",
-        "clips",
-        "distributed",
-        "optim",
-        "resume",
-        "journal",
-    },
-    {"probe", "finetune", "labelled"},
-    {"reconstruct", "__init__"},
-    {"watch"},
-    {"verify"},
-    {"convert", "extract", "cards", "benchmark", "pretrain", "evaluate"},
-]
-
-
-def test_imports_point_down_only() -> None:
-    level = {name: i for i, names in enumerate(LEVELS) for name in names}
-    for path in (ROOT / "hiermim_zoo").rglob("*.py"):
-        parts = path.relative_to(ROOT / "hiermim_zoo").with_suffix("").parts
-        for dots, target in re.findall(r"^\s*from (\.+)([\w.]*) import", path.read_text(encoding="utf-8"), re.MULTILINE):
-            package = parts[: len(parts) - len(dots)]
-            full = [*package, *filter(None, target.split("."))]
-            names = full[:1] or re.findall(rf"^from {re.escape(dots)} import (.+)$", path.read_text(), re.MULTILINE)[0].split(
-                ", "
-            )
-            for name in names:
-                if name in level:
-                    assert level[name] <= level[parts[0]], f"{'/'.join(parts)} imports {name}"
-            if parts[0] == "models" and len(parts) > 1 and parts[1] != "__init__":
-                same = len(full) > 1 and full[1].partition("_")[0] == parts[1].partition("_")[0]  # hpvit_verify.py and hpvit.py
-                assert full[0] != "models" or same, f"family {parts[1]} imports another family"

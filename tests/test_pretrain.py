@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,27 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hiermim_zoo import optim, pretrain, resume
-from hiermim_zoo.journal import read_log
+import hiermim_zoo
+from hiermim_zoo import pretrain
 from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import MAEOutput, MaskedAutoencoder, create_mae
+from hiermim_zoo.training import optimizer as optim
+from hiermim_zoo.training import pretraining, snapshots
+from hiermim_zoo.training.defaults import family_values
+from hiermim_zoo.training.run_log import read_log
 
-MODEL = ("--model", "hivit_atto", "--img-size", "32", "--decoder-depth", "1", "--decoder-dim", "32", "--decoder-heads", "2")
-SHORT = ("--batch-size", "8", "--epochs", "1", "--warmup", "0", "--workers", "0", "--device", "cpu", "--look-every", "0")
+MODEL = shlex.split("--model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2")
+SHORT = shlex.split("--batch-size 8 --epochs 1 --warmup 0 --workers 0 --device cpu --look-every 0")
 SMALL = (*MODEL, *SHORT)
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    """One thread, as the numbers of two may differ in the last bit; and pytest's own answer to signals afterwards."""
-    threads, handlers = torch.get_num_threads(), [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
+def one_thread() -> Iterator[None]:
+    """The numbers of two may differ in the last bit."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-    for number, handler in handlers:
-        signal.signal(number, handler)
 
 
 def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor]:
@@ -48,7 +52,7 @@ def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor
 
 
 def weights(output: Path) -> dict[str, Tensor]:
-    return resume.load(resume.found(output / "checkpoints")[-1])["model"]
+    return snapshots.load(snapshots.found(output / "checkpoints")[-1])["model"]
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -56,13 +60,18 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def command(*argv: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-m"]
+def command(*argv: object, processes: int = 1, of: str = "-m hiermim_zoo.pretrain") -> subprocess.CompletedProcess[str]:
+    start = [sys.executable]
     if processes > 1:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*start, "hiermim_zoo.pretrain", *map(str, argv)], capture_output=True, text=True, env=env, check=False, timeout=300
+        [*start, *of.split(), *map(str, argv)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+        timeout=300,
     )
 
 
@@ -74,11 +83,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs on digits, with looks."""
     output = tmp_path_factory.mktemp("runs") / "out"
     torch.set_num_threads(1)
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
-    argv = ["--batch-size", "64", "--epochs", "2", "--lr", "2e-3", "--look-every", "1", "--log-steps", "5", "--license", "mit"]
-    pretrain.main(["digits", *SMALL, "-o", str(output), *argv])
-    for number, handler in handlers:
-        signal.signal(number, handler)
+    more = shlex.split("--batch-size 64 --epochs 2 --lr 2e-3 --look-every 1 --log-steps 5 --license mit")
+    pretrain.main(["digits", *SMALL, "-o", str(output), *more])
     return output
 
 
@@ -97,7 +103,7 @@ def test_the_log_says_what_a_person_wants_to_know(finished: Path) -> None:
     assert all(note["knn"] > 20 for note in notes if "knn" in note)  # chance is 10
 
 
-def test_pictures_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> None:
+def test_images_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> None:
     drawn = sorted(finished.glob("looks/*.png"))
     assert [path.name for path in drawn] == ["step-00000023.png", "step-00000046.png"]
     first, second = (np.asarray(Image.open(path)) for path in drawn)
@@ -105,8 +111,10 @@ def test_pictures_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> Non
     assert (first != second).any()
 
 
-@pytest.mark.parametrize(("options", "shared"), [((), False), (("--masks", "sample"), False), (("--masks", "batch"), True)])
-def test_pictures_of_a_step_share_a_mask_where_asked(
+@pytest.mark.parametrize(
+    ("options", "shared"), [((), False), (("--masks", "sample"), False), (("--masks", "batch"), True)]
+)
+def test_images_of_a_step_share_a_mask_where_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], shared: bool
 ) -> None:
     seen: list[Tensor] = []
@@ -118,8 +126,9 @@ def test_pictures_of_a_step_share_a_mask_where_asked(
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", noted)
     train(tmp_path / "out", "--img-size", "64", "--steps", "2", *options)
-    (first, second) = (keep for keep in seen if len(keep) == 8)
-    assert bool((first == first[:1]).all()) == bool((second == second[:1]).all()) == shared
+    _, first, second = seen  # before them, one look at what is trained
+    assert len(first) == len(second) == (1 if shared else 8)  # one row: the same for all
+    assert shared or bool((first != first[:1]).any())
     assert not torch.equal(first, second)
     assert create_mae("hivit_atto", checkpoint=tmp_path / "out" / "encoder").recipe.shared_mask == shared
 
@@ -147,31 +156,101 @@ def test_timm_loads_the_encoder_and_create_mae_the_whole(finished: Path) -> None
 def test_the_card_holds_how_the_weights_came_about(finished: Path) -> None:
     card = (finished / "encoder" / "README.md").read_text()
     losses = [note["loss"] for note in read_log(finished) if "loss" in note]
-    for words in ("license: mit", "| data | `digits` |", "| epochs | `2.0` |", f"`{round(losses[-1], 4)}`", "nearest neighbours"):
+    for words in (
+        "license: mit",
+        "| data | `digits` |",
+        "| epochs | `2.0` |",
+        f"`{round(losses[-1], 4)}`",
+        "nearest neighbours",
+    ):
         assert words in card
 
 
 def test_a_finished_run_goes_on_as_the_start_of_another(finished: Path, tmp_path: Path) -> None:
-    started = train(tmp_path / "out", "--checkpoint", finished / "encoder", "--lr", "0", "--weight-decay", "0", "--steps", "1")
+    started = train(
+        tmp_path / "out", "--checkpoint", finished / "encoder", "--lr", "0", "--weight-decay", "0", "--steps", "1"
+    )
     assert largest_difference(started, weights(finished)) == 0
 
 
-def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
-    train(tmp_path / "out", "--steps", "5", "--save-steps", "1", "--keep", "2")
-    assert [resume.step_of(path) for path in resume.found(tmp_path / "out" / "checkpoints")] == [4, 5]
+@pytest.mark.parametrize("option", ["--max-snapshots", "--keep"])  # the second is its old name
+def test_only_the_last_snapshots_stay(tmp_path: Path, option: str) -> None:
+    train(tmp_path / "out", "--steps", "5", "--save-steps", "1", option, "2")
+    assert [snapshots.step_of(path) for path in snapshots.found(tmp_path / "out" / "checkpoints")] == [4, 5]
+
+
+# ---- from Python
+
+TWIN = {
+    "model": "hivit_atto", "img_size": 32, "decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2, "batch_size": 8,
+    "epochs": 1, "warmup": 0, "workers": 0, "device": "cpu", "look_every": 0, "steps": 2, "lr": 1e-2,
+}  # fmt: skip
+
+
+def test_the_second_run_of_a_process_is_what_its_command_is(tmp_path: Path) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert hiermim_zoo.pretrain.run(data="digits", output=tmp_path / "a", **TWIN) == tmp_path / "a" / "encoder"
+    more = {"masks": "batch", "betas": (0.9, 0.98), "model_kwargs": {"mlp_ratio": 3.0}}
+    left = hiermim_zoo.pretrain.run(data="digits", output=tmp_path / "b", **TWIN, **more)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    files = {file.name: file.read_bytes() for file in left.iterdir()}
+    assert {"model.safetensors", "decoder.safetensors", "config.json", "README.md"} == set(files)
+    said = json.loads(files["config.json"])["hiermim_zoo"]["command"]
+    assert said.startswith("python -m hiermim_zoo.pretrain digits --workers 0 --model hivit_atto --img-size 32 32 ")
+    (tmp_path / "b").rename(tmp_path / "c")
+    done = command(*shlex.split(said)[3:])
+    assert done.returncode == 0, done.stderr
+    assert {file.name: file.read_bytes() for file in left.iterdir()} == files
+
+
+def test_a_run_that_is_not_complete_returns_its_snapshot(tmp_path: Path) -> None:
+    left = pretrain.run(data="digits", output=tmp_path, **TWIN, stop_after=1)
+    assert left == snapshots.found(tmp_path / "checkpoints")[0]
+    assert snapshots.step_of(left) == 1
+
+
+def test_a_thread_can_train(tmp_path: Path) -> None:
+    left: list[Path] = []
+    options = {"data": "digits", "output": tmp_path, **TWIN, "workers": 1}
+    thread = threading.Thread(target=lambda: left.append(pretrain.run(**options)))
+    thread.start()
+    thread.join()
+    assert left == [tmp_path / "encoder"]
+
+
+AGAIN = """
+import sys
+import torch.distributed as dist
+import hiermim_zoo
+for output in sys.argv[1:]:
+    hiermim_zoo.pretrain.run(data="digits", output=output, **{TWIN})
+    assert not dist.is_initialized()
+"""
+
+
+@pytest.mark.slow
+def test_processes_part_and_meet_again(tmp_path: Path) -> None:
+    script, outputs = tmp_path / "again.py", [tmp_path / "a", tmp_path / "b"]
+    script.write_text(AGAIN.replace("{TWIN}", repr(TWIN)))
+    done = command(*outputs, processes=2, of=str(script))
+    assert done.returncode == 0, done.stderr
+    assert largest_difference(*map(weights, outputs)) == 0
 
 
 # ---- going on
 
 
 def test_six_steps_are_three_and_three_more_bit_for_bit(tmp_path: Path) -> None:
-    argv = ("--steps", "6", "--lr", "1e-2", "--drop-path", "0.2", "--log-steps", "1")  # drop path: random numbers of the model
+    argv = shlex.split("--steps 6 --lr 1e-2 --drop-path 0.2 --log-steps 1")  # drop path: random numbers of the model
     whole = train(tmp_path / "whole", *argv)
     train(tmp_path / "parts", *argv, "--stop-after", "3")
     assert not (tmp_path / "parts" / "encoder").exists()
     parts = train(tmp_path / "parts", *argv, "--resume", "auto", "--workers", "1")
     assert largest_difference(whole, parts) == 0
-    states = [resume.load(resume.found(tmp_path / run / "checkpoints")[-1])["optimizer"]["state"] for run in ("whole", "parts")]
+    states = [
+        snapshots.load(snapshots.found(tmp_path / run / "checkpoints")[-1])["optimizer"]["state"]
+        for run in ("whole", "parts")
+    ]
     for name, state in states[0].items():
         assert all(torch.equal(value, states[1][name][key]) for key, value in state.items())
     assert [note["step"] for note in read_log(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
@@ -179,7 +258,8 @@ def test_six_steps_are_three_and_three_more_bit_for_bit(tmp_path: Path) -> None:
 
 def test_the_seed_decides(tmp_path: Path) -> None:
     first, again, other = (
-        train(tmp_path / name, "--steps", "3", "--lr", "1e-2", "--seed", seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        train(tmp_path / name, "--steps", "3", "--lr", "1e-2", "--seed", seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert largest_difference(first, again) == 0
     assert largest_difference(first, other) > 1e-3
@@ -196,7 +276,8 @@ def test_a_signal_saves_and_leaves_with_its_code(
     tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train(tmp_path / "whole", "--steps", "6")
-    agree, steps = pretrain.agree, []
+    agree, steps = pretraining.agree_on_step, []
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
     def signalled(*args: Any) -> tuple[float, bool, int]:
         steps.append(len(steps) + 1)
@@ -204,13 +285,15 @@ def test_a_signal_saves_and_leaves_with_its_code(
             os.kill(os.getpid(), number)
         return agree(*args)
 
-    monkeypatch.setattr(pretrain, "agree", signalled)
-    with pytest.raises(SystemExit) as left:
+    monkeypatch.setattr(pretraining, "agree_on_step", signalled)
+    with pytest.raises(pretraining.Stopped) as left:
         train(tmp_path / "out", "--steps", "6")
     assert left.value.code == 128 + number
+    assert left.value.snapshot == snapshots.found(tmp_path / "out" / "checkpoints")[-1]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert f"stopped by {number.name} after step" in capsys.readouterr().err
     assert not (tmp_path / "out" / "encoder").exists()
-    saved = resume.step_of(resume.found(tmp_path / "out" / "checkpoints")[-1])
+    saved = snapshots.step_of(snapshots.found(tmp_path / "out" / "checkpoints")[-1])
     assert saved == len(steps) < 6
     assert largest_difference(train(tmp_path / "out", "--steps", "6", "--resume", "auto"), whole) == 0
 
@@ -220,14 +303,14 @@ import os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
 from hiermim_zoo import pretrain
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 output, kills, *argv = sys.argv[1:]
 chance, killed = random.Random(0), 0
 while True:
     child = os.fork()
     if child == 0:
         try:
-            run(lambda: pretrain.main([*argv, "-o", output, "--resume", "auto"]))
+            run_command(lambda: pretrain.main([*argv, "-o", output, "--resume", "auto"]))
         except SystemExit as error:
             os._exit(error.code)
         os._exit(0)
@@ -245,7 +328,7 @@ while True:
 
 @pytest.mark.slow
 def test_twenty_deaths_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
-    argv = ["digits", *SMALL, "--epochs", "3", "--steps", "300", "--save-steps", "2", "--log-steps", "1", "--lr", "1e-3"]
+    argv = ["digits", *SMALL, *shlex.split("--epochs 3 --steps 300 --save-steps 2 --log-steps 1 --lr 1e-3")]
     whole = command(*argv, "-o", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     killer = subprocess.run(
@@ -267,7 +350,7 @@ def test_twenty_deaths_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tmp_path: Path) -> None:
     output, argv = tmp_path / "out", ("--steps", "3", "--save-steps", "1")
     whole = train(output, *argv)
-    *_, before, last = resume.found(output / "checkpoints")
+    *_, before, last = snapshots.found(output / "checkpoints")
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
@@ -279,7 +362,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tmp_path: Path
 
 def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
     train(tmp_path / "out", "--steps", "1")
-    (only,) = resume.found(tmp_path / "out" / "checkpoints")
+    (only,) = snapshots.found(tmp_path / "out" / "checkpoints")
     only.write_bytes(only.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"is damaged.*there is none before it"):
         train(tmp_path / "out", "--steps", "1", "--resume", "auto")
@@ -306,10 +389,7 @@ def test_another_run_does_not_go_on_here(finished_short: Path, argv: tuple[str, 
 @pytest.fixture(scope="module")
 def finished_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "short"
-    handlers = [(n, signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM)]
     train(output, "--steps", "3")
-    for number, handler in handlers:
-        signal.signal(number, handler)
     return output
 
 
@@ -319,7 +399,7 @@ def test_export_on_demand(tmp_path: Path) -> None:
     trained = train(tmp_path / "out", "--steps", "4", "--resume", "auto", "--export-only")
     exported = load_file(tmp_path / "out" / "encoder" / "model.safetensors")
     assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in exported.items())
-    assert [resume.step_of(path) for path in resume.found(tmp_path / "out" / "checkpoints")] == [2]
+    assert [snapshots.step_of(path) for path in snapshots.found(tmp_path / "out" / "checkpoints")] == [2]
 
 
 # ---- several processes
@@ -355,7 +435,9 @@ def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("masks", ["batch", "sample"])
-def test_plans_are_made_by_the_workers_and_change_nothing(tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_are_made_by_the_workers_and_change_nothing(
+    tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole run at once, and in two halves whose workers plan: bit for bit."""
     made, pack = [], groups.METHODS["pack"]
     monkeypatch.setitem(groups.METHODS, "pack", lambda keep, geometry: made.append(len(keep)) or pack(keep, geometry))
@@ -368,17 +450,17 @@ def test_plans_are_made_by_the_workers_and_change_nothing(tmp_path: Path, masks:
     assert len(made) == patterns
     resumed = train(tmp_path / "halves", *argv, "--resume", "auto", "--workers", "2")
     assert largest_difference(whole, resumed) == 0
-    monkeypatch.setattr(pretrain, "planned_ahead", lambda *args: None)
+    monkeypatch.setattr(pretraining, "planned_ahead", lambda *args: None)
     assert largest_difference(whole, train(tmp_path / "late", *argv)) == 0
 
 
 # ---- what is not finite
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_listed(
+def test_a_step_that_is_not_finite_is_skipped_and_its_images_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    agree, calls = pretrain.agree, []
+    agree, calls = pretraining.agree_on_step, []
 
     def second_is_bad(loss: Tensor, norm: Tensor, *args: Any) -> tuple[float, bool, int]:
         calls.append(loss)
@@ -387,9 +469,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_its_pictures_listed(
     folder = tmp_path / "pictures"
     folder.mkdir()
     for i in range(16):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(
+            folder / f"{i:02d}.png"
+        )
     before = train(tmp_path / "short", "--steps", "2", "--epochs", "2", "--stop-after", "1", data=str(folder))
-    monkeypatch.setattr(pretrain, "agree", second_is_bad)
+    monkeypatch.setattr(pretraining, "agree_on_step", second_is_bad)
     after = train(tmp_path / "out", "--steps", "2", "--epochs", "2", data=str(folder))
     assert largest_difference(before, after) == 0  # the second step changed nothing
     (listed,) = (tmp_path / "out" / "nonfinite").iterdir()
@@ -439,14 +523,15 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
     ("argv", "words"),
     [
         (("--model", "hivit_huge"), "'hivit_huge' is unknown.*did you mean"),
-        (("--model", "resnet18"), "resnet18.*no recipe.*hivit"),
-        (("--mask-ratio", "1.5"), "mask_ratio=1.5"),
-        (("--mask-ratio", "0"), "mask_ratio=0.0"),
+        (("--model", "resnet18"), "resnet18 is a model of timm.*not of this package"),
+        (("--mask-ratio", "1.5"), "--mask-ratio 1.5"),
+        (("--mask-ratio", "0"), "--mask-ratio 0"),
+        (("--mask-ratio", "0.9"), "mask_ratio=0.9 keeps 0 of 4 units"),
         (("--img-size", "40"), "--img-size 40 40 is not a whole number of mask units; 48 x 48 is"),
         (("--img-size", "8"), "8"),
         (("--img-size", "32", "32", "32"), "--img-size 32 32 32: one number, or height and width"),
         (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
-        (("--batch-size", "5000"), "batch of 5000 is more than the 1497 pictures"),
+        (("--batch-size", "5000"), "batch of 5000 is more than the 1497 images"),
         (("--decoder-dim", "30"), "width 30"),
         (("--warmup", "3"), "--warmup 3.0"),
         (("--model-kwargs", "depth=3", "img_size=64"), "--model-kwargs img_size=64: this has an option of its own"),
@@ -455,11 +540,14 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--mean", "0.5", "0.5"), "--mean has 2 values"),
         (("--opt", "adamwish"), "'adamwish'"),
         (("--fsdp",), "--fsdp.*torchrun"),
-        (("--model", "green_swin_atto", "--img-size", "64", "--model-kwargs", "plan_method='window'", "--compile"), "use 'sort'"),
+        (
+            ("--model", "green_swin_atto", "--img-size", "64", "--model-kwargs", "plan_method='window'", "--compile"),
+            "use 'sort'",
+        ),
         (("--checkpoint", "missing"), "missing"),
         (("--checkpoint", "missing", "--pretrained"), "exclude each other"),
         (("--export-only",), "--resume auto"),
-        (("--export-only", "--resume", "auto"), "holds no checkpoint"),
+        (("--export-only", "--resume", "auto"), "holds no snapshot"),
         (("--device", "tpu"), "'tpu' cannot be used"),
     ],
 )
@@ -469,8 +557,28 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path, argv
     assert not (tmp_path / "out").exists()
 
 
+def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
+    """Options, output folder, model, data, batch: of several mistakes the first is named, and nothing is written."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    mistakes: dict[str, dict[str, Any]] = {
+        "--epochs -1": {"epochs": -1},
+        "'adamwish'": {"opt": "adamwish"},
+        "holds another run": {"output": tmp_path / "used"},
+        "--img-size 40 40": {"img_size": 40},
+        "missing: no such folder": {"data": "missing"},
+        "batch of 5000": {"batch_size": 5000},
+    }
+    right = {"data": "digits", "output": tmp_path / "out", **TWIN}
+    for n, words in enumerate(mistakes):
+        wrong = {name: value for one in list(mistakes.values())[n:] for name, value in one.items()}
+        with pytest.raises(ValueError, match=words):
+            pretrain.run(**{**right, **wrong})
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "cache"] == ["used", "file"]
+
+
 @pytest.mark.parametrize(
-    ("name", "words"), [("empty", "holds no pictures|cannot be read as pictures"), ("missing", "no such folder")]
+    ("name", "words"), [("empty", "holds no images|cannot be read as images"), ("missing", "no such folder")]
 )
 def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -482,7 +590,7 @@ def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
 def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
     done = command("digits", *SMALL, "-o", tmp_path / "out", "--mask-ratio", "2")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert done.stderr.startswith("error: mask_ratio=2.0")
+    assert done.stderr.startswith("error: --mask-ratio 2 is not")
 
 
 # ---- the schedule
@@ -497,10 +605,11 @@ def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
 
 
 def test_recipes_of_the_papers_apply_where_nothing_is_said(tmp_path: Path) -> None:
-    args = pretrain.parse(["digits", "--model", "vit_base_patch16_224", "-o", str(tmp_path)])
-    pretrain.complete(args)
-    assert (args.epochs, args.batch_size, args.warmup, args.lr) == (1600, 4096, 40, pytest.approx(2.4e-3))
-    assert args.betas == [0.9, 0.95]
+    options = pretrain.VERB.parse(["digits", "--model", "vit_base_patch16_224", "-o", str(tmp_path)])
+    filled = options.filled(family_values(options.model))
+    assert (filled.epochs, filled.batch_size, filled.warmup, filled.lr) == (1600, 4096, 40, pytest.approx(2.4e-3))
+    assert filled.betas == (0.9, 0.95)
+    assert (options.epochs, options.lr) == (None, None)
 
 
 def test_biases_and_norms_have_no_weight_decay_positions_and_mask_token_have() -> None:
@@ -513,7 +622,7 @@ def test_biases_and_norms_have_no_weight_decay_positions_and_mask_token_have() -
 
 
 def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None:
-    """Its share of hidden units, its decoder and its way of sharing masks, through any number of runs, unless told otherwise."""
+    """Its share of hidden units, its decoder and its way of sharing masks, ever again, unless told otherwise."""
     train(tmp_path / "a", "--mask-ratio", "0.5", "--masks", "batch", "--steps", "1")
     go_on = ("digits", "--model", "hivit_atto", "--img-size", "32", *SHORT, "--steps", "1", "--checkpoint")
     pretrain.main([*go_on, str(tmp_path / "a" / "encoder"), "-o", str(tmp_path / "b")])
@@ -524,7 +633,12 @@ def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None
     assert create_mae("hivit_atto", checkpoint=tmp_path / "b" / "encoder", mask_ratio=0.75).kept == 1
     pretrain.main([*go_on, str(tmp_path / "b" / "encoder"), "-o", str(tmp_path / "c"), "--mask-ratio", "0.75"])
     config = json.loads((tmp_path / "c" / "encoder" / "config.json").read_text())
-    assert config["hiermim_zoo"]["recipe"] == {"depth": 1, "dim": 32, "heads": 2, "shared_mask": True}  # 0.75 is the family's
+    assert config["hiermim_zoo"]["recipe"] == {
+        "depth": 1,
+        "dim": 32,
+        "heads": 2,
+        "shared_mask": True,
+    }  # 0.75 is the family's
 
 
 def test_unknown_values_of_a_recipe_are_refused() -> None:

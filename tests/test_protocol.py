@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+from timm.models.twins import Twins
 from torch import Tensor, nn
 
 import hiermim_zoo  # noqa: F401
@@ -12,19 +15,23 @@ from hiermim_zoo.geometry import from_units
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.protocol import MaskableEncoder
 
+FEW = {"depths": (1, 1, 2)}
 TWINS = {"embed_dims": (8, 16, 32, 64), "num_heads": (1, 2, 4, 4), "depths": (2, 2, 2, 1), "wss": (4, 4, 4, 2)}
 ENCODERS = {
-    "hivit": ("hivit_atto", {"num_classes": 0}),
-    "hivit without bias": ("hivit_atto", {"num_classes": 0, "rel_pos_bias": False}),
-    "hivit not square": ("hivit_atto", {"num_classes": 0, "img_size": (64, 96)}),
-    "hiera in pre-training": ("hiera_atto", {"num_classes": 0, "img_size": (96, 64), "q_pool": 2}),
+    "hivit": ("hivit_atto", {"num_classes": 0, **FEW}),
+    "hivit without bias": ("hivit_atto", {"num_classes": 0, "rel_pos_bias": False, **FEW}),
+    "hivit not square": ("hivit_atto", {"num_classes": 0, "img_size": (64, 96), **FEW}),
+    "hiera in pre-training": (
+        "hiera_atto",
+        {"num_classes": 0, "img_size": (96, 64), "q_pool": 2, "depths": (1, 1, 2, 1)},
+    ),
     "green swin": ("green_swin_atto", {"num_classes": 0, "depths": (2, 1, 1, 1)}),
     "green swin not square": (
         "green_swin_atto",
         {"num_classes": 0, "img_size": (128, 64), "window_size": 8, "depths": (2, 1, 1, 1)},
     ),
     "green twins": ("green_twins_small", {"num_classes": 0, "img_size": (128, 64), **TWINS}),
-    "hiera of clips": ("hiera_atto", {"num_classes": 0, "num_frames": 4}),
+    "hiera of clips": ("hiera_atto", {"num_classes": 0, "num_frames": 4, "depths": (1, 1, 2, 1)}),
 }
 BATCH = 3
 
@@ -73,7 +80,9 @@ def test_hidden_pixels_change_nothing(encoder: nn.Module) -> None:
     images, keep = inputs(encoder)
     shown = pixels_of(encoder, keep, images)
     other = torch.where(shown, images, torch.randn_like(images) * 100)
-    for a, b in zip(encoder.forward_visible(images, keep).stages, encoder.forward_visible(other, keep).stages, strict=True):
+    for a, b in zip(
+        encoder.forward_visible(images, keep).stages, encoder.forward_visible(other, keep).stages, strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -82,7 +91,9 @@ def test_visible_pixels_do_change_the_output(encoder: nn.Module) -> None:
     """Negative control of the test above."""
     images, keep = inputs(encoder)
     other = images + 0.1 * pixels_of(encoder, keep, images)
-    for a, b in zip(encoder.forward_visible(images, keep).stages, encoder.forward_visible(other, keep).stages, strict=True):
+    for a, b in zip(
+        encoder.forward_visible(images, keep).stages, encoder.forward_visible(other, keep).stages, strict=True
+    ):
         assert not torch.allclose(a, b)
 
 
@@ -97,7 +108,8 @@ def test_all_units_visible_is_the_ordinary_forward_pass(encoder: nn.Module) -> N
 @torch.inference_mode()
 def test_each_sample_may_have_its_own_mask(encoder: nn.Module) -> None:
     images, keep = inputs(encoder)
-    assert not torch.equal(keep[0], keep[1])
+    while torch.equal(keep[0], keep[1]):  # there are few units, chance may give two samples one mask
+        _, keep = inputs(encoder)
     together = encoder.forward_visible(images, keep).stages
     for i in range(BATCH):
         alone = encoder.forward_visible(images[i : i + 1], keep[i : i + 1]).stages
@@ -110,7 +122,9 @@ def test_gradients_reach_every_parameter(encoder: nn.Module) -> None:
     encoder.train()
     visible = encoder.forward_visible(images, keep)
     sum((s * torch.randn_like(s)).sum() for s in visible.stages).backward()
-    without = [n for n, p in encoder.named_parameters() if p.grad is None and not n.startswith(("fc_norm", "head", "norm"))]
+    without = [
+        n for n, p in encoder.named_parameters() if p.grad is None and not n.startswith(("fc_norm", "head", "norm"))
+    ]
     assert not without
     dead = [n for n, p in encoder.named_parameters() if p.grad is not None and not p.grad.abs().sum()]
     assert not dead
@@ -156,14 +170,17 @@ def test_built_on_meta_and_initialised_it_is_complete(encoder: nn.Module, reques
     ],
     ids=["too high", "negative", "descending", "repeated", "int32", "one axis", "wrong batch", "nothing kept"],
 )
-def test_a_keep_that_does_not_fit_is_refused(encoder: nn.Module, change, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_keep_that_does_not_fit_is_refused(encoder: nn.Module, change: Any, message: str) -> None:
     images, keep = inputs(encoder)
     with pytest.raises(ValueError, match=message):
         encoder.forward_visible(images, change(keep, torch.Size(encoder.mask_layout.units).numel()))
 
 
+@torch.no_grad()
 def test_the_masked_pass_is_one_graph(encoder: nn.Module) -> None:
+    """With its backward pass and as backends want it: tests/test_mae.py, where Twins has no part."""
     images, keep = inputs(encoder)
-    compiled = torch.compile(encoder.forward_visible, fullgraph=True, backend="aot_eager")
+    backend = "aot_eager" if isinstance(encoder, Twins) else "eager"
+    compiled = torch.compile(encoder.forward_visible, fullgraph=True, backend=backend)
     for a, b in zip(compiled(images, keep).stages, encoder.forward_visible(images, keep).stages, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from hiermim_zoo import convert, reconstruct
-from hiermim_zoo.cli import run
+from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.mae import create_mae
+from hiermim_zoo.training import drawing
 
 from .test_mae import toy_file
 
-PICTURES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*/0001.jpg"))[:2]
+IMAGES = sorted((Path(__file__).parents[1] / "examples" / "pictures").glob("*/0001.jpg"))[:2]
 
 
 @pytest.fixture
@@ -26,19 +27,21 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def panel(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
     """One panel of 64 x 64 pixels, as it was before it was enlarged."""
-    side, gap = reconstruct.SIDE, reconstruct.GAP
-    top, left = reconstruct.HEADER + row * (side + gap), gap + column * (side + gap)
+    side, gap = drawing.SIDE, drawing.GAP
+    top, left = drawing.HEADER + row * (side + gap), gap + column * (side + gap)
     centre = (np.arange(64) * side / 64 + side / 128).astype(int)
     return sheet[top : top + side, left : left + side][centre][:, centre]
 
 
 @pytest.mark.parametrize("statistics", ["true", "visible"])
 def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path, statistics: str) -> None:
-    args = [*map(str, PICTURES), "--model", "hivit_atto", "--checkpoint", str(checkpoint), "--statistics", statistics]
+    args = [*map(str, IMAGES), "--model", "hivit_atto", "--checkpoint", str(checkpoint), "--statistics", statistics]
     reconstruct.main([*args, "-o", str(tmp_path / "out.png"), "--seed", "3"])
     sheet = np.asarray(Image.open(tmp_path / "out.png").convert("RGB"))
     mae = create_mae("hivit_atto", checkpoint=checkpoint).eval()
-    keep = torch.stack([torch.rand(16, generator=torch.Generator().manual_seed(0)).argsort()[:4]])  # only its size matters here
+    keep = torch.stack(
+        [torch.rand(16, generator=torch.Generator().manual_seed(0)).argsort()[:4]]
+    )  # only its size matters here
     assert mae.kept == keep.shape[1]
     for row in range(2):
         masked, prediction, pasted, original = (panel(sheet, row, column).astype(int) for column in range(4))
@@ -53,19 +56,26 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.txt cannot be read as a picture"),
+        (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.txt cannot be read as an image"),
         (["missing.png", "--model", "hivit_atto", "-o", "{out}.png"], "missing.png cannot be read"),
-        (["{text}", "--model", "hivit_atto", "-o", "{out}.doc"], "name a picture file"),
+        (["{text}", "--model", "hivit_atto", "-o", "{out}.doc"], "name an image file"),
         (["{text}", "--model", "hivit_atto", "-o", "/nowhere/out.png"], "no such folder"),
-        (["{text}", "--model", "resnet18", "-o", "{out}.png"], "resnet18 cannot be pre-trained"),
+        (
+            ["{text}", "--model", "resnet18", "-o", "{out}.png"],
+            "resnet18 is a model of timm.models.resnet",
+        ),
         (["{text}", "--model", "hivit_atto", "--mask-ratio", "1", "-o", "{out}.png"], "mask_ratio=1.0"),
         (["{text}", "--model", "hivit_atto", "--checkpoint", "{out}", "-o", "{out}.png"], "out does not exist"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "notes.txt").write_text("no picture")
+def test_bad_input_is_one_line(
+    tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(SystemExit) as stop:
-        run(lambda: reconstruct.main([a.format(text=tmp_path / "notes.txt", out=tmp_path / "out") for a in args]))
+        run_command(
+            lambda: reconstruct.main([a.format(text=tmp_path / "notes.txt", out=tmp_path / "out") for a in args])
+        )
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line

@@ -1,6 +1,7 @@
 """Where weights are found, with the real clients against servers on loopback.
 
-The Hub's client reads its settings when it is imported, so whatever depends on them runs in a process of its own.
+The Hub's client reads its settings when it is imported, so whatever depends on them runs in a process of its own: one
+that is online, one that is offline, and their forks.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
+import shutil
 import subprocess
-import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,14 +23,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-import hiermim_zoo
-from hiermim_zoo import convert, manifest
+from hiermim_zoo import convert
 from hiermim_zoo.checkpoints import download as downloads
-from hiermim_zoo.checkpoints import store
+from hiermim_zoo.checkpoints import manifest, store
 from hiermim_zoo.checkpoints.download import DownloadError, download
-from hiermim_zoo.manifest import Weights
+from hiermim_zoo.checkpoints.folder import Contents
+from hiermim_zoo.checkpoints.manifest import Weights
+from hiermim_zoo.models import hivit, weights
 
-from .servers import serving
+from .forks import Forks, forks
+from .servers import Server, serving
 
 CONTENT = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -104,7 +108,9 @@ FORM = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</t
 <input type="hidden" name="uuid" value="x&amp;y"></form></body></html>"""
 
 
-def test_google_drive_is_asked_for_the_file_and_its_warning_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_google_drive_is_asked_for_the_file_and_its_warning_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving({"/download": CONTENT}) as server:
         monkeypatch.setattr(downloads, "DRIVE_URL", f"{server.url}/download")
         server.page = lambda path: None if "confirm=t" in path else FORM.format(url=server.url)
@@ -122,7 +128,8 @@ def test_a_page_instead_of_a_file_is_said(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(downloads, "DRIVE_URL", f"{server.url}/download")
         server.page = lambda path: page.replace("{url}", server.url)
         with pytest.raises(
-            DownloadError, match=r"a web page came instead of a file .(Quota exceeded|Google Drive - Virus scan warning)"
+            DownloadError,
+            match=r"a web page came instead of a file .(Quota exceeded|Google Drive - Virus scan warning)",
         ):
             download(DRIVE, tmp_path / "w.pth")
     assert not list(tmp_path.glob("w.pth*"))
@@ -148,14 +155,18 @@ def origin_file(tmp_path: Path) -> Path:
 
 
 def toy_row(url: str, **kwargs: object) -> Weights:
-    row = Weights("hivit_atto.toy", "hiermim-zoo/hivit_atto.toy", "hivit_mae", "cc-by-nc-4.0", "a test", "0000.00000", url=url)
+    row = Weights(
+        "hivit_atto.toy", "hiermim-zoo/hivit_atto.toy", "hivit_mae", "cc-by-nc-4.0", "a test", "0000.00000", url=url
+    )
     return dataclasses.replace(row, **kwargs)
 
 
-def test_an_origin_file_is_installed_once_even_by_two_at_a_time(origin_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_origin_file_is_installed_once_even_by_two_at_a_time(
+    origin_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving({"/o.pth": origin_file.read_bytes()}) as server:
         row = toy_row(f"{server.url}/o.pth", sha256=hashlib.sha256(origin_file.read_bytes()).hexdigest())
-        threads = [threading.Thread(target=store.install, args=(row,)) for _ in range(2)]
+        threads = [threading.Thread(target=weights.install, args=(row,)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -168,6 +179,41 @@ def test_an_origin_file_is_installed_once_even_by_two_at_a_time(origin_file: Pat
     assert config["hiermim_zoo"]["source"] == row.url
     assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
     assert not list((store.user_store() / "downloads").iterdir())
+
+
+def test_no_model_is_built_under_the_lock(origin_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or other processes would wait for a conversion; and the conversion is complete before the model is built."""
+    held: list[bool] = []
+    events: list[str] = []
+
+    @contextmanager
+    def noted(path: Path) -> Iterator[None]:
+        held.append(True)
+        yield
+        held.pop()
+
+    def built(*args: object, **kwargs: object) -> torch.nn.Module:
+        events.append("built under the lock" if held else "built")
+        return build(*args, **kwargs)
+
+    def written(contents: Contents, folder: Path) -> None:
+        events.append("written under the lock" if held else "written")
+        write(contents, folder)
+
+    build, write = hivit.timm_model, weights.write_folder
+    monkeypatch.setattr(weights, "WeakFileLock", noted)
+    monkeypatch.setattr(hivit, "timm_model", built)
+    monkeypatch.setattr(weights, "write_folder", written)
+    monkeypatch.setattr(store, "fetch_hub", lambda *args: (_ for _ in ()).throw(DownloadError("no")))
+    with serving({"/o.pth": origin_file.read_bytes()}) as server:
+        name = "hivit_atto.mae_cifar10"
+        row = dataclasses.replace(
+            toy_row(f"{server.url}/o.pth"), name=name, hub=timm.get_pretrained_cfg(name).hf_hub_id
+        )
+        monkeypatch.setattr(manifest, "records", lambda: {name: row})
+        monkeypatch.setattr(store, "weights_dir", lambda: origin_file.parent / "nothing")
+        timm.create_model(name, pretrained=True)
+    assert events == ["built", "written under the lock", "built"]
 
 
 def test_the_local_store_is_searched_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -185,13 +231,14 @@ def test_the_local_store_is_searched_in_order(monkeypatch: pytest.MonkeyPatch, t
     for place in reversed(places):
         place.parent.mkdir(parents=True)
         place.touch()
-        assert store.locate(row, tmp_path / "given") == place
+        assert weights.locate(row, tmp_path / "given") == place
 
 
 SCRIPT = """
 import dataclasses, json, sys, timm, hiermim_zoo
-from hiermim_zoo import manifest
+from hiermim_zoo.checkpoints import manifest
 from hiermim_zoo.checkpoints import store
+from hiermim_zoo.models import weights
 name, url = sys.argv[1:3]
 rows = dict(manifest.records())
 rows[name] = dataclasses.replace(rows[name], url=url, sha256="", bytes=0)
@@ -204,21 +251,42 @@ except Exception as error:
 """
 
 
-def create(name: str, tmp_path: Path, url: str = "", **env: str) -> tuple[dict[str, object], str]:
+@pytest.fixture(scope="module")
+def hub_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("hub")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hub_server() -> Iterator[Server]:
+    with serving({}, hub=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def online(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forks(tmp_path_factory.mktemp("online"), HF_ENDPOINT=hub_server.url, HF_HOME=str(hub_cache)) as parent:
+        yield parent
+
+
+@pytest.fixture(scope="module")
+def offline(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    env = {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
+    with forks(tmp_path_factory.mktemp("offline"), **env) as parent:
+        yield parent
+
+
+@pytest.fixture
+def hub(hub_server: Server, hub_cache: Path) -> Iterator[Server]:
+    """The Hub without a file, and nothing of it cached."""
+    hub_server.files, hub_server.log = {}, []
+    yield hub_server
+    shutil.rmtree(hub_cache, ignore_errors=True)
+
+
+def create(process: Forks, name: str, url: str = "") -> tuple[dict[str, object], str]:
     """Create a pretrained model in a fresh process; what it printed, and its stderr."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    env = {
-        **os.environ,
-        "HF_HOME": str(tmp_path / "hf"),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-        **env,
-    }
-    env["PYTHONPATH"] = os.pathsep.join([str(Path(hiermim_zoo.__file__).parents[1]), env.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(script), name, url], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120
-    )
+    done = process.run(SCRIPT, name, url)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -228,12 +296,14 @@ NAME = "hivit_small.sup_in1k"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, float]:
-    """A made-up file of hivit_small as its authors would publish it, the same as the Hub would hold it, the sum of its values."""
+    """A made-up file of hivit_small as its authors would publish it, the same for the Hub, the sum of its values."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(7)
     model = timm.create_model("hivit_small", num_classes=1000)
     state = dict(model.state_dict())
-    state |= {f"blocks.{i}.attn.relative_position_index": torch.zeros(196, 196, dtype=torch.int64) for i in range(10, 30)}
+    state |= {
+        f"blocks.{i}.attn.relative_position_index": torch.zeros(196, 196, dtype=torch.int64) for i in range(10, 30)
+    }
     torch.save({"model": state}, folder / "published.pth")
     convert.main([str(folder / "published.pth"), "--model", "hivit_small", "-o", str(folder / "out")])
     total = sum(p.double().sum().item() for p in model.parameters())
@@ -241,34 +311,42 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, float
 
 
 @pytest.mark.slow
-def test_the_hub_comes_before_the_origin_and_is_cached(small: tuple[bytes, bytes, float], tmp_path: Path) -> None:
-    with serving({f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}, hub=True) as hub:
-        found, said = create(NAME, tmp_path, "http://127.0.0.1:9/never", HF_ENDPOINT=hub.url)
-        assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
-        assert said.count("no licence") == 1
-    found, said = create(NAME, tmp_path, HF_HUB_OFFLINE="1")  # the server is gone
+def test_the_hub_comes_before_the_origin_and_is_cached(
+    small: tuple[bytes, bytes, float], hub: Server, online: Forks, offline: Forks
+) -> None:
+    hub.files = {f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}
+    found, said = create(online, NAME, "http://127.0.0.1:9/never")
+    assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
+    assert said.count("no licence") == 1
+    hub.log.clear()
+    found, said = create(offline, NAME)
     assert found["sum"] == pytest.approx(small[2])
     assert "no licence" not in said
+    assert hub.log == []
 
 
 @pytest.mark.slow
-def test_the_origin_is_used_when_the_hub_has_nothing(small: tuple[bytes, bytes, float], tmp_path: Path) -> None:
-    with serving({}, hub=True) as hub, serving({"/small.pth": small[0]}) as origin:
+def test_the_origin_is_used_when_the_hub_has_nothing(
+    small: tuple[bytes, bytes, float], hub: Server, online: Forks, offline: Forks, tmp_path: Path
+) -> None:
+    with serving({"/small.pth": small[0]}) as origin:
         origin.cuts = [1 << 20]
-        found, said = create(NAME, tmp_path, f"{origin.url}/small.pth", HF_ENDPOINT=hub.url)
+        found, said = create(online, NAME, f"{origin.url}/small.pth")
         assert found["sum"] == pytest.approx(small[2])
         assert said.count("no licence") == 1
-        assert [path for _, path, _ in hub.log if "resolve" in path] == [f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors"]
+        assert [path for _, path, _ in hub.log if "resolve" in path] == [
+            f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors"
+        ]
         assert [asked for _, _, asked in origin.log] == [None, "bytes=1048576-"]
     assert (tmp_path / "cache" / "hiermim_zoo" / NAME / "model.safetensors").is_file()
-    found, _ = create(NAME, tmp_path, HF_HUB_OFFLINE="1")  # from the local store
+    found, _ = create(offline, NAME)  # from the local store
     assert found["sum"] == pytest.approx(small[2])
 
 
 @pytest.mark.slow
-def test_a_wrong_origin_file_is_refused_with_all_places_named(tmp_path: Path) -> None:
-    with serving({}, hub=True) as hub, serving({"/small.pth": CONTENT}) as origin:
-        error = str(create(NAME, tmp_path, f"{origin.url}/small.pth", HF_ENDPOINT=hub.url)[0]["error"])
+def test_a_wrong_origin_file_is_refused_with_all_places_named(hub: Server, online: Forks, tmp_path: Path) -> None:
+    with serving({"/small.pth": CONTENT}) as origin:
+        error = str(create(online, NAME, f"{origin.url}/small.pth")[0]["error"])
     assert error.startswith(f"WeightsNotFound: the weights {NAME} were not found. Tried: local store {tmp_path}")
     assert "damaged or no PyTorch checkpoint" in error
     assert f"Hub repository hiermim-zoo/{NAME} (404" in error
@@ -281,57 +359,52 @@ ELSEWHERE = """
 import dataclasses, sys
 import hiermim_zoo
 from hiermim_zoo.checkpoints import store
-from hiermim_zoo.manifest import Weights
+from hiermim_zoo.models import weights
+from hiermim_zoo.checkpoints.manifest import Weights
 row = Weights("hpvit_atto.toy", "hiermim-zoo/hpvit_atto.toy", "vit_timm", "cc-by-nc-4.0", "a test", "0000.00000")
 try:
-    print(store.locate(dataclasses.replace(row, url="hf-hub:someone/plain", sha256=sys.argv[1])))
+    print(weights.locate(dataclasses.replace(row, url="hf-hub:someone/plain", sha256=sys.argv[1])))
 except OSError as error:
     print(f"{type(error).__name__}: {error}")
 """
 
 
 @pytest.mark.slow
-def test_somebody_elses_repository_is_an_origin(tmp_path: Path) -> None:
-    """A plain ViT on the Hub is converted while loading; its file stays in the Hub's cache, the result goes into the store."""
+def test_somebody_elses_repository_is_an_origin(
+    hub: Server, hub_cache: Path, online: Forks, offline: Forks, tmp_path: Path
+) -> None:
+    """A plain ViT on the Hub is converted while loading: its file stays in the Hub's cache, the result is stored."""
     plain = VisionTransformer(img_size=64, embed_dim=96, depth=6, num_heads=3, num_classes=0)
     save_file(plain.state_dict(), tmp_path / "plain.safetensors")
     content = (tmp_path / "plain.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    paths = {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
-    def locate(sha256: str, **env: str) -> tuple[str, str]:
-        done = subprocess.run(
-            [sys.executable, "-c", ELSEWHERE, sha256],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **paths, **env},
-            timeout=120,
-        )
+    def locate(process: Forks, sha256: str) -> tuple[str, str]:
+        done = process.run(ELSEWHERE, sha256)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip(), done.stderr
 
-    files = {f"/someone/plain/resolve/main/{name}": content for name in ("model.safetensors", "pytorch_model.bin")}
-    with serving(files, hub=True) as hub:
-        error, _ = locate("0" * 64, HF_ENDPOINT=hub.url)
-        assert error.startswith("WeightsNotFound")
-        assert f"sha256 is {digest} instead of {'0' * 64}" in error
-        found, said = locate(digest, HF_ENDPOINT=hub.url)
-        fetched = {path for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
+    files = ("model.safetensors", "pytorch_model.bin")
+    hub.files = {f"/someone/plain/resolve/main/{name}": content for name in files}
+    error, _ = locate(online, "0" * 64)
+    assert error.startswith("WeightsNotFound")
+    assert f"sha256 is {digest} instead of {'0' * 64}" in error
+    found, said = locate(online, digest)
+    fetched = {path for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
     assert Path(found) == tmp_path / "cache" / "hiermim_zoo" / "hpvit_atto.toy" / "model.safetensors"
     assert {path.rpartition("/")[2] for path in fetched} == {"model.safetensors"}
     assert said.count("non-commercial use only") == 1
     assert torch.equal(load_file(found)["blocks.5.attn.qkv.weight"], plain.blocks[5].attn.qkv.weight)
     about = json.loads(Path(found).with_name("config.json").read_text())
     assert (about["hiermim_zoo"]["source"], about["hiermim_zoo"]["sha256"]) == ("hf-hub:someone/plain", digest)
-    assert list((tmp_path / "hf").rglob("model.safetensors")), "the Hub's cache is left alone"
-    assert locate(digest, HF_HUB_OFFLINE="1")[0] == found
+    assert list(hub_cache.rglob("model.safetensors")), "the Hub's cache is left alone"
+    assert locate(offline, digest)[0] == found
 
 
 @pytest.mark.slow
-def test_offline_nothing_is_asked_for(tmp_path: Path) -> None:
-    with serving({}, hub=True) as hub:
-        error = str(create(NAME, tmp_path, f"{hub.url}/small.pth", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")[0]["error"])
-        assert hub.log == []
+def test_offline_nothing_is_asked_for(hub: Server, offline: Forks) -> None:
+    error = str(create(offline, NAME, f"{hub.url}/small.pth")[0]["error"])
+    assert hub.log == []
     assert "offline mode" in error
     assert "\n" not in error
 
@@ -345,7 +418,7 @@ def test_a_file_got_by_other_means_is_installed_under_its_tag(
     row = toy_row("http://127.0.0.1:9/never")
     monkeypatch.setattr(manifest, "records", lambda: {row.name: row})
     convert.main([str(origin_file), "--install", row.name, "--verify"])
-    assert store.locate(row) == tmp_path / "cache" / "hiermim_zoo" / row.name / "model.safetensors"
+    assert weights.locate(row) == tmp_path / "cache" / "hiermim_zoo" / row.name / "model.safetensors"
 
 
 def test_a_tag_is_fetched_from_its_origin_and_converted(
@@ -366,55 +439,52 @@ def test_a_tag_is_fetched_from_its_origin_and_converted(
 
 
 @pytest.mark.slow
-def test_a_repository_of_the_hub_is_a_source(origin_file: Path, tmp_path: Path) -> None:
-    """The real client: a revision, files of which only checkpoints and configuration are fetched; then what goes wrong."""
+def test_a_repository_of_the_hub_is_a_source(
+    origin_file: Path, hub: Server, online: Forks, offline: Forks, tmp_path: Path
+) -> None:
+    """The real client: a revision, its checkpoint and configuration alone are fetched; then what goes wrong."""
+
+    def command(process: Forks, source: str) -> subprocess.CompletedProcess[str]:
+        args = (source, "--model", "hivit_atto", "-o", tmp_path / "out", "--force")
+        return process.command("hiermim_zoo.convert", *args)
+
     files = {"pytorch_model.bin": origin_file.read_bytes(), "tf_model.h5": CONTENT, "README.md": b"no"}
-    with serving({f"/someone/some-model/resolve/v2/{name}": content for name, content in files.items()}, hub=True) as hub:
-        done = command(tmp_path, "hf-hub:someone/some-model@v2", HF_ENDPOINT=hub.url)
-        assert done.returncode == 0, done.stderr
-        fetched = {path.rpartition("/")[2] for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
-        assert fetched == {"pytorch_model.bin"}
-        about = json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]
-        assert (about["source"], about["layout"]) == ("hf-hub:someone/some-model@v2", "hivit_mae")
-        for source, offline in (("hf-hub:someone/nothing", ""), ("hf-hub:some one/x y", ""), ("hf-hub:someone/other", "1")):
-            done = command(tmp_path, source, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=offline)
-            assert done.returncode == 2
-            assert len(done.stderr.splitlines()) == 1, done.stderr
-            assert done.stderr.startswith("error: ")
-
-
-def command(tmp_path: Path, source: str, **env: str) -> subprocess.CompletedProcess[str]:
-    args = [source, "--model", "hivit_atto", "-o", str(tmp_path / "out"), "--force"]
-    path = {"PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1]), "HF_HOME": str(tmp_path / "hf")}
-    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "hiermim_zoo.convert", *args],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **path, **quiet, **env},
-        timeout=120,
-    )
+    hub.files = {f"/someone/some-model/resolve/v2/{name}": content for name, content in files.items()}
+    done = command(online, "hf-hub:someone/some-model@v2")
+    assert done.returncode == 0, done.stderr
+    fetched = {path.rpartition("/")[2] for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path}
+    assert fetched == {"pytorch_model.bin"}
+    about = json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]
+    assert (about["source"], about["layout"]) == ("hf-hub:someone/some-model@v2", "hivit_mae")
+    for source, process in (
+        ("hf-hub:someone/nothing", online),
+        ("hf-hub:some one/x y", online),
+        ("hf-hub:someone/other", offline),
+    ):
+        done = command(process, source)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ")
 
 
 # ---- timm's own way in
 
 
-def test_the_callers_own_source_wins(tmp_path: Path) -> None:
-    model = timm.create_model("hivit_base", num_classes=3, img_size=32)
+def test_the_callers_own_source_wins() -> None:
+    small = {"num_classes": 3, "img_size": 32, "depths": (1, 1, 2)}
+    model = timm.create_model("hivit_base", **small)
+    source = {"state_dict": model.state_dict(), "num_classes": 3}
     with warnings.catch_warnings():
-        loaded = timm.create_model(
-            "hivit_base",
-            pretrained=True,
-            img_size=32,
-            num_classes=3,
-            pretrained_cfg_overlay={"state_dict": model.state_dict(), "num_classes": 3},
-        )
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+        loaded = timm.create_model("hivit_base", pretrained=True, pretrained_cfg_overlay=source, **small)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
 
 
 def test_an_unknown_tag_and_missing_weights_are_said() -> None:
     with pytest.raises(
-        ValueError, match=r"hivit_base\.nope is not a known tag; there are hivit_base\.mae_in1k_ft_in1k, hivit_base\.mae_in1k"
+        ValueError,
+        match=r"hivit_base\.nope is not a known tag; there are hivit_base\.mae_in1k_ft_in1k, hivit_base\.mae_in1k",
     ):
         timm.create_model("hivit_base.nope", pretrained=True)
     with pytest.raises(ValueError, match="no pretrained weights of hivit_tiny were ever published"):

@@ -33,7 +33,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_loss_of_clips_falls(encoder: Path) -> None:
-    losses = [json.loads(line)["loss"] for line in (encoder.parent / "log.jsonl").read_text().splitlines() if '"loss"' in line]
+    losses = [
+        json.loads(line)["loss"] for line in (encoder.parent / "log.jsonl").read_text().splitlines() if '"loss"' in line
+    ]
     assert losses[-1] < losses[0]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiermim_zoo.writing import replacing
+from hiermim_zoo.checkpoints.atomic import replacing
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same n
 recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
   --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
 
-tenth() { # of the labels: the first 500 pictures of each class
+tenth() { # of the labels: the first 500 images of each class
   [ -e "$runs/tenth/train" ] || { mkdir -p "$runs/tenth" && tar -xf "$data/train.tar" -C "$runs/tenth" --wildcards 'train/*/0[0-4][0-9][0-9].jpg'; }
 }
 

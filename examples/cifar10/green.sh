@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# GreenMIM on real pictures, with one mask a batch and one a picture. How the embedded weights green_swin_atto.mae_cifar10 and
+# GreenMIM on real images, with one mask a batch and one an image. How the embedded weights green_swin_atto.mae_cifar10 and
 # green_swin_atto.mae_cifar10_ft_cifar10 and the table of MODEL_CARDS.md were made.
 #
 #     bash examples/cifar10/green.sh DATA RUNS pretrain|compare|ship|probes
 #
 # DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs the first.
-# Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 5 epochs.
+# Comparisons fine-tune on a tenth of the labels, the first 500 images of each class, for 5 epochs.
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=green_swin_atto

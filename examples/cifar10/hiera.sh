@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Hiera on real pictures. How the embedded weights hiera_atto.mae_cifar10 and hiera_atto.mae_cifar10_ft_cifar10 and the tables of
+# Hiera on real images. How the embedded weights hiera_atto.mae_cifar10 and hiera_atto.mae_cifar10_ft_cifar10 and the tables of
 # MODEL_CARDS.md were made.
 #
 #     bash examples/cifar10/hiera.sh DATA RUNS pretrain|compare|ship|sizes|probes
 #
 # DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs the first, sizes needs ship.
-# Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 6 epochs.
+# Comparisons fine-tune on a tenth of the labels, the first 500 images of each class, for 6 epochs.
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hiera_atto

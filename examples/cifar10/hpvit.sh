@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# HPViT's whole path on real pictures: pre-train a plain ViT, convert it, fine-tune. How the embedded weights hpvit_atto.mae_cifar10 and
+# HPViT's whole path on real images: pre-train a plain ViT, convert it, fine-tune. How the embedded weights hpvit_atto.mae_cifar10 and
 # hpvit_atto.mae_cifar10_ft_cifar10 and the table of MODEL_CARDS.md were made.
 #
 #     bash examples/cifar10/hpvit.sh DATA RUNS pretrain|convert|compare|ablate|ship|probes
 #
 # DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs those before it.
-# Comparisons fine-tune on a tenth of the labels, the first 500 pictures of each class, for 12 epochs.
+# Comparisons fine-tune on a tenth of the labels, the first 500 images of each class, for 12 epochs.
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hpvit_atto

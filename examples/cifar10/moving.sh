@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Hiera on clips: pictures that move over a canvas, and the task to say what moves which way. How the embedded weights
+# Hiera on clips: images that move over a canvas, and the task to say what moves which way. How the embedded weights
 # hiera_atto_video.mae_moving and hiera_atto_video.mae_moving_ft_moving (fine-tuned with seed 0) and the table of MODEL_CARDS.md were made.
 #
 #     bash examples/cifar10/moving.sh DATA RUNS pretrain|inflate IMAGES|compare
 #
 # DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run, IMAGES is the RUNS of hiera.sh.
-# Comparisons fine-tune on a fiftieth of the pictures, the first 100 of each class, each moving four ways: 4,000 clips of 40 classes.
-# All are measured on the first 100 test pictures of each class, 4,000 clips too.
+# Comparisons fine-tune on a fiftieth of the images, the first 100 of each class, each moving four ways: 4,000 clips of 40 classes.
+# All are measured on the first 100 test images of each class, 4,000 clips too.
 set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hiera_atto_video
@@ -18,7 +18,7 @@ extract() { # FOLDER SPLIT PATTERN
   [ -e "$runs/$1" ] || { mkdir -p "$runs/$1" && tar -xf "$data/$2.tar" -C "$runs/$1" --strip-components 1 --wildcards "$2/*/$3.jpg"; }
 }
 
-few() { # NAME SEED OPTIONS...: on few pictures
+few() { # NAME SEED OPTIONS...: on few images
   [ -e "$runs/$1-$2.json" ] || python -m hiermim_zoo.evaluate "moving:$runs/measure" --train "moving:$runs/few" --method finetune \
     --epochs $epochs --batch-size 50 --seed "$2" "${recipe[@]}" "${fast[@]}" --json "$runs/$1-$2.json" -o "$runs/$1-$2" "${@:3}"
 }

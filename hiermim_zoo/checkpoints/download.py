@@ -106,7 +106,9 @@ def _one_connection(session: requests.Session, url: str, part: Path) -> bool:
         total = have + int(length) if length else None
         with (
             part.open("ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, name="hiermim_zoo.download") as bar,
+            tqdm(
+                total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, name="hiermim_zoo.download"
+            ) as bar,
         ):
             for block in answer.iter_content(_BLOCK):
                 file.write(block)

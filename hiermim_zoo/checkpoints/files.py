@@ -24,7 +24,9 @@ _TOP_KEYS = ("model", "state_dict", "model_state")  # where training code puts t
 
 
 class _Inert:
-    """Stands in for argparse.Namespace: training code saves its options beside the weights. Holds them, does nothing."""
+    """Stands in for argparse.Namespace: training code saves its options beside the weights. Holds them, does
+    nothing.
+    """
 
 
 # A CfgNode is a dict with attributes; the one such class that torch's safe unpickler can fill is OrderedDict.
@@ -55,7 +57,9 @@ def find_file(path: Path) -> Path:
             return preferred
         if len(files) != 1:
             found = (
-                f"holds {', '.join(p.name for p in files)}: name one of them" if files else f"holds no {'/'.join(SUFFIXES)} file"
+                f"holds {', '.join(p.name for p in files)}: name one of them"
+                if files
+                else f"holds no {'/'.join(SUFFIXES)} file"
             )
             raise ValueError(f"folder {path} {found}")
         return files[0]
@@ -78,7 +82,8 @@ def sha256_of(path: Path) -> str:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a .pth, .pt, .bin or .safetensors file, or a folder with one.
 
-    PyTorch files are read with ``weights_only=True``; options saved beside the weights (argparse, yacs) come back inert.
+    PyTorch files are read with ``weights_only=True``; options saved beside the weights (argparse, yacs) come back
+    inert.
 
     Raises:
         ValueError: the file cannot be read, would run code, or holds no state dict.
@@ -102,7 +107,16 @@ def _read_pickle(file: Path) -> Any:
         with torch.serialization.safe_globals(_STUBS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")  # about pickles that are then refused, or read all the same
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        OSError,
+    ) as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             reason = f"asks for {wanted[1]}, which could run code; only tensors, numbers and plain containers are read"
@@ -133,4 +147,6 @@ def _state_dict(content: Any, file: Path) -> tuple[dict[str, Tensor], str]:
         if key in keys and _is_state_dict(content[key]):
             return clean_state_dict(content[key]), key
     found = f"its keys are {', '.join(map(str, keys[:6]))}" if keys else f"it is a {type(content).__name__}"
-    raise ValueError(f"{file} holds no state dict: {found}; expected tensors at the top or under {', '.join(_TOP_KEYS)}")
+    raise ValueError(
+        f"{file} holds no state dict: {found}; expected tensors at the top or under {', '.join(_TOP_KEYS)}"
+    )

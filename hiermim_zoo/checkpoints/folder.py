@@ -1,4 +1,6 @@
-"""A model becomes a folder in the form of the Hub: model.safetensors, config.json (timm's form), README.md (a model card)."""
+"""A model becomes a folder in the form of the Hub: model.safetensors, config.json (timm's form), README.md (a model
+card).
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Contents:
     model_args: Mapping[str, Any] = field(default_factory=dict)  # what timm must be told to build the model again
     dtype: torch.dtype = torch.float32
     decoder: Mapping[str, Tensor] = field(default_factory=dict)  # "fusion.*" and "decoder.*"
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # values of the autoencoder's recipe that are not the family's
+    recipe: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # values of the autoencoder's recipe that are not the family's
 
     def state(self) -> dict[str, Tensor]:
         """The model's tensors in the type written."""
@@ -53,11 +57,11 @@ def own_cfg(
     """timm's ``pretrained_cfg`` of weights that are about to be written.
 
     Args:
-        preprocessing: of timm's config (mean, std, interpolation, crop_pct, crop_mode, ...) and label_names; what it does not
-            say is the architecture's.
+        preprocessing: of timm's config (mean, std, interpolation, crop_pct, crop_mode, ...) and label_names; what it
+            does not say is the architecture's.
         classes: of the head, 0 for an encoder.
-        input_size: (channels, height, width), or (channels, frames, height, width): timm's configs have no place for frames, an
-            argument of the model says how many.
+        input_size: (channels, height, width), or (channels, frames, height, width): timm's configs have no place for
+            frames, an argument of the model says how many.
     """
     base = get_pretrained_cfg(arch)
     keys = ("interpolation", "crop_pct", "crop_mode", "mean", "std", "first_conv", "classifier", "pool_size")
@@ -117,8 +121,9 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
 def _write_config(contents: Contents, path: Path) -> None:
     """config.json in timm's form, with the provenance added.
 
-    timm repeats the number of classes among the model's arguments; transformers, which passes it itself, then fails to load the
-    folder. So only those arguments are kept that differ from what the architecture and the rest of the file say.
+    timm repeats the number of classes among the model's arguments; transformers, which passes it itself, then fails to
+    load the folder. So only those arguments are kept that differ from what the architecture and the rest of the file
+    say.
     """
     ours = {**contents.provenance, **({"recipe": dict(contents.recipe)} if contents.recipe else {})}
     save_config_for_hf(contents.model, str(path), {CONFIG_KEY: ours})

@@ -1,6 +1,7 @@
 """What a layout is, and what several of them share.
 
-A layout is recognised by the names in a file alone: all of ``has`` occur, none of ``lacks`` does. Layouts exclude each other.
+A layout is recognised by the names in a file alone: all of ``has`` occur, none of ``lacks`` does. Layouts exclude each
+other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .rules import Keep, Rename, Rule
+from .rules import Copy, Rename, Rule
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,22 @@ class Layout:
     """How one kind of published file names its tensors."""
 
     name: str
-    families: tuple[str, ...]  # that can read it
     about: str  # whose files these are
     has: tuple[str, ...]  # signature: each pattern matches some name
     lacks: tuple[str, ...]  # ... and none of these matches any
     rules: tuple[Rule, ...]
     may_be_missing: tuple[str, ...] = ()  # target names that start from their initial value
-    decoder: tuple[
-        Rename, ...
-    ] = ()  # the rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason
+    # The rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason.
+    decoder: tuple[Rename, ...] = ()
     back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
-    added: Callable[[Any], dict[str, Tensor]] | None = None  # on the way back: what its files hold beyond weights, from a model
+    # On the way back: what its files hold beyond weights, from a model.
+    added: Callable[[Any], dict[str, Tensor]] | None = None
     added_why: str = ""  # what has to be said of that
     top_key: str = "model"  # under which the files of its authors hold the tensors; "" where these are all there is
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # of timm's config, where the architecture's default is wrong
+    # Of timm's config, where the architecture's default is wrong.
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""  # said whenever such a file is read
+    own: bool = False  # the files of this package
     by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
 
     def fits(self, names: Collection[str]) -> bool:
@@ -49,7 +51,7 @@ def _any(pattern: str, names: Collection[str]) -> bool:
 
 
 DECODER_REASON = "decoder of the masked autoencoder"
-HEAD = (Keep(r"(fc_norm|head)\.(weight|bias)"),)
+HEAD = (Copy(r"(fc_norm|head)\.(weight|bias)"),)
 # The decoder of MAE's code, which others have taken over, and its way back.
 MAE_DECODER = (
     Rename("mask_token", "decoder.mask_token"),

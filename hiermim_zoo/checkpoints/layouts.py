@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from .layout import DECODER_REASON, Layout
 from .rules import Drop, Rule, Step, apply_rules, then
-from .tables import green, hiera, hivit, vit
-from .tables.vit import hpvit_from_plain
-
-__all__ = ["DECODER_REASON", "LAYOUTS", "Layout", "Native", "find_layout", "recognise", "to_native"]
 
 _logger = logging.getLogger(__name__)
-
-LAYOUTS = (*hivit.LAYOUTS, *vit.LAYOUTS, *hiera.LAYOUTS, *green.LAYOUTS)
+_LAYOUTS: dict[str, Layout] = {}
 
 
 class Native(NamedTuple):
@@ -29,58 +24,68 @@ class Native(NamedTuple):
     decoder: dict[str, Tensor]  # "fusion.*" and "decoder.*"; empty unless asked for
 
 
+def add_layouts(layouts: Iterable[Layout]) -> None:
+    """Make layouts known; families that read one and the same name the same object."""
+    _LAYOUTS.update({layout.name: layout for layout in layouts})
+
+
+def all_layouts() -> list[Layout]:
+    return list(_LAYOUTS.values())
+
+
 def find_layout(name: str) -> Layout:
     """The layout of that name.
 
     Raises:
         ValueError: there is none.
     """
-    for layout in LAYOUTS:
-        if layout.name == name:
-            return layout
-    raise ValueError(f"layout {name!r} is unknown, there are {', '.join(layout.name for layout in LAYOUTS)}")
+    if name not in _LAYOUTS:
+        raise ValueError(f"layout {name!r} is unknown, there are {', '.join(_LAYOUTS)}")
+    return _LAYOUTS[name]
 
 
-def recognise(names: Collection[str], family: str) -> Layout:
+def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -> Layout:
     """The layout of a file with these tensor names.
 
+    Args:
+        names: of the tensors.
+        readable: layouts that the family can read.
+        family: its name, for messages.
+
     Raises:
-        ValueError: no layout fits, or one of another family does.
+        ValueError: no layout fits, or one does that the family cannot read.
     """
-    fitting = [layout for layout in LAYOUTS if layout.fits(names) and not layout.by_name]
+    fitting = [layout for layout in all_layouts() if layout.fits(names) and not layout.by_name]
     assert len(fitting) < 2, f"layouts must exclude each other: {[layout.name for layout in fitting]}"
-    if fitting and family in fitting[0].families:
+    known = [layout.name for layout in readable]
+    if fitting and fitting[0].name in known:
         return fitting[0]
     if fitting:
         raise ValueError(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
-    known = ", ".join(layout.name for layout in LAYOUTS if family in layout.families)
     first = ", ".join(list(names)[:4])
-    raise ValueError(f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {known}")
+    raise ValueError(
+        f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {', '.join(known)}"
+    )
 
 
-def to_native(
+def carry_over(
     state: Mapping[str, Tensor],
-    family: str,
-    layout: str | None = None,
+    table: Layout,
+    more_rules: Callable[[Mapping[str, Tensor]], Sequence[Rule]],
     *,
     decoder: bool = False,
-    class_token: bool = False,
 ) -> Native:
-    """Carry a checkpoint of any known layout over into the family's own names.
+    """Apply the rules of a layout to a checkpoint.
 
     Args:
         state: as read from the file.
-        family: "hivit", ...
-        layout: forces a layout instead of recognising it.
+        table: its layout.
+        more_rules: those that the family applies to the result, which it is given.
         decoder: keep the decoder of a masked autoencoder, apart from the encoder.
-        class_token: keep the class token of a plain ViT that becomes an HPViT.
 
     Raises:
-        ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
+        ValueError: a tensor that the layout does not know, or a decoder is wanted that it does not hold.
     """
-    table = find_layout(layout) if layout else recognise(state.keys(), family)
-    if family not in table.families:
-        raise ValueError(f"layout {table.name!r} is of {' and '.join(table.families)}, not of {family}")
     if decoder and not table.decoder:
         raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder")
     if table.warning:
@@ -89,8 +94,8 @@ def to_native(
     if not decoder:
         rest = tuple(Drop(rule.pattern, DECODER_REASON) for rule in table.decoder)
     native, steps = apply_rules(state, (*table.rules, *rest), table.name)
-    if "cls_token" in native and family == "hpvit":
-        native, more = apply_rules(native, hpvit_from_plain(native, class_token), table.name)
+    if rules := more_rules(native):
+        native, more = apply_rules(native, rules, table.name)
         steps = then(steps, more)
     apart = {name: native.pop(name) for name in list(native) if name.startswith(("fusion.", "decoder."))}
     return Native(native, table, steps, apart)

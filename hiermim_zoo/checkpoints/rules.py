@@ -1,7 +1,8 @@
-"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or refused.
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or
+refused.
 
-Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no rule
-matches is an error, so nothing is ever lost by accident.
+Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no
+rule matches is an error, so nothing is ever lost by accident.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Keep:
+class Copy:
     """The tensor goes over under its own name."""
 
     pattern: str
@@ -35,7 +36,8 @@ class Rename:
 class Number:
     """Like Rename, of blocks that are numbered stage by stage: {} in the new name counts them through.
 
-    The first two groups of the pattern are the stage and the place in it; blocks are counted over all rules of this kind.
+    The first two groups of the pattern are the stage and the place in it; blocks are counted over all rules of this
+    kind.
     """
 
     pattern: str
@@ -46,8 +48,8 @@ class Number:
 class Unnumber:
     """Number's way back: blocks that are counted through get stage and place, {0} and {1} in the new name.
 
-    The first group of the pattern is the number. A new stage begins with each block that has a tensor called ``begins``, a
-    pattern whose first group is its number.
+    The first group of the pattern is the number. A new stage begins with each block that has a tensor called
+    ``begins``, a pattern whose first group is its number.
     """
 
     pattern: str
@@ -91,7 +93,7 @@ class Refuse:
     reason: str
 
 
-Rule = Keep | Rename | Number | Unnumber | Reshape | Join | Drop | Refuse
+Rule = Copy | Rename | Number | Unnumber | Reshape | Join | Drop | Refuse
 
 
 class Step(NamedTuple):
@@ -103,7 +105,9 @@ class Step(NamedTuple):
     why: str
 
 
-def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str) -> tuple[dict[str, Tensor], list[Step]]:
+def apply_rules(
+    state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str
+) -> tuple[dict[str, Tensor], list[Step]]:
     """Carry a state dict over.
 
     Args:
@@ -115,8 +119,8 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
         The new state dict, and one step for every source tensor.
 
     Raises:
-        ValueError: a tensor that no rule covers or that one refuses, two that end under one name, a part of a join that is
-            missing or of another shape than the rest.
+        ValueError: a tensor that no rule covers or that one refuses, two that end under one name, a part of a join that
+            is missing or of another shape than the rest.
     """
     out: dict[str, Tensor] = {}
     steps: list[Step] = []
@@ -131,7 +135,7 @@ def apply_rules(state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str)
         if isinstance(rule, Drop):
             steps.append(Step(name, "dropped", "", rule.reason))
             continue
-        target = name if isinstance(rule, Keep) else match.expand(rule.to)
+        target = name if isinstance(rule, Copy) else match.expand(rule.to)
         if isinstance(rule, Number):
             target = target.format(count[_place(match)])
         if isinstance(rule, Unnumber):
@@ -220,13 +224,16 @@ def _first(rules: Iterable[Rule], name: str) -> tuple[Rule | None, re.Match[str]
     return None, None
 
 
-def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptable: Sequence[str] = (), *, model: str) -> None:
+def check_fits(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptable: Sequence[str] = (), *, model: str
+) -> None:
     """Refuse a state dict that a model cannot take, naming the first tensor that stands in the way.
 
     Args:
         state: to be loaded.
         own: the model's state dict.
-        adaptable: names that the loader adapts itself (stem, classifier): neither their presence nor their shape is checked.
+        adaptable: names that the loader adapts itself (stem, classifier): neither their presence nor their shape is
+            checked.
         model: its name, for messages.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Where weights are found: the local store, the Hub, their origin; in this order.
+"""Where weights are: the local store, the Hub, their origin.
 
-The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In each of
-them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
+The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In
+each of them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..manifest import Weights, weights_dir
 from .download import DownloadError, download
-from .export import convert
-from .files import SUFFIXES, read_checkpoint, sha256_of
-from .folder import MODEL_FILE, write_folder
+from .files import SUFFIXES, sha256_of
+from .folder import MODEL_FILE
+from .manifest import Weights, weights_dir
 
 HUB = "hf-hub:"
 
@@ -29,7 +28,7 @@ class WeightsNotFound(OSError):
     """No place had the weights; the message lists the places and the command that helps."""
 
 
-def _roots(cache_dir: str | Path | None) -> list[Path]:
+def folders(cache_dir: str | Path | None) -> list[Path]:
     """The folders of the local store, in the order in which they are searched; new weights go into the first."""
     chosen = os.environ.get("HIERMIM_WEIGHTS")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -40,68 +39,16 @@ def _roots(cache_dir: str | Path | None) -> list[Path]:
 
 def user_store(cache_dir: str | Path | None = None) -> Path:
     """The folder that new weights are put into: $HIERMIM_WEIGHTS, else ``cache_dir``, else the user's cache."""
-    return _roots(cache_dir)[0]
+    return folders(cache_dir)[0]
 
 
 def find_local(row: Weights, cache_dir: str | Path | None = None) -> Path | None:
     """The file with the weights in the local store, or None."""
-    for root in _roots(cache_dir):
+    for root in folders(cache_dir):
         for path in (root / row.name / MODEL_FILE, root / f"{row.name}.safetensors"):
             if path.is_file():
                 return path
     return None
-
-
-def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
-    """The file with the weights of a tag, fetched if need be.
-
-    Args:
-        row: of the manifest.
-        cache_dir: instead of the Hub's own cache and the user's.
-
-    Raises:
-        WeightsNotFound: naming every place tried and what to do.
-    """
-    path = find_local(row, cache_dir)
-    if path is not None:
-        return path
-    tried = [f"local store {', '.join(map(str, _roots(cache_dir)))} (not there)"]
-    for place, fetch in ((f"Hub repository {row.hub}", _from_hub), (f"origin {row.url or '(none)'}", _from_origin)):
-        try:
-            return fetch(row, cache_dir)
-        except (OSError, ValueError) as error:
-            tried.append(f"{place} ({_first_line(error)})")
-    raise WeightsNotFound(
-        f"the weights {row.name} were not found. Tried: {'; '.join(tried)}. "
-        f"Get the origin file by other means and put it into the local store with: "
-        f"python -m hiermim_zoo.convert FILE --install {row.name}"
-    )
-
-
-def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
-    """Fetch the origin file of a tag, verify it, convert it and put it into the local store, one process at a time.
-
-    Returns:
-        The folder "arch.tag" in the local store.
-
-    Raises:
-        DownloadError: it cannot be had.
-        ValueError: it does not hold what the manifest says.
-    """
-    from huggingface_hub.utils import WeakFileLock
-
-    root = user_store(cache_dir)
-    folder = root / row.name
-    root.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(root / f"{row.name}.lock"):
-        if not (folder / MODEL_FILE).is_file():  # else another process was faster
-            raw = fetch_origin(row, root / "downloads", cache_dir)
-            try:
-                write_folder(convert(read_checkpoint(raw), row.arch, layout=row.layout, row=row).contents(), folder)
-            finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
-                if raw.parent == root / "downloads":  # the Hub's cache is not ours to tidy
-                    raw.unlink()
-    return folder
 
 
 def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None) -> Path:
@@ -123,7 +70,8 @@ def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None
         raise DownloadError("offline mode, HF_HUB_OFFLINE is set")
     suffix = Path(urlsplit(row.url).path).suffix or ".pth"
     target = folder / f"{row.name}{suffix}"
-    download(row.url, target, sha256=row.sha256, size=row.bytes)
+    if not target.is_file():  # else another process just downloaded and verified it
+        download(row.url, target, sha256=row.sha256, size=row.bytes)
     return target
 
 
@@ -134,7 +82,9 @@ def _from_repository(row: Weights, cache_dir: str | Path | None) -> Path:
     with hub_errors():
         path = Path(hf_hub_download(row.url.removeprefix(HUB), MODEL_FILE, cache_dir=cache_dir))
     if row.sha256 and (digest := sha256_of(path)) != row.sha256:
-        raise DownloadError(f"{row.url}: sha256 is {digest} instead of {row.sha256}: not the file that the manifest means")
+        raise DownloadError(
+            f"{row.url}: sha256 is {digest} instead of {row.sha256}: not the file that the manifest means"
+        )
     return path
 
 
@@ -155,8 +105,8 @@ def fetch_repository(name: str, revision: str | None) -> Path:
 def hub_errors() -> Iterator[None]:
     """What the Hub's client raises, as DownloadError.
 
-    Its HTTP errors derive from the base class of the HTTP client that it uses, and a broken transfer is not an OSError in every
-    version.
+    Its HTTP errors derive from the base class of the HTTP client that it uses, and a broken transfer is not an OSError
+    in every version.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -164,27 +114,21 @@ def hub_errors() -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError, http_error) as error:
-        raise DownloadError(_first_line(error)) from error
+        raise DownloadError(first_line(error)) from error
 
 
-def _from_hub(row: Weights, cache_dir: str | Path | None) -> Path:
+def fetch_hub(row: Weights, cache_dir: str | Path | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     known = isinstance(try_to_load_from_cache(row.hub, MODEL_FILE, cache_dir=cache_dir), str)
     with hub_errors():
         path = Path(hf_hub_download(row.hub, MODEL_FILE, cache_dir=cache_dir))
     if not known:
-        _show_license(row)
+        show_license(row)
     return path
 
 
-def _from_origin(row: Weights, cache_dir: str | Path | None) -> Path:
-    path = install(row, cache_dir) / MODEL_FILE
-    _show_license(row)
-    return path
-
-
-def _show_license(row: Weights) -> None:
+def show_license(row: Weights) -> None:
     """Say it once, when weights that are not plainly free are first fetched."""
     if row.license == "unstated":
         _logger.warning("%s: the authors state no licence for these weights; ask them before commercial use", row.name)
@@ -198,5 +142,5 @@ def _offline() -> bool:
     return constants.HF_HUB_OFFLINE
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -14,17 +14,19 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from .arguments import checked_pool, checked_size
-from .maps import check_format
+from .maps import check_format, in_format
 
 
 class Backbone(nn.Module):
     """An encoder of tokens under a classifier: mean pooling, LayerNorm, linear.
 
-    A family sets ``patch_embed`` and ``feature_info``, and gives ``forward_features`` and ``forward_intermediates``.
+    A family sets ``patch_embed`` and ``feature_info``, and gives ``forward_features`` and ``level_maps``.
     """
 
     patch_embed: Any
     feature_info: list[dict[str, Any]]
+    axes = 2  # of the input, batch and channels apart: rows and columns; 3 with frames before them
+    masked_levels = 0  # levels that there are of visible units alone
 
     def set_arguments(
         self, img_size: tuple[int, int], in_chans: int, num_classes: int, global_pool: str, embed_dim: int, fixed: bool
@@ -83,6 +85,74 @@ class Backbone(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens [B, N, C]; the family's."""
         raise NotImplementedError
+
+    def level_maps(
+        self, x: Tensor, take: Sequence[int], count: int, norm: bool, keep: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run the first ``count`` levels; the family's.
+
+        Args:
+            x: [B, C, H, W], or clips [B, C, T, H, W].
+            take: ascending, levels whose maps are wanted.
+            count: of levels.
+            norm: apply ``fc_norm`` to maps of its width.
+            keep: int64 [B, K], visible units, or None.
+
+        Returns:
+            The tokens that the last of them ends with [B, N, C], and maps [B, c, *sides] or, of visible units,
+            [B, K, c, *tokens of a unit].
+        """
+        raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Any:
+        """Feature maps of chosen levels: 0 for 1/4, 1 for 1/8, and so on (of clips in space; in time 1/2 at every
+        level).
+
+        Args:
+            x: [B, C, H, W], or clips [B, C, T, H, W].
+            indices: levels; a number n for the last n, None for all.
+            return_prefix_tokens: changes nothing, there are no prefix tokens (as in timm's ViT without class token).
+            norm: apply ``fc_norm`` to the levels of its width; the others have no norm of their own.
+            stop_early: do not run blocks behind the last level asked for.
+            output_fmt: "NCHW", "NHWC" or "NLC"; of clips [B, C, T, H, W], [B, T, H, W, C] or [B, T H W, C].
+            intermediates_only: return the list of maps alone.
+            output_dict: return a dict with "image_intermediates" and "image_features".
+            attn_mask: not supported, must be None.
+            keep: int64 [B, K], visible units, where the model can be masked. Each level then is [B, K, c, *s] (NCHW),
+                [B, K, *s, c] (NHWC) or [B, K S, c] (NLC) with the S tokens s of a unit; levels that pool over units do
+                not exist.
+
+        Returns:
+            The maps, fine to coarse, alone or as (features [B, N, C], maps). A map has ceil(side / r) rows and columns.
+
+        Raises:
+            ValueError: an unknown format, an attention mask, a level that does not exist, a ``keep`` that does not fit.
+        """
+        instead = (
+            "name the visible units with keep instead" if self.masked_levels else "this model looks at whole images"
+        )
+        if keep is not None and not self.masked_levels:
+            raise ValueError(f"keep is not supported: {instead}")
+        count = len(self.feature_info) if keep is None else self.masked_levels
+        take, deepest = take_levels(indices, count, output_fmt, attn_mask, instead)
+        run = deepest + 1 if stop_early or intermediates_only else count
+        features, maps = self.level_maps(x, sorted(take), run, norm, keep)
+        maps = [in_format(m, output_fmt, self.axes) for m in maps]
+        if keep is not None and output_fmt == "NLC":
+            maps = [m.flatten(1, 2) for m in maps]  # [B, K, S, c] -> [B, K S, c]
+        return as_asked(features, maps, intermediates_only, output_dict)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens [B, N, C] -> pooled and normalised features [B, C], or logits [B, num_classes]."""

@@ -1,24 +1,26 @@
-"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (arXiv 2205.13515).
+"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (arXiv
+2205.13515).
 
-A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that attention is
-dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the tokens themselves: empty
-slots cost attention and nothing else. There are four ways to make groups:
+A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that
+attention is dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the
+tokens themselves: empty slots cost attention and nothing else. There are four ways to make groups:
 
-- "pack": windows are packed into groups that they fill almost completely; one group a sample, where that costs less. Cheapest to
-  follow, and made on the host: in a data loader's workers, or just before the step.
-- "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their neighbours
-  too; one group a sample, where few tokens are visible. Nothing looks at the mask and no shape depends on it: for masks on a
-  device, where a look would stop it, and for graphs.
+- "pack": windows are packed into groups that they fill almost completely; one group a sample, where that costs less.
+  Cheapest to follow, and made on the host: in a data loader's workers, or just before the step.
+- "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their
+  neighbours too; one group a sample, where few tokens are visible. Nothing looks at the mask and no shape depends on
+  it: for masks on a device, where a look would stop it, and for graphs.
 - "window": every window is a group, filled up to the size of the largest. Made on the host.
 - "sequence": all tokens of a sample are one group. Nothing looks at the mask.
 
 The last two are what the first two are measured against (docs/green.md).
 
-Samples with one mask share one plan. Otherwise the windows of all samples are packed together.
+Samples with one mask share one plan, which is made of the one row of it. Otherwise the windows of all samples are
+packed together.
 
-Letters: B samples; K visible units, t tokens along a side of one; N = K t t tokens of a sample; M tokens that a plan is for: N
-where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3 g; n heads; C
-channels, d of one head.
+Letters: B samples; K visible units, t tokens along a side of one; N = K t t tokens of a sample; M tokens that a plan is
+for: N where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3
+g; n heads; C channels, d of one head.
 """
 
 from __future__ import annotations
@@ -43,13 +45,18 @@ class Geometry(NamedTuple):
     units: tuple[int, int]  # mask units of the image, rows and columns
     tokens: int  # t
     window: tuple[int, int]  # tokens, rows and columns
-    shift: tuple[int, int] = (0, 0)  # as Swin counts: the first window is cut down to so many rows and columns; 0 for none
+    shift: tuple[int, int] = (
+        0,
+        0,
+    )  # as Swin counts: the first window is cut down to so many rows and columns; 0 for none
 
 
 class Plan(NamedTuple):
     """Who attends to whom: tensors alone, or arrays in their place where it travels between processes."""
 
-    slots: Tensor | None  # int64 [G g]: the token in every slot (some token in empty ones); None: slots are tokens as they come
+    slots: (
+        Tensor | None
+    )  # int64 [G g]: the token in every slot (some token in empty ones); None: slots are tokens as they come
     back: Tensor | None  # int64 [M]: the slot of every token
     window: Tensor  # int32 [G, g]: the window of every slot, -1 in empty ones
     place: Tensor  # int32 [G, g]: the difference of two places of one window, plus centre, is a row of its bias table
@@ -58,11 +65,15 @@ class Plan(NamedTuple):
 
     def to(self, device: torch.device) -> Plan:
         """The plan on a device."""
-        moved: Any = [x if isinstance(x, int | None) else torch.as_tensor(x).to(device, non_blocking=True) for x in self]
+        moved: Any = [
+            x if isinstance(x, int | None) else torch.as_tensor(x).to(device, non_blocking=True) for x in self
+        ]
         return Plan(*moved)
 
     def arrays(self) -> Plan:
-        """The plan in NumPy's arrays: a tensor that leaves its process takes a file of shared memory, thirty of them a batch."""
+        """The plan in NumPy's arrays: a tensor that leaves its process takes a file of shared memory, thirty of them a
+        batch.
+        """
         arrays: Any = [x.numpy() if isinstance(x, Tensor) else x for x in self]
         return Plan(*arrays)
 
@@ -74,10 +85,11 @@ def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
     """Plan every window attention of an encoder for a batch; on a CPU a matter of a few milliseconds.
 
     Args:
-        keep: int64 [B, K]. Rows that are one and the same are planned once: an expanded tensor is taken at its word, on the CPU
-            rows are compared.
+        keep: int64 [B, K], or [1, K] where every sample has the same mask. On the CPU rows are compared: if they are
+            equal, the plan is that of one.
         geometries: of the encoder; equal ones are planned once.
-        method: a key of METHODS, inside graphs none of ON_HOST; None packs on the CPU and sorts on devices and inside graphs.
+        method: a key of METHODS, inside graphs none of ON_HOST; None packs on the CPU and sorts on devices and inside
+            graphs.
 
     Raises:
         ValueError: an unknown method.
@@ -85,7 +97,7 @@ def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
     check_method(method)
     graph = torch.compiler.is_compiling()
     on_host = keep.device.type == "cpu" and not graph
-    if keep.shape[0] > 1 and (keep.stride(0) == 0 or (on_host and bool((keep == keep[:1]).all()))):
+    if on_host and bool((keep == keep[:1]).all()):
         keep = keep[:1]
     make = METHODS[method or ("pack" if on_host else "sort")]
     return {geometry: make(keep, geometry) for geometry in dict.fromkeys(geometries)}
@@ -125,7 +137,9 @@ def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> P
         plan, tokens = plans[geometry].to(keep.device), keep.shape[1] * geometry.tokens**2
         planned = plan.window.numel() if plan.back is None else len(plan.back)
         if planned not in (tokens, len(keep) * tokens):
-            raise ValueError(f"the plans are of another batch: {planned} tokens of {geometry}, not {len(keep)} x {tokens}")
+            raise ValueError(
+                f"the plans are of another batch: {planned} tokens of {geometry}, not {len(keep)} x {tokens}"
+            )
         ready[geometry] = plan
     return ready
 
@@ -209,7 +223,10 @@ def _grouped(ids: Tensor, place: Tensor, sizes: np.ndarray, packing: Packing, ge
 def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
     """Tokens in the order of their windows, cut into groups; no shape depends on the mask, and nothing looks at it."""
     window, place = _windows(keep, geometry)
-    tokens, size = window.shape[1], geometry.window[0] * geometry.window[1]  # a window ends in its group or in the next one
+    tokens, size = (
+        window.shape[1],
+        geometry.window[0] * geometry.window[1],
+    )  # a window ends in its group or in the next one
     if tokens <= 3 * size + SLOT_COST:
         return _one_sequence(window, place, geometry)
     ids = _window_ids(window, geometry)
@@ -261,7 +278,9 @@ def _around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
 
 
 def pair_rows(plan: Plan) -> Tensor:
-    """Row of the bias table for each pair of slots: int64 [G, g, S]; for pairs of different windows the row behind the last."""
+    """Row of the bias table for each pair of slots: int64 [G, g, S]; for pairs of different windows the row behind the
+    last.
+    """
     window, place = plan.window, plan.place
     if plan.reach:
         window, place = _around(window, 0, 1, -2), _around(place, 0, 1, 0)  # [G, 3 g]

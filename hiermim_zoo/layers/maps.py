@@ -1,7 +1,7 @@
 """Levels of a pyramid in the formats that timm's consumers ask for.
 
-Letters: B inputs; D axes (2 of an image, 3 of a clip); N units of an input, K of them visible; s_i tokens of a unit along axis i;
-c channels; r_i pixels (or frames) under a token along axis i.
+Letters: B inputs; D axes (2 of an image, 3 of a clip); N units of an input, K of them visible; s_i tokens of a unit
+along axis i; c channels; r_i pixels (or frames) under a token along axis i.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def maps_of_units(levels: Sequence[Tensor], size: Sequence[int], unit: Sequence[
 
 
 def in_format(x: Tensor, output_fmt: str, axes: int = 2) -> Tensor:
-    """[..., c, h, w] -> the same (NCHW), [..., h, w, c] (NHWC) or [..., h w, c] (NLC); contiguous. With three axes: t, h, w."""
+    """[..., c, h, w] -> the same (NCHW), [..., h, w, c] (NHWC) or [..., h w, c] (NLC); contiguous. With three axes: t,
+    h, w.
+    """
     if output_fmt == "NCHW":
         return x.contiguous()
     x = x.movedim(-1 - axes, -1)

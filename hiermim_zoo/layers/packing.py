@@ -1,8 +1,10 @@
-"""Windows of different sizes packed into groups of one size (GreenMIM, arXiv 2205.13515, section 3.2): integers in, integers out.
+"""Windows of different sizes packed into groups of one size (GreenMIM, arXiv 2205.13515, section 3.2): integers in,
+integers out.
 
-A group of g slots costs g g pairs of tokens in attention and, for every slot, what ``slot_cost`` pairs cost. Windows are never
-split. Every group takes the largest window that is left and fills up with the subset of the others that leaves the fewest slots
-empty; windows of one size are alike, so a filling that is found is used as often as there are windows for it.
+A group of g slots costs g g pairs of tokens in attention and, for every slot, what ``slot_cost`` pairs cost. Windows
+are never split. Every group takes the largest window that is left and fills up with the subset of the others that
+leaves the fewest slots empty; windows of one size are alike, so a filling that is found is used as often as there are
+windows for it.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ def cost(groups: int, size: int, slot_cost: int) -> int:
 def pack(counts: np.ndarray, slot_cost: int, size: int | None = None) -> Packing:
     """Pack windows at the least cost.
 
-    Group sizes are tried in the order of what they would cost with every slot filled; the search ends where that exceeds the best
-    found, so that the result is the optimum wherever the packing reaches its bound.
+    Group sizes are tried in the order of what they would cost with every slot filled; the search ends where that
+    exceeds the best found, so that the result is the optimum wherever the packing reaches its bound.
 
     Args:
         counts: int [W], tokens of each window, at least 1.
@@ -141,7 +143,9 @@ def _best_subset(left: list[int], room: int) -> list[tuple[int, int]]:
 def _place(counts: np.ndarray, size: int, fillings: list[Filling]) -> Packing:
     """Give every window its group and its first slot."""
     by_size = np.argsort(counts, kind="stable")
-    start = np.searchsorted(counts[by_size], np.arange(size + 2)).tolist()  # where the windows of n tokens begin in by_size
+    start = np.searchsorted(
+        counts[by_size], np.arange(size + 2)
+    ).tolist()  # where the windows of n tokens begin in by_size
     group, first = np.empty_like(by_size), np.empty_like(by_size)
     groups = 0
     for times, filling in fillings:

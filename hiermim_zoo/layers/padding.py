@@ -6,7 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def pad_to_multiple(images: Tensor, multiple: int, minimum: int, only: tuple[int, int] | None = None, axes: int = 2) -> Tensor:
+def pad_to_multiple(
+    images: Tensor, multiple: int, minimum: int, only: tuple[int, int] | None = None, axes: int = 2
+) -> Tensor:
     """Pad height and width with zeros at the bottom and the right.
 
     Args:

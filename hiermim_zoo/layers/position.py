@@ -1,7 +1,7 @@
 """Relative position bias: index, resampling, and the bias of any subset of tokens.
 
-Letters: S_h, S_w the grid that a table was made for; h, w the grid at hand; K tokens; n heads.
-A table has one row for every offset between two tokens of its grid: (2 S_h - 1)(2 S_w - 1) rows.
+Letters: S_h, S_w the grid that a table was made for; h, w the grid at hand; K tokens; n heads. A table has one row for
+every offset between two tokens of its grid: (2 S_h - 1)(2 S_w - 1) rows.
 """
 
 from __future__ import annotations

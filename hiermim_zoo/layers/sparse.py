@@ -1,12 +1,14 @@
-"""Convolutions on visible units alone, with the weights of ordinary Conv2d modules (GreenMIM, arXiv 2205.13515, section 3.3).
+"""Convolutions on visible units alone, with the weights of ordinary Conv2d modules (GreenMIM, arXiv 2205.13515, section
+3.3).
 
-Two kinds occur in hierarchical transformers. A convolution whose kernel is its stride sees whole patches, and a unit holds whole
-patches: it is a linear map of each. Any other looks beyond its unit: hidden neighbours count as zeros, like those beyond the edge
+Two kinds occur in hierarchical transformers. A convolution whose kernel is its stride sees whole patches, and a unit
+holds whole
+patches: it is a linear map of each. Any other looks beyond its unit: hidden neighbours count as zeros, like those
+    beyond the edge
 of the image, and results are computed inside visible units only.
 
-Letters: B images; H, W pixels; U units, K of them visible; t tokens along a side of a unit; N = K t t visible tokens, unit after
-unit; C, D channels; k side of a kernel; r = (k - 1) / 2, tokens that it reaches beyond a unit;
-s its stride.
+Letters: B images; H, W pixels; U units, K of them visible; t tokens along a side of a unit; N = K t t visible tokens,
+unit after unit; C, D channels; k side of a kernel; r = (k - 1) / 2, tokens that it reaches beyond a unit; s its stride.
 """
 
 from __future__ import annotations
@@ -81,7 +83,9 @@ def make_halo(keep: Tensor, units: tuple[int, int], tokens: int, reach: int = 1)
     edge = torch.arange(-reach, tokens + reach, device=keep.device)
     rows = (keep // units[1] * tokens)[..., None] + edge  # [B, K, t + 2 r]
     cols = (keep % units[1] * tokens)[..., None] + edge
-    inside = ((rows >= 0) & (rows < units[0] * tokens))[..., None] & ((cols >= 0) & (cols < units[1] * tokens))[:, :, None]
+    inside = ((rows >= 0) & (rows < units[0] * tokens))[..., None] & ((cols >= 0) & (cols < units[1] * tokens))[
+        :, :, None
+    ]
     unit = (rows // tokens)[..., None] * units[1] + (cols // tokens)[:, :, None]  # [B, K, t + 2 r, t + 2 r]
     unit = torch.where(inside, unit, 0).flatten(1)
     rank = torch.arange(kept, device=keep.device).expand(batch, -1)

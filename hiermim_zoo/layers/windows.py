@@ -1,7 +1,8 @@
 """Windows of a grid of tokens, folded into the batch so that attention stays four-dimensional.
 
-Letters: B images; h, w the grid; a, b rows and columns of one window; n windows of an image; T = a b tokens of one; C channels.
-A window is never larger than the grid along either axis; a grid that it does not divide is padded at the bottom and the right.
+Letters: B images; h, w the grid; a, b rows and columns of one window; n windows of an image; T = a b tokens of one; C
+channels. A window is never larger than the grid along either axis; a grid that it does not divide is padded at the
+bottom and the right.
 """
 
 from __future__ import annotations

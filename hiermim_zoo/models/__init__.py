@@ -1,10 +1,11 @@
-"""The model families. Importing this registers their architectures with timm."""
+"""The model families, in the order in which they are listed. Importing this registers their architectures with timm."""
 
-from . import green, hiera, hivit, hpvit
+# isort: off
+from . import hivit
+from . import hpvit
+from . import hiera
+from . import green
+from . import vit
+# isort: on
 
-ARCHITECTURES = {
-    "hivit": tuple(hivit.VARIANTS),
-    "hpvit": tuple(hpvit.VARIANTS),
-    "hiera": tuple(hiera.VARIANTS),
-    "green": tuple(green.VARIANTS),
-}
+__all__ = ["green", "hiera", "hivit", "hpvit", "vit"]

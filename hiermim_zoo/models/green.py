@@ -1,5 +1,5 @@
-"""GreenMIM's encoders: Swin and Twins that see visible patches alone (arXiv 2205.13515). The models are in green_swin.py and
-green_twins.py; here are their variants, names and checkpoints.
+"""GreenMIM's encoders: Swin and Twins that see visible patches alone (arXiv 2205.13515). The models are in
+green_swin.py and green_twins.py; here are their variants, names and checkpoints.
 """
 
 from __future__ import annotations
@@ -7,45 +7,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor, nn
 
-from ..build import build_model, default_cfgs_for
-from ..checkpoints.layouts import Native, to_native
-from ..checkpoints.rules import check_fits
-from ..checkpoints.tables.green import swap_mergings
-from ..registry import register
+from ..checkpoints.layouts import Native
+from ..checkpoints.tables.green import LAYOUTS, swap_mergings
+from .build import build_model, default_cfgs_for, timm_model
+from .family import Choice, Family, add_family
 from .green_swin import GreenSwin
 from .green_twins import GreenTwins
+from .recipes import FineTuning, Pretraining, Recipe, Rows
 
-__all__ = ["GreenSwin", "GreenTwins", "adapt", "checkpoint_filter_fn", "checkpoint_img_size", "notes", "readings"]
+__all__ = ["FAMILY", "GreenSwin", "GreenTwins"]
 
 TABLE = "relative_position_bias_table"
-CONVERT_ARGS = ("window_size",)  # what a conversion may choose
 
 
-def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring a checkpoint of any known layout into the form of ``model`` (called by timm when it loads weights)."""
-    return adapt(to_native(state, family="green"), model)
-
-
-def adapt(native: Native, model: nn.Module) -> dict[str, Tensor]:
-    """Fit a checkpoint to a model.
-
-    Bias tables made for windows of another size are resampled where the model was built with a ``window_size`` or an ``img_size``
-    of the caller's. Stem and classifier are left for timm to adapt.
-
-    Raises:
-        ValueError: naming the first tensor that does not fit.
+def fit(state: dict[str, Tensor], native: Native, model: nn.Module) -> dict[str, Tensor]:
+    """Bias tables made for windows of another size are resampled where the model was built with a ``window_size`` or an
+    ``img_size`` of the caller's.
     """
-    own, state = model.state_dict(), dict(native.state)
+    own = model.state_dict()
     for name in [name for name in state if name.endswith(TABLE) and name in own]:
         state[name] = _fit_table(name, state[name], model)
-    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    stem, head = cfg.get("first_conv", ""), cfg.get("classifier", "")
-    check_fits(state, own, (f"{head}.weight", f"{head}.bias", f"{stem}.weight"), model=f"this {type(model).__name__}")
     return state
 
 
@@ -66,12 +53,14 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's code makes torch warn of its speed and of its indexing
-        resized: Tensor = resize_rel_pos_bias_table(table, new_window_size=attn.window_size, new_bias_shape=(rows, heads))
+        resized: Tensor = resize_rel_pos_bias_table(
+            table, new_window_size=attn.window_size, new_bias_shape=(rows, heads)
+        )
     return resized
 
 
-def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> Any:
-    """Pixels of the images that a checkpoint was made for: no tensor tells, so what is known beside it, the likeliest first."""
+def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> Any:
+    """No tensor tells: what is known beside it, the likeliest first."""
     return next(size for size in sizes if size is not None)
 
 
@@ -101,14 +90,18 @@ def notes(native: Native, config: Mapping[str, Any], model: nn.Module) -> dict[s
     """What report, card and configuration say of a decoder that is kept."""
     if not native.decoder:
         return {}
-    return {"decoder": "kept as it is; the authors' code trained it with visible tokens permuted among the visible positions"}
+    return {
+        "decoder": "kept as it is; "
+        "the authors' code trained it with visible tokens permuted among the visible positions"
+    }
 
 
 # ---- variants: embed_dim doubles from stage to stage
 
 _SWIN = {"patch_size": 4, "window_size": 7}
 SWINS: dict[str, dict[str, Any]] = {
-    # 128 pixels: a unit has 32, and with fewer than 4 x 4 of them there is nothing to mask. Windows of 4 divide every grid.
+    # 128 pixels: a unit has 32, and with fewer than 4 x 4 of them there is nothing to mask. Windows of 4 divide every
+    # grid.
     "green_swin_atto": {
         **_SWIN,
         "img_size": 128,
@@ -137,11 +130,73 @@ SWINS: dict[str, dict[str, Any]] = {
 }
 _TWINS = {"patch_size": 4, "mlp_ratios": (4, 4, 4, 4), "sr_ratios": (8, 4, 2, 1), "wss": (7, 7, 7, 7)}
 TWINS: dict[str, dict[str, Any]] = {
-    "green_twins_small": {**_TWINS, "embed_dims": (64, 128, 256, 512), "depths": (2, 2, 10, 4), "num_heads": (2, 4, 8, 16)},
-    "green_twins_base": {**_TWINS, "embed_dims": (96, 192, 384, 768), "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "green_twins_large": {**_TWINS, "embed_dims": (128, 256, 512, 1024), "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
+    "green_twins_small": {
+        **_TWINS,
+        "embed_dims": (64, 128, 256, 512),
+        "depths": (2, 2, 10, 4),
+        "num_heads": (2, 4, 8, 16),
+    },
+    "green_twins_base": {
+        **_TWINS,
+        "embed_dims": (96, 192, 384, 768),
+        "depths": (2, 2, 18, 2),
+        "num_heads": (3, 6, 12, 24),
+    },
+    "green_twins_large": {
+        **_TWINS,
+        "embed_dims": (128, 256, 512, 1024),
+        "depths": (2, 2, 18, 2),
+        "num_heads": (4, 8, 16, 32),
+    },
 }
 VARIANTS = {**SWINS, **TWINS}
+
+
+def construct(variant: str, **kwargs: Any) -> nn.Module:
+    if variant in TWINS:
+        window = kwargs.pop("window_size", None)
+        windows = {} if window is None else {"wss": (window,) * 4}
+        return timm_model(GreenTwins, variant, FAMILY.load_filter, **{**TWINS[variant], **windows, **kwargs})
+    chosen = "window_size" in kwargs or "img_size" in kwargs  # by the caller, who then wants tables to fit
+    args = {**SWINS[variant], "resample_windows": chosen, **kwargs}
+    return timm_model(GreenSwin, variant, FAMILY.load_filter, **args)
+
+
+# ---- recipes (arXiv 2205.13515: the authors' scripts, which differ in more than the model; for sizes without one,
+# Swin-B's)
+
+_MAE = Recipe(fusion="last", depth=1, xavier=True, shared_mask=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0})
+_PRE = Pretraining(blr=1e-4, epochs=800, batch=2048, decay_positions=False)
+_TUNE = FineTuning(epochs=100, blr=6.25e-4, layer_decay=0.9, drop_path=0.1, batch=768, warmup=20, min_lr=2.5e-7)
+
+FAMILY = add_family(
+    Family(
+        name="green",
+        variants=VARIANTS,
+        construct=construct,
+        layouts=LAYOUTS,
+        img_size=img_size,
+        fit=fit,
+        notes=notes,
+        readings=readings,
+        choices=(
+            Choice("window_size", "tokens along a side of a window, to which bias tables are resampled", type=int),
+        ),
+        mae=Rows(_MAE),
+        pretraining=Rows(
+            _PRE,
+            {
+                "green_swin_base_win14": replace(_PRE, blr=1.5e-4),
+                **dict.fromkeys(TWINS, Pretraining(blr=1.5e-4, epochs=100)),
+            },
+        ),
+        fine_tuning=Rows(
+            _TUNE,
+            {"green_swin_large_win14": replace(_TUNE, blr=5e-4, layer_decay=0.8, drop_path=0.3, min_lr=3.5e-7)},
+        ),
+    )
+)
+checkpoint_filter_fn = FAMILY.load_filter  # where timm's users look for it
 
 default_cfgs = default_cfgs_for(
     {
@@ -156,66 +211,55 @@ default_cfgs = default_cfgs_for(
 )
 
 
-def _swin(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    chosen = "window_size" in kwargs or "img_size" in kwargs  # by the caller, who then wants tables to fit
-    args = {**SWINS[variant], "resample_windows": chosen, **kwargs}
-    return build_model(GreenSwin, variant, pretrained, checkpoint_filter_fn, **args)
-
-
-def _twins(variant: str, pretrained: bool, window_size: int | None = None, **kwargs: Any) -> nn.Module:
-    windows = {} if window_size is None else {"wss": (window_size,) * 4}
-    return build_model(GreenTwins, variant, pretrained, checkpoint_filter_fn, **{**TWINS[variant], **windows, **kwargs})
-
-
-@register
+@FAMILY.register
 def green_swin_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin of 0.8 million parameters for 128 x 128 images, windows of 4."""
-    return _swin("green_swin_atto", pretrained, **kwargs)
+    return build_model("green_swin_atto", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_swin_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-T, maskable."""
-    return _swin("green_swin_tiny", pretrained, **kwargs)
+    return build_model("green_swin_tiny", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_swin_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-S, maskable."""
-    return _swin("green_swin_small", pretrained, **kwargs)
+    return build_model("green_swin_small", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_swin_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-B, maskable."""
-    return _swin("green_swin_base", pretrained, **kwargs)
+    return build_model("green_swin_base", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_swin_base_win14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-B with windows of 14, maskable."""
-    return _swin("green_swin_base_win14", pretrained, **kwargs)
+    return build_model("green_swin_base_win14", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_swin_large_win14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-L with windows of 14, maskable."""
-    return _swin("green_swin_large_win14", pretrained, **kwargs)
+    return build_model("green_swin_large_win14", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_twins_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twins-SVT-S, maskable."""
-    return _twins("green_twins_small", pretrained, **kwargs)
+    return build_model("green_twins_small", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_twins_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twins-SVT-B, maskable."""
-    return _twins("green_twins_base", pretrained, **kwargs)
+    return build_model("green_twins_base", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def green_twins_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Twins-SVT-L, maskable."""
-    return _twins("green_twins_large", pretrained, **kwargs)
+    return build_model("green_twins_large", pretrained, **kwargs)

@@ -1,13 +1,15 @@
-"""Swin that can look at visible patches alone: timm's SwinTransformer with the protocol added (GreenMIM, arXiv 2205.13515).
+"""Swin that can look at visible patches alone: timm's SwinTransformer with the protocol added (GreenMIM, arXiv
+2205.13515).
 
-Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the last stage,
-so at every stage it is hidden or shown as a whole; patch embedding and merging stay inside units, window attention runs in groups
-(layers/groups.py), and there are no absolute positions.
+Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the
+last stage, so at every stage it is hidden or shown as a whole; patch embedding and merging stay inside units, window
+attention runs in groups (layers/groups.py), and there are no absolute positions.
 
-Where windows do not divide a stage's grid, timm pads it with zeros that are attended to. The masked pass has no such padding:
-hidden tokens and those beyond the edge are equally absent.
+Where windows do not divide a stage's grid, timm pads it with zeros that are attended to. The masked pass has no such
+padding: hidden tokens and those beyond the edge are equally absent.
 
-Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a stage.
+Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a
+stage.
 """
 
 from __future__ import annotations
@@ -81,7 +83,11 @@ class GreenSwin(SwinTransformer):
     norm: Any
 
     def __init__(
-        self, norm_eps: float | None = None, plan_method: str | None = None, resample_windows: bool = False, **kwargs: Any
+        self,
+        norm_eps: float | None = None,
+        plan_method: str | None = None,
+        resample_windows: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**{"dynamic_img_size": not kwargs.get("strict_img_size", False), **kwargs})
         _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
@@ -102,6 +108,11 @@ class GreenSwin(SwinTransformer):
         units: Any = self.mask_layout.units
         return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
+    def plan(self, keep: Tensor) -> Plans:
+        """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
+        units: Any = self.mask_layout.units
+        return make_plans(keep, self.geometries(units), self.plan_method)
+
     @property
     def unit(self) -> int:
         """Pixels along a side of a mask unit: those under a token of the last stage."""
@@ -113,7 +124,9 @@ class GreenSwin(SwinTransformer):
         return unit_layout(self.patch_embed.img_size, self.unit, self.num_features)
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
-        """The windows of every block, for images of so many rows and columns of units; all that planning needs to know."""
+        """The windows of every block, for images of so many rows and columns of units; all that planning needs to
+        know.
+        """
         for stage, layer in enumerate(self.layers):
             for block in layer.blocks:
                 yield Geometry(units, self._side(stage), tuple(block.window_size), tuple(block.shift_size))
@@ -136,12 +149,16 @@ class GreenSwin(SwinTransformer):
             )
         check_keep(keep, images.shape[0], units[0] * units[1])
         geometries = list(self.geometries(units))
-        plans = make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
+        plans = (
+            make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
+        )
         geometry_of = iter(geometries)  # block after block
         x = patch_conv(visible_pixels(images, keep, self.unit), self.patch_embed.proj)  # [B, K, t, t, C]
         x = self.patch_embed.norm(x)
         for layer in self.layers:
-            x = layer.downsample(x.flatten(0, 1)).unflatten(0, keep.shape)  # units are images of their own: [B, K, t, t, C]
+            x = layer.downsample(x.flatten(0, 1)).unflatten(
+                0, keep.shape
+            )  # units are images of their own: [B, K, t, t, C]
             shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
             rows: dict[Geometry, Tensor] = {}
             for block in layer.blocks:

@@ -1,12 +1,13 @@
 """Twins-SVT that can look at visible patches alone: timm's Twins with the protocol added (GreenMIM, arXiv 2205.13515).
 
-Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the last stage.
-Patch embeddings stay inside units, window attention runs in groups (layers/groups.py), the keys of global attention summarise one
-unit each, and the position block sees hidden neighbours as zeros (layers/sparse.py). The position block keeps its residual,
-x + conv(x), as in Twins; the authors' masked pre-training has none, which the centre tap of a converted kernel makes up for.
+Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the
+last stage. Patch embeddings stay inside units, window attention runs in groups (layers/groups.py), the keys of global
+attention summarise one unit each, and the position block sees hidden neighbours as zeros (layers/sparse.py). The
+position block keeps its residual, x + conv(x), as in Twins; the authors' masked pre-training has none, which the centre
+tap of a converted kernel makes up for.
 
-Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a stage; n
-heads, d channels of one.
+Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a
+stage; n heads, d channels of one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class GreenTwins(Twins):
     """timm's Twins (the variants with local and global attention in turns), maskable.
 
     Args:
-        norm_eps: of every LayerNorm, where it is not to be timm's 1e-6 and 1e-5 (masked pre-training used 1e-6 throughout).
+        norm_eps: of every LayerNorm, where it is not to be timm's 1e-6 and 1e-5 (masked pre-training used 1e-6
+            throughout).
         plan_method: how windows are grouped in the masked pass, see make_plans; None: what suits the device.
         **kwargs: timm's.
 
@@ -119,6 +121,11 @@ class GreenTwins(Twins):
         units: Any = self.mask_layout.units
         return partial(plan_ahead, geometries=tuple(self.geometries(units)), method=self.plan_method)
 
+    def plan(self, keep: Tensor) -> Plans:
+        """See :class:`hiermim_zoo.protocol.PlanningEncoder`; for inputs of the configured size."""
+        units: Any = self.mask_layout.units
+        return make_plans(keep, self.geometries(units), self.plan_method)
+
     @property
     def unit(self) -> int:
         """Pixels along a side of a mask unit: those under a token of the last stage."""
@@ -130,7 +137,9 @@ class GreenTwins(Twins):
         return unit_layout(self.patch_embed.img_size, self.unit, self.num_features)
 
     def geometries(self, units: tuple[int, int]) -> Iterator[Geometry]:
-        """The windows of every stage, for images of so many rows and columns of units; all that planning needs to know."""
+        """The windows of every stage, for images of so many rows and columns of units; all that planning needs to
+        know.
+        """
         for stage, blocks in enumerate(self.blocks):
             window = blocks[0].attn.ws
             yield Geometry(units, self._side(stage), (window, window))
@@ -149,7 +158,9 @@ class GreenTwins(Twins):
         units = unit_grid(images, self.unit)
         check_keep(keep, images.shape[0], units[0] * units[1])
         geometries = list(self.geometries(units))
-        plans = make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
+        plans = (
+            make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
+        )
         x = visible_pixels(images, keep, self.unit)
         stages = zip(self.patch_embeds, self.pos_drops, self.blocks, self.pos_block, geometries, strict=True)
         for embed, drop, blocks, position, geometry in stages:
@@ -173,7 +184,9 @@ def _local(attn: Any, x: Tensor, plan: Any, mask: Tensor) -> Tensor:
 
 
 def _global(attn: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same; ``size`` is (K, t, t)."""
+    """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same; ``size`` is (K, t,
+    t).
+    """
     q = attn.q(x).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, n, N, d]
     if attn.sr is not None:
         x = attn.norm(patch_conv(x.unflatten(1, size), attn.sr)).flatten(1, 3)  # [B, K, C]

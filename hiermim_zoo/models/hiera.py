@@ -1,410 +1,61 @@
-"""Hiera: a hierarchical vision transformer without bells and whistles, for images and video (arXiv 2306.00989).
-
-An image is cut into mask units of 32 x 32 pixels (a clip into units of 2 frames x 32 x 32 pixels), a unit into 8 x 8 tokens. In
-the first two stages tokens attend inside their unit, later to all; from stage to stage 2 x 2 tokens become one, because the
-queries of the first block of a stage are max-pooled.
-
-Tokens stand unit by unit, and in each unit in *pooling order*: those that the first pooling brings together are a quarter of the
-unit apart, those of the second a sixteenth, and so on. Every window of attention, every pooling and the sequence of all tokens
-are then views of one tensor, and hidden units are left out by one gather before the first block.
-
-Letters: B inputs; D axes (2: rows and columns, 3: frames before them); N units in raster order, n of them seen (all, or the K
-visible ones); T tokens of a unit in pooling order, t of them after pooling; s_i tokens of a unit along axis i; c channels of the
-stage at hand, C of the last one; h heads; g_i tokens along axis i of the whole input.
+"""Hiera (arXiv 2306.00989) as a family: variants, recipes, checkpoints, names in timm. The model is in
+hiera_model.py.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate, pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.fx
-from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
-from timm.models import adapt_input_conv, checkpoint
-from timm.models._features import feature_take_indices
+from timm.layers import to_2tuple
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ..build import build_model, default_cfgs_for, known_sizes, source_grid
-from ..checkpoints.layouts import Native, to_native
-from ..checkpoints.rules import Keep, Rename, Reshape, apply_rules, check_fits, then
-from ..geometry import from_units, to_units
-from ..layers.arguments import MIN_SIDE, checked_size
-from ..layers.backbone import Backbone, as_asked, take_levels
-from ..layers.maps import in_format, maps_of_units
-from ..layers.padding import pad_to_multiple
-from ..masking import check_keep, gather_units
-from ..protocol import MaskLayout, Stage, Visible
-from ..registry import register
-from .hiera_parts import (
-    KERNEL,
-    POOL,
-    POOLINGS,
-    SIDE,
-    STRIDE,
-    UNIT,
-    Block,
-    HaloEmbed,
-    from_pooling_order,
-    resize_frames,
-    resize_table,
-    to_pooling_order,
-)
+from ..checkpoints.layouts import Native
+from ..checkpoints.rules import Copy, Rename, Reshape, apply_rules, then
+from ..checkpoints.tables.hiera import LAYOUTS
+from .build import build_model, default_cfgs_for, known_sizes, source_grid, timm_model
+from .family import Family, add_family
+from .hiera_model import Hiera
+from .hiera_parts import KERNEL, SIDE, STRIDE, UNIT, resize_frames, resize_table
+from .recipes import FineTuning, Pretraining, Recipe, Rows
 
-POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
-RESIZE = ("plain", "window")
+__all__ = ["FAMILY", "Hiera"]
+
 INFLATIONS = ("center", "mean")
 
-# Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
-    torch.fx.wrap(_leaf)
+_IMAGES: dict[str, dict[str, Any]] = {
+    "hiera_tiny": {"embed_dim": 96, "depths": (1, 2, 7, 2), "num_heads": 1},
+    "hiera_small": {"embed_dim": 96, "depths": (1, 2, 11, 2), "num_heads": 1},
+    "hiera_base": {"embed_dim": 96, "depths": (2, 3, 16, 3), "num_heads": 1},
+    "hiera_base_plus": {"embed_dim": 112, "depths": (2, 3, 16, 3), "num_heads": 2},
+    "hiera_large": {"embed_dim": 144, "depths": (2, 6, 36, 4), "num_heads": 2},
+    "hiera_huge": {"embed_dim": 256, "depths": (2, 6, 36, 4), "num_heads": 4},
+}
+# A unit has 32 x 32 pixels: 3 x 3 of them in an image, 4 x 2 x 2 in a clip, so that there is something to hide.
+_ATTO: dict[str, Any] = {"img_size": 96, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "hiera_atto": _ATTO,
+    "hiera_atto_video": {**_ATTO, "img_size": 64, "num_frames": 8},
+    **_IMAGES,
+    **{f"{name}_video": {**_IMAGES[name], "num_frames": 16} for name in list(_IMAGES)[2:]},  # from base on
+}
 
 
-# ---- the model
-
-
-class Hiera(Backbone):
-    """Hiera encoder and classifier of images or clips (arXiv 2306.00989, section 3; Table 2 for the variants).
-
-    Any height and width of at least 32 pixels can be fed, and any even number of frames: positions are resampled, sides that are
-    no multiple of 32 are padded inside, feature maps are cropped back to ceil(side / reduction).
-
-    Args:
-        img_size: pixels, one number or (height, width); decides the size of the position table.
-        num_frames: of a clip; decides the size of the table in time. None: a model of images.
-        in_chans: channels of the input.
-        num_classes: classes of the head, 0 for none.
-        global_pool: "avg", "max", "avgmax", or "" to leave the tokens unpooled.
-        embed_dim: width of the first stage; each stage doubles it.
-        depths: blocks of each of the four stages.
-        num_heads: attention heads of the first stage; each stage doubles them.
-        mlp_ratio: MLP expansion.
-        q_pool: how many of the stages behind the first begin with pooling: 3 in a classifier, 2 in masked pre-training, whose
-            last stage stays at 1/16. No parameter depends on it.
-        pos_resize: how positions are resampled for another size: "plain", or "window", which keeps what repeats in every
-            unit (arXiv 2311.05613; :func:`resize_table`).
-        drop_rate: dropout before the head.
-        proj_drop_rate: dropout after attention and MLP projections.
-        attn_drop_rate: dropout of attention weights.
-        drop_path_rate: stochastic depth, rising linearly over the blocks.
-        dynamic_img_size: False accepts images of ``img_size`` alone.
-        strict_img_size: True likewise.
-        output_stride: reduction of the last stage, the only one there is.
-        device, dtype: of the parameters.
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-    """
-
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        num_frames: int | None = None,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: str = "avg",
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 3, 16, 3),
-        num_heads: int = 1,
-        mlp_ratio: float = 4.0,
-        q_pool: int = 3,
-        pos_resize: str = "plain",
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        dynamic_img_size: bool = True,
-        strict_img_size: bool = False,
-        output_stride: int | None = None,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        img_size = checked_size(img_size)
-        _check_shape(num_frames, embed_dim, num_heads, depths, q_pool, pos_resize)
-        reductions = [STRIDE[-1] * 2 ** min(stage, q_pool) for stage in range(len(depths))]
-        if output_stride not in (None, reductions[-1]):
-            raise ValueError(f"output_stride={output_stride} is not available, this Hiera has {reductions[-1]}")
-        widths = [embed_dim * 2**stage for stage in range(len(depths))]
-        self.set_arguments(
-            img_size, in_chans, num_classes, global_pool, widths[-1], fixed=strict_img_size or not dynamic_img_size
-        )
-        self.axes = 2 if num_frames is None else 3
-        self.num_frames, self.widths, self.q_pool, self.pos_resize = num_frames, widths, q_pool, pos_resize
-        self.cells = tuple(u // s for u, s in zip(UNIT, STRIDE, strict=True))[-self.axes :]  # tokens of a unit
-        self.pools = POOL[-self.axes :]
-
-        self.patch_embed = HaloEmbed(img_size, self.axes, in_chans, embed_dim, **dd)
-        tokens = self.patch_embed.num_patches * SIDE**2
-        if num_frames is None:
-            self.pos_embed = nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd))
-        else:
-            self.pos_embed_spatial = nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd))
-            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, num_frames // STRIDE[0], embed_dim, **dd))
-
-        rates: Any = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
-        self.blocks = nn.ModuleList()
-        for stage, depth in enumerate(depths):
-            for i in range(depth):
-                before = max(stage - (i == 0), 0)  # stage of the block before: pooling joins the two, and windows lag behind
-                self.blocks.append(
-                    Block(
-                        widths[before],
-                        widths[stage],
-                        num_heads * 2**stage,
-                        mlp_ratio,
-                        pool=math.prod(POOL) if before < stage <= q_pool else 1,
-                        local=before < 2,
-                        attn_drop=attn_drop_rate,
-                        drop=proj_drop_rate,
-                        drop_path=next(rates),
-                        **dd,
-                    )
-                )
-        self.stage_ends = tuple(end - 1 for end in accumulate(depths))
-        self.add_head(drop_rate, **dd)
-        self.feature_info = [
-            {"num_chs": width, "reduction": reduction, "module": f"blocks.{end}"}
-            for width, reduction, end in zip(widths, reductions, self.stage_ends, strict=True)
-        ]
-        self.init_weights(needs_reset=False)
-
-    @torch.jit.ignore
-    def init_weights(self, needs_reset: bool = True) -> None:
-        """(Re)initialise every parameter, also after a build on the meta device.
-
-        Linear layers and the convolution truncated normal 0.02, biases of linear layers and norms 0.02, the classifier a
-        thousandth of that, positions truncated normal 0.02; the convolution's bias keeps the framework's default.
-        """
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)) and needs_reset:
-                module.reset_parameters()
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-                trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-            if isinstance(module, (nn.Linear, nn.LayerNorm)):
-                nn.init.constant_(module.bias, 0.02)
-        with torch.no_grad():
-            for parameter in self.head.parameters():
-                parameter.mul_(0.001)
-        for name in self.no_weight_decay():
-            trunc_normal_(self.get_parameter(name), std=0.02)
-
-    # ---- what optimisers ask
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of the tables that take no weight decay."""
-        return {name for name, _ in self.named_parameters(recurse=False) if name in POSITIONS}
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers: the stem 0, each block one more; ``coarse``: each stage."""
-        blocks: list[tuple[str, tuple[int, ...] | None]] = [(r"^blocks\.(\d+)\.", None)]
-        if coarse:
-            starts = [0, *(end + 1 for end in self.stage_ends)]
-            members = ["|".join(map(str, range(a, b))) for a, b in pairwise(starts)]
-            blocks = [(rf"^blocks\.(?:{names})\.", (stage,)) for stage, names in enumerate(members)]
-        return {"stem": r"^pos_embed|^patch_embed", "blocks": blocks}
-
-    # ---- what consumers change
-
-    def set_input_size(
-        self,
-        img_size: int | tuple[int, int] | None = None,
-        patch_size: int | tuple[int, int] | None = None,
-        num_frames: int | None = None,
-    ) -> None:
-        """Resample positions for good (any size can be fed without this, resampling every time)."""
-        if patch_size is not None and to_2tuple(patch_size) != self.patch_embed.patch_size:
-            raise ValueError(f"patch_size={patch_size} cannot be set, a unit of Hiera has {UNIT[-1]} pixels")
-        if num_frames is not None:
-            if self.num_frames is None:
-                raise ValueError(f"num_frames={num_frames} cannot be set, this is a model of images")
-            check_pairs(num_frames, "num_frames={} does not fit")
-            self._set_table("pos_embed_temporal", resize_frames(self.pos_embed_temporal, num_frames // STRIDE[0]))
-            self.num_frames = num_frames
-            self._traits = {**getattr(self, "_traits", {}), "num_frames": num_frames}  # what timm writes into config.json
-        if img_size is not None:
-            old = self.change_size(img_size)
-            name = "pos_embed" if self.num_frames is None else "pos_embed_spatial"
-            self._set_table(name, resize_table(self.get_parameter(name), old, self.patch_embed.grid_size, self.pos_resize))
-
-    def _set_table(self, name: str, table: Tensor) -> None:
-        setattr(self, name, nn.Parameter(table.detach().clone(), requires_grad=self.get_parameter(name).requires_grad))
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the named levels do not need; returns their indices counted from the finest."""
-        take, deepest = feature_take_indices(len(self.feature_info), indices)
-        self.blocks = self.blocks[: self.stage_ends[deepest] + 1]
-        self.prune_ends(prune_norm, prune_head)
-        return take
-
-    # ---- the forward pass
-
-    @property
-    def mask_layout(self) -> MaskLayout:
-        """Units, and the levels in them that fusion takes: the first two and the last (appendix A of the paper)."""
-        units = self.patch_embed.grid_size
-        if self.num_frames is not None:
-            units = (self.num_frames // UNIT[0], *units)
-        stages = tuple(Stage(self._tokens_of(stage), self.widths[stage]) for stage in self.handed_on)
-        stride = tuple(u // t for u, t in zip(self.patch_embed.unit, stages[-1].tokens, strict=True))
-        return MaskLayout(units=units, stages=stages, stride=stride)
-
-    @property
-    def handed_on(self) -> tuple[int, ...]:
-        """Stages whose tokens an autoencoder gets."""
-        return (0, 1, len(self.stage_ends) - 1)
-
-    def _tokens_of(self, stage: int) -> tuple[int, ...]:
-        """Tokens of a unit along each axis, at the end of a stage."""
-        times = min(stage, self.q_pool)
-        return tuple(cells // pool**times for cells, pool in zip(self.cells, self.pools, strict=True))
-
-    def _run(self, images: Tensor, stages: int, keep: Tensor | None = None) -> tuple[list[Tensor], tuple[int, ...]]:
-        """Run the first ``stages``; returns what each of them ends with, [B, n, T, c], and the units along each axis."""
-        images = pad_to_multiple(images, UNIT[-1], MIN_SIDE, self.only_size, axes=self.axes)
-        if self.num_frames is not None:
-            check_pairs(images.shape[2], "clip of {} frames does not fit")
-        grid = tuple(images.shape[2 + axis] // unit for axis, unit in enumerate(self.patch_embed.unit))
-        if keep is not None:
-            check_keep(keep, images.shape[0], math.prod(grid))
-        x = self.patch_embed(images, keep) + self._positions(grid, keep)
-        x = to_pooling_order(x, self.pools, POOLINGS)  # [B, n, T, c]
-        levels = []
-        for i, block in enumerate(self.blocks[: self.stage_ends[stages - 1] + 1]):
-            x = checkpoint(block, x) if self.grad_checkpointing else block(x)
-            if i in self.stage_ends:
-                levels.append(x)
-        return levels, grid
-
-    def _positions(self, grid: tuple[int, ...], keep: Tensor | None) -> Tensor:
-        """[1 or B, n, s_1, ..., s_D, c]."""
-        spatial = self.pos_embed if self.num_frames is None else self.pos_embed_spatial
-        units = (grid[-2], grid[-1])  # along rows and columns
-        table = resize_table(spatial, self.patch_embed.grid_size, units, self.pos_resize)  # [1, g_2 g_3, c]
-        table = table.unflatten(1, [side * SIDE for side in units])
-        if self.num_frames is not None:
-            times = resize_frames(self.pos_embed_temporal, grid[0])  # a unit is one token long in time
-            table = table[:, None] + times[:, :, None, None]  # [1, g_1, g_2, g_3, c]
-        positions = to_units(table, self.cells)
-        return positions if keep is None else gather_units(positions, keep)
-
-    def _in_place(self, x: Tensor, stage: int) -> Tensor:
-        """[B, n, T, c] at the end of a stage -> [B, n, s_1, ..., s_D, c]."""
-        return from_pooling_order(x, self.pools, POOLINGS - min(stage, self.q_pool))
-
-    def forward_visible(self, images: Tensor, keep: Tensor) -> Visible:
-        """Encode the visible units alone; see :class:`hiermim_zoo.protocol.MaskableEncoder`."""
-        levels, _ = self._run(images, len(self.stage_ends), keep)
-        return Visible(prefix=None, stages=tuple(self._in_place(levels[stage], stage) for stage in self.handed_on))
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] or [B, C, T, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
-        last = len(self.stage_ends)
-        levels, grid = self._run(x, last)
-        return from_units(self._in_place(levels[-1], last - 1), grid).flatten(1, -2)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        return_prefix_tokens: bool = False,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-        output_dict: bool = False,
-        attn_mask: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Any:
-        """Feature maps of chosen levels: 0 to 3 for 1/4, 1/8, 1/16 and 1/32 (of clips in space; in time 1/2 at every level).
-
-        Args:
-            x: [B, C, H, W], or [B, C, T, H, W].
-            indices: levels; a number n for the last n, None for all.
-            return_prefix_tokens: changes nothing, there are no prefix tokens (as in timm's ViT without class token).
-            norm: apply ``fc_norm`` to the last level; the finer ones have no norm of their width.
-            stop_early: do not run blocks behind the last level asked for.
-            output_fmt: "NCHW", "NHWC" or "NLC"; of clips [B, C, T, H, W], [B, T, H, W, C] or [B, T H W, C].
-            intermediates_only: return the list of maps alone.
-            output_dict: return a dict with "image_intermediates" and "image_features".
-            attn_mask: not supported, must be None.
-            keep: int64 [B, K], visible units. Each level then is [B, K, c, *s] (NCHW), [B, K, *s, c] (NHWC) or [B, K T, c] (NLC)
-                with the tokens s of a unit.
-
-        Returns:
-            The maps, fine to coarse, alone or as (features [B, N, C], maps). A map has ceil(side / r) rows and columns.
-
-        Raises:
-            ValueError: an unknown format, an attention mask, a level that does not exist, a ``keep`` that does not fit.
-        """
-        count = len(self.feature_info)
-        take, deepest = take_levels(indices, count, output_fmt, attn_mask, "name the visible units with keep instead")
-        levels, grid = self._run(x, deepest + 1 if stop_early or intermediates_only else count, keep)
-        levels = [self._in_place(level, stage) for stage, level in enumerate(levels)]  # [B, n, s_1, ..., s_D, c]
-        final = (levels[-1] if keep is not None else from_units(levels[-1], grid)).flatten(1, -2)
-        if norm:
-            levels = [self.fc_norm(level) if level.shape[-1] == self.embed_dim else level for level in levels]
-        taken = [levels[i] for i in sorted(take)]
-        if keep is None:
-            maps = maps_of_units(taken, x.shape[2:], self.patch_embed.unit)
-        else:
-            maps = [level.movedim(-1, 2) for level in taken]  # [B, K, c, s_1, ..., s_D]
-        maps = [in_format(m, output_fmt, self.axes) for m in maps]
-        if keep is not None and output_fmt == "NLC":
-            maps = [m.flatten(1, 2) for m in maps]  # [B, K, T, c] -> [B, K T, c]
-        return as_asked(final, maps, intermediates_only, output_dict)
-
-
-def check_pairs(frames: int, what: str) -> None:
-    """Refuse a number of frames that cannot be taken in pairs."""
-    if frames < UNIT[0] or frames % UNIT[0]:
-        raise ValueError(f"{what.format(frames)}: frames are taken in pairs, there must be 2, 4, 6, ... of them")
-
-
-def _check_shape(
-    num_frames: int | None, embed_dim: int, num_heads: int, depths: Sequence[int], q_pool: int, pos_resize: str
-) -> None:
-    if num_frames is not None:
-        check_pairs(num_frames, "num_frames={} does not fit")
-    if embed_dim % num_heads:
-        raise ValueError(f"embed_dim={embed_dim} must be a multiple of num_heads={num_heads}")
-    if len(depths) != POOLINGS + 1 or min(depths) < 1:
-        raise ValueError(f"depths={tuple(depths)} must be {POOLINGS + 1} numbers of blocks, each at least 1")
-    if not 0 <= q_pool <= POOLINGS:
-        raise ValueError(f"q_pool={q_pool} must be from 0 to {POOLINGS}")
-    if pos_resize not in RESIZE:
-        raise ValueError(f"pos_resize={pos_resize!r} is unknown, use {' or '.join(map(repr, RESIZE))}")
+def construct(variant: str, **kwargs: Any) -> nn.Module:
+    return timm_model(Hiera, variant, FAMILY.load_filter, **{**VARIANTS[variant], **kwargs})
 
 
 # ---- checkpoints
 
 
-def checkpoint_filter_fn(state: dict[str, Tensor], model: Hiera) -> dict[str, Tensor]:
-    """Bring a checkpoint of any known Hiera layout and size into the form of ``model`` (called by timm when it loads weights)."""
-    return adapt(to_native(state, family="hiera"), model)
+def fit(state: dict[str, Tensor], native: Native, model: Hiera) -> dict[str, Tensor]:
+    """Positions are resampled to the model's grid and frames; a classifier is left out where the model has none.
 
-
-def adapt(native: Native, model: Hiera) -> dict[str, Tensor]:
-    """Fit a checkpoint to a model.
-
-    Positions are resampled to the model's grid and frames; what the layout says may be missing (``fc_norm``) keeps its initial
-    value; a classifier is left out where the model has none. Stem and classifier are left for timm to adapt, but the stem of
-    clips, which it cannot.
-
-    Raises:
-        ValueError: naming the first tensor that does not fit.
+    timm adapts the stem of images, but not that of clips: it is adapted here.
     """
-    own, state = model.state_dict(), dict(native.state)
-    state.update({name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)})
     if not model.num_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     name = "pos_embed" if model.num_frames is None else "pos_embed_spatial"
@@ -416,25 +67,17 @@ def adapt(native: Native, model: Hiera) -> dict[str, Tensor]:
     if stem is not None and stem.ndim == 5 and stem.shape[1] != model.in_chans:
         frames = [adapt_input_conv(model.in_chans, stem[:, :, t]) for t in range(stem.shape[2])]
         state["patch_embed.proj.weight"] = torch.stack(frames, dim=2)
-    check_fits(state, own, ("head.weight", "head.bias", "patch_embed.proj.weight"), model=f"this {type(model).__name__}")
     return state
 
 
-def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
-    """Pixels (height, width) of the images that a checkpoint was made for.
-
-    Args:
-        native: the checkpoint.
-        sizes: candidates, the likeliest first.
-        model_args: of the folder that it stood in; they say nothing about sizes in this family.
-    """
+def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
     name = "pos_embed_spatial" if "pos_embed_spatial" in native.state else "pos_embed"
     height, width = _grid(native.state, name, sizes)
     return height * UNIT[1], width * UNIT[2]
 
 
 def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
-    """What else the tensors of a checkpoint say of its model, where it is not what the architecture has."""
+    """The number of frames, where the table of times is not the architecture's."""
     table = native.state.get("pos_embed_temporal")
     frames = None if table is None or table.ndim != 3 else table.shape[1] * STRIDE[0]
     return {"num_frames": frames} if frames and frames != VARIANTS[arch].get("num_frames") else {}
@@ -443,14 +86,15 @@ def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
 def inflate(native: Native, arch: str, how: str) -> Native:
     """A checkpoint of images as one of clips.
 
-    Positions become those in space, positions in time start at zero. With "center" a model of clips computes of a clip that
-    stands still what the model of images computes of its picture, at every time; with "mean" its convolution does so, but for
-    the first frames, before which there is nothing.
+    Positions become those in space, positions in time start at zero. With "center" a model of clips computes of a clip
+    that stands still what the model of images computes of its image, at every time; with "mean" its convolution does
+    so, but for the first frames, before which there is nothing.
 
     Args:
         native: of a model of images.
         arch: model of clips.
-        how: what the convolution does in time: "center", it sees the frame in the middle alone; "mean", all of them alike.
+        how: what the convolution does in time: "center", it sees the frame in the middle alone; "mean", all of them
+            alike.
 
     Raises:
         ValueError: unknown ``how``, a checkpoint of clips already, or a model of images.
@@ -459,7 +103,9 @@ def inflate(native: Native, arch: str, how: str) -> Native:
         raise ValueError(f"--inflate {how} is unknown, use {' or '.join(INFLATIONS)}")
     frames = VARIANTS[arch].get("num_frames")
     if not frames or "pos_embed" not in native.state:
-        raise ValueError(f"--inflate makes a checkpoint of images one of clips: {arch} or the source is not of that kind")
+        raise ValueError(
+            f"--inflate makes a checkpoint of images one of clips: {arch} or the source is not of that kind"
+        )
     taps = torch.eye(KERNEL[0])[KERNEL[0] // 2] if how == "center" else torch.full((KERNEL[0],), 1 / KERNEL[0])
     rules = (
         Rename("pos_embed", "pos_embed_spatial"),
@@ -469,7 +115,7 @@ def inflate(native: Native, arch: str, how: str) -> Native:
             lambda w: w[:, :, None] * taps.to(w)[:, None, None],  # [c, C, 3, 7, 7]
             f"inflated in time, {how}",
         ),
-        Keep(".*"),
+        Copy(".*"),
     )
     state, more = apply_rules(native.state, rules, native.layout.name)
     state["pos_embed_temporal"] = torch.zeros(1, frames // STRIDE[0], state["pos_embed_spatial"].shape[-1])
@@ -490,29 +136,84 @@ def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
-_IMAGES: dict[str, dict[str, Any]] = {
-    "hiera_tiny": {"embed_dim": 96, "depths": (1, 2, 7, 2), "num_heads": 1},
-    "hiera_small": {"embed_dim": 96, "depths": (1, 2, 11, 2), "num_heads": 1},
-    "hiera_base": {"embed_dim": 96, "depths": (2, 3, 16, 3), "num_heads": 1},
-    "hiera_base_plus": {"embed_dim": 112, "depths": (2, 3, 16, 3), "num_heads": 2},
-    "hiera_large": {"embed_dim": 144, "depths": (2, 6, 36, 4), "num_heads": 2},
-    "hiera_huge": {"embed_dim": 256, "depths": (2, 6, 36, 4), "num_heads": 4},
+# ---- recipes
+
+_MAE = Recipe(
+    fusion="conv",
+    depth=8,
+    learned_positions=True,
+    pixel_order="chw",
+    mask_ratio=0.6,
+    encoder={"q_pool": 2},
+    xavier=True,
+)
+# The paper names 8 decoder heads for video, the released code builds 16 for the same files; outputs follow the code.
+_MAE_VIDEO = replace(_MAE, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
+
+# arXiv 2306.00989, appendix A. Its learning rates are those of a whole batch (it does not say so, but its figures for
+# detection are); a row has the 256th part of a batch: 8e-4 * 256 / 4096 for images, 8e-4 * 256 / 512 for clips.
+_PRE = Pretraining(blr=5e-5, decay_positions=False)
+_PRE_VIDEO = replace(_PRE, blr=4e-4, epochs=3200, batch=512, warmup=120, repeat=4, crop_scale=(0.5, 1.0))
+_TUNE = FineTuning(epochs=300, blr=5e-4, layer_decay=0.65, drop_path=0.1, erase=0.0)
+# As after 3200 epochs of pre-training; the paper's dropout before the head and clipped gradients are not part of a row.
+_TUNE_VIDEO = FineTuning(
+    epochs=150,
+    blr=8e-4,
+    layer_decay=0.8,
+    drop_path=0.2,
+    batch=256,
+    repeat=2,
+    warmup=10,
+    erase=0.0,
+    auto_augment="rand-m7-mstd0.5-inc1",
+)
+PRETRAINING = {
+    **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_PRE, drop_path=0.2)),
+    "hiera_huge": replace(_PRE, drop_path=0.3),
+    "hiera_atto_video": _PRE_VIDEO,
+    "hiera_base_video": replace(_PRE_VIDEO, drop_path=0.1),
+    **dict.fromkeys(("hiera_base_plus_video", "hiera_large_video"), replace(_PRE_VIDEO, drop_path=0.2)),
+    "hiera_huge_video": replace(_PRE_VIDEO, blr=1.6e-4, drop_path=0.4),
 }
-# A unit has 32 x 32 pixels: 3 x 3 of them in an image, 4 x 2 x 2 in a clip, so that there is something to hide.
-_ATTO: dict[str, Any] = {"img_size": 96, "embed_dim": 24, "depths": (1, 1, 3, 1), "num_heads": 1}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "hiera_atto": _ATTO,
-    "hiera_atto_video": {**_ATTO, "img_size": 64, "num_frames": 8},
-    **_IMAGES,
-    **{f"{name}_video": {**_IMAGES[name], "num_frames": 16} for name in list(_IMAGES)[2:]},  # from base on
+FINE_TUNING = {
+    "hiera_small": replace(_TUNE, epochs=200),
+    "hiera_base": replace(_TUNE, epochs=100, layer_decay=0.7),
+    "hiera_base_plus": replace(_TUNE, epochs=100, blr=2.5e-4, layer_decay=0.7),
+    "hiera_large": replace(_TUNE, epochs=50, blr=2.5e-4, layer_decay=0.85),
+    "hiera_huge": replace(_TUNE, epochs=50, blr=2.5e-4, layer_decay=0.85, drop_path=0.3),
+    **dict.fromkeys(("hiera_atto_video", "hiera_base_video", "hiera_base_plus_video"), _TUNE_VIDEO),
+    "hiera_large_video": replace(_TUNE_VIDEO, epochs=100, layer_decay=0.875),
+    "hiera_huge_video": replace(_TUNE_VIDEO, epochs=100, blr=4e-4, layer_decay=0.875, drop_path=0.3),
 }
+
+# ---- the family
+
+FAMILY = add_family(
+    Family(
+        name="hiera",
+        variants=VARIANTS,
+        construct=construct,
+        layouts=LAYOUTS,
+        img_size=img_size,
+        fit=fit,
+        checkpoint_args=checkpoint_args,
+        inflate=inflate,
+        mae=Rows(_MAE, {name: _MAE_VIDEO for name, args in VARIANTS.items() if "num_frames" in args}),
+        pretraining=Rows(_PRE, PRETRAINING),
+        fine_tuning=Rows(_TUNE, FINE_TUNING),
+        fine_tuning_args={"q_pool": 3},
+    )
+)
+checkpoint_filter_fn = FAMILY.load_filter  # where timm's users look for it
 
 default_cfgs = default_cfgs_for(
     {
         name: {
             "input_size": (3, *to_2tuple(args.get("img_size", 224))),
             "num_classes": 400 if "num_frames" in args else 1000,
-            "first_conv": None if "num_frames" in args else "patch_embed.proj",  # timm adapts two-dimensional ones alone
+            "first_conv": None
+            if "num_frames" in args
+            else "patch_embed.proj",  # timm adapts two-dimensional ones alone
             "classifier": "head",
         }
         for name, args in VARIANTS.items()
@@ -520,77 +221,73 @@ default_cfgs = default_cfgs_for(
 )
 
 
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model(Hiera, variant, pretrained, checkpoint_filter_fn, **{**VARIANTS[variant], **kwargs})
-
-
-@register
+@FAMILY.register
 def hiera_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera of a million parameters for 96 x 96 images."""
-    return _create("hiera_atto", pretrained, **kwargs)
+    return build_model("hiera_atto", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_atto_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera of a million parameters for 64 x 64 clips of 8 frames."""
-    return _create("hiera_atto_video", pretrained, **kwargs)
+    return build_model("hiera_atto_video", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-T: 27.9 M parameters, 4.9 GMACs at 224."""
-    return _create("hiera_tiny", pretrained, **kwargs)
+    return build_model("hiera_tiny", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-S: 35.0 M parameters, 6.4 GMACs at 224."""
-    return _create("hiera_small", pretrained, **kwargs)
+    return build_model("hiera_small", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-B: 51.5 M parameters, 9.4 GMACs at 224."""
-    return _create("hiera_base", pretrained, **kwargs)
+    return build_model("hiera_base", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_base_plus(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-B+: 69.9 M parameters, 12.7 GMACs at 224."""
-    return _create("hiera_base_plus", pretrained, **kwargs)
+    return build_model("hiera_base_plus", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-L: 213.7 M parameters, 40.3 GMACs at 224."""
-    return _create("hiera_large", pretrained, **kwargs)
+    return build_model("hiera_large", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_huge(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-H: 672.8 M parameters, 124.9 GMACs at 224."""
-    return _create("hiera_huge", pretrained, **kwargs)
+    return build_model("hiera_huge", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_base_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-B for clips of 16 frames: 51.1 M parameters, 102 GFLOPs."""
-    return _create("hiera_base_video", pretrained, **kwargs)
+    return build_model("hiera_base_video", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_base_plus_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-B+ for clips of 16 frames: 69.4 M parameters, 133 GFLOPs."""
-    return _create("hiera_base_plus_video", pretrained, **kwargs)
+    return build_model("hiera_base_plus_video", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_large_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-L for clips of 16 frames: 213.1 M parameters, 413 GFLOPs."""
-    return _create("hiera_large_video", pretrained, **kwargs)
+    return build_model("hiera_large_video", pretrained, **kwargs)
 
 
-@register
+@FAMILY.register
 def hiera_huge_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera-H for clips of 16 frames: 671.6 M parameters, 1159 GFLOPs."""
-    return _create("hiera_huge_video", pretrained, **kwargs)
+    return build_model("hiera_huge_video", pretrained, **kwargs)

@@ -1,7 +1,7 @@
 """What Hiera is built of: the order of tokens, learned positions of other sizes, patch convolution, attention, block.
 
-Letters: B inputs; N units in raster order, n of them seen; T tokens of a unit in pooling order, t of them after pooling; s_i
-tokens of a unit along axis i; c channels, C of the input; h heads.
+Letters: B inputs; N units in raster order, n of them seen; T tokens of a unit in pooling order, t of them after
+pooling; s_i tokens of a unit along axis i; c channels, C of the input; h heads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ SIDE = UNIT[-1] // STRIDE[-1]  # tokens along a side of a unit
 def to_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
     """Sort the tokens of each unit so that poolings are views.
 
-    A coordinate y in a unit of 8 tokens is 4 y3 + 2 y2 + y1; tokens are sorted by (y1, x1), then (y2, x2), then (y3, x3).
+    A coordinate y in a unit of 8 tokens is 4 y3 + 2 y2 + y1; tokens are sorted by (y1, x1), then (y2, x2), then (y3,
+    x3).
 
     Args:
         x: [B, n, s_1, ..., s_D, c] with s_i = pool_i ** times.
@@ -69,9 +70,9 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how:
     Args:
         table: [1, 8h 8w, c] for the units (h, w) of ``old``, in raster order.
         old, new: units along the rows and columns.
-        how: "plain" resamples the table as it is (bicubic). But what is learned repeats with the period of the units, and what
-            is stretched no longer fits them. "window" (arXiv 2311.05613) takes out before what all units have in common beside
-            the course of their means, a table of 8 x 8, and tiles it over the new grid after.
+        how: "plain" resamples the table as it is (bicubic). But what is learned repeats with the period of the units,
+            and what is stretched no longer fits them. "window" (arXiv 2311.05613) takes out before what all units have
+            in common beside the course of their means, a table of 8 x 8, and tiles it over the new grid after.
 
     Returns:
         [1, 8h 8w, c] for the units of ``new``; the table itself where the grids agree.
@@ -102,8 +103,8 @@ def resize_frames(table: Tensor, frames: int) -> Tensor:
 class HaloEmbed(nn.Module):
     """The patch convolution, unit by unit.
 
-    Its kernel is larger than its stride: the first tokens of a unit also see a rim of the units before, the last none of those
-    behind. Each unit is therefore cut out with that rim, and visible units alone are convolved.
+    Its kernel is larger than its stride: the first tokens of a unit also see a rim of the units before, the last none
+    of those behind. Each unit is therefore cut out with that rim, and visible units alone are convolved.
     """
 
     def __init__(self, img_size: tuple[int, int], axes: int, in_chans: int, dim: int, **dd: Any) -> None:
@@ -136,7 +137,9 @@ class HaloEmbed(nn.Module):
 
 
 class PooledAttention(nn.Module):
-    """Multi-head attention inside each unit or over all of them, with queries max-pooled inside their unit (section 3)."""
+    """Multi-head attention inside each unit or over all of them, with queries max-pooled inside their unit (section
+    3).
+    """
 
     def __init__(
         self, dim: int, dim_out: int, num_heads: int, pool: int, local: bool, attn_drop: float, drop: float, **dd: Any

@@ -6,28 +6,27 @@ Letters: B images, N patches of the plain ViT, C channels; r pixels under a toke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..build import source_grid
-from ..checkpoints.layouts import Native, to_native
+from ..checkpoints.layouts import Native
+from .build import source_grid
+from .family import family_named
+from .hpvit_model import HPViT
 
-if TYPE_CHECKING:
-    from .hpvit import HPViT
-
-OWN = "hpvit_timm"  # layout of the family's own files: nothing is left of the plain ViT to compare with
 TOLERANCE = 1e-5  # largest relative difference of what must be equal
 
 
 def verify(native: Native, model: HPViT) -> str:
     """Check what conversion promises.
 
-    As long as its pooling is untrained, a model with pool="conv" computes what one with pool="avg" does; and without pooling,
-    at the plain ViT's own stride, the blocks compute what the plain ViT computes, with the class token or without it.
+    As long as its pooling is untrained, a model with pool="conv" computes what one with pool="avg" does; and without
+    pooling, at the plain ViT's own stride, the blocks compute what the plain ViT computes, with the class token or
+    without it.
 
     Returns:
         What was found, in words.
@@ -38,10 +37,12 @@ def verify(native: Native, model: HPViT) -> str:
     found = []
     if model.pool == "conv" and not any(name.startswith("pools.") for name in native.state):
         average = _twin(model, pool="avg")
-        average.load_state_dict({name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))})
+        average.load_state_dict(
+            {name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))}
+        )
         _check_equal(model.eval(), average, "pool='conv' computes something else than pool='avg'")
         found.append("convolutional pooling equals averaging")
-    if native.layout.name != OWN:
+    if not native.layout.own:  # else nothing is left of the plain ViT to compare with
         side = _side(native, model)
         flat = _twin(
             model,
@@ -68,8 +69,8 @@ def verify(native: Native, model: HPViT) -> str:
 def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str:
     """How near HPViT's 1/16 map still is to the features of the plain ViT as it was published, with its class token.
 
-    The plain ViT is asked after as many blocks as stand before the end of that level. Nothing promises any number: windows,
-    pooling and the finer grid change what the blocks see.
+    The plain ViT is asked after as many blocks as stand before the end of that level. Nothing promises any number:
+    windows, pooling and the finer grid change what the blocks see.
 
     Args:
         state: the source checkpoint.
@@ -77,11 +78,12 @@ def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str
         images: [B, C, H, W], of the model's size, normalised.
 
     Returns:
-        The mean cosine over all places of all images, in words; empty where the source is no plain ViT or no level has 1/16.
+        The mean cosine over all places of all images, in words; empty where the source is no plain ViT or no level has
+        1/16.
     """
-    native = to_native(state, "hpvit", class_token=True)
+    native = family_named("hpvit").native(state, args={"class_token": True})
     reductions = [info["reduction"] for info in model.feature_info]
-    if native.layout.name == OWN or 16 not in reductions:
+    if native.layout.own or 16 not in reductions:
         return ""
     level = reductions.index(16)
     ours = model.eval().forward_intermediates(images, indices=[level], intermediates_only=True)[0]  # [B, C, h, w]
@@ -89,12 +91,15 @@ def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str
     side = plain.patch_embed.img_size[0]
     at = model.stage_ends[level]
     theirs = plain.forward_intermediates(
-        F.interpolate(images, (side, side), mode="bicubic", antialias=True), indices=[at], intermediates_only=True, norm=False
+        F.interpolate(images, (side, side), mode="bicubic", antialias=True),
+        indices=[at],
+        intermediates_only=True,
+        norm=False,
     )[0]
     if theirs.shape[2:] != ours.shape[2:]:  # patches of 14 pixels, or another size of image
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
     cosine = F.cosine_similarity(ours, theirs, dim=1).mean().item()
-    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} pictures: {cosine:.3f} at 1/16"
+    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} images: {cosine:.3f} at 1/16"
 
 
 def _side(native: Native, model: HPViT) -> int:

@@ -1,4 +1,5 @@
-"""Plain vision transformers of timm as maskable encoders (MAE, arXiv 2111.06377, section 3); no new weights, no new names.
+"""Plain vision transformers of timm as maskable encoders (MAE, arXiv 2111.06377, section 3); no new weights, no new
+names.
 
 Letters: B images, N patches, K of them visible, D width.
 """
@@ -11,14 +12,17 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models import is_model, model_entrypoint, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..build import source_grid
 from ..checkpoints.layouts import Native
-from ..checkpoints.rules import check_fits
+from ..checkpoints.tables.vit import PLAIN
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
+from .build import source_grid
+from .family import Family, add_family
+from .recipes import FineTuning, Pretraining, Recipe, Rows
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class MaskableViT:
     def __post_init__(self) -> None:
         if self.model.pos_embed is None or self.model.no_embed_class or self.model.num_reg_tokens:
             raise ValueError(
-                "only a ViT with absolute positions, a class token that has one (or none), and no registers can be masked"
+                "only a ViT with absolute positions, a class token that has one (or none), and no registers "
+                "can be masked"
             )
 
     @property
@@ -50,7 +55,9 @@ class MaskableViT:
         )
 
     def forward_visible(self, images: Tensor, keep: Tensor) -> Visible:
-        """[B, C, H, W], int64 [B, K] -> class token [B, prefix, D] and visible tokens [B, K, 1, 1, D], after the final norm."""
+        """[B, C, H, W], int64 [B, K] -> class token [B, prefix, D] and visible tokens [B, K, 1, 1, D], after the final
+        norm.
+        """
         model, prefix = self.model, self.model.num_prefix_tokens
         x = model.patch_embed(images)  # [B, N, D]
         check_keep(keep, x.shape[0], x.shape[1])
@@ -63,28 +70,22 @@ class MaskableViT:
         return Visible(prefix=x[:, :prefix] if prefix else None, stages=(x[:, prefix:, None, None],))
 
 
-def adapt(native: Native, model: VisionTransformer) -> dict[str, Tensor]:
-    """Fit a checkpoint to a model: positions resampled to its grid.
+def view(encoder: Any) -> MaskableViT | None:
+    return MaskableViT(encoder) if isinstance(encoder, VisionTransformer) else None
 
-    Raises:
-        ValueError: naming the first tensor that does not fit.
-    """
-    state = dict(native.state)
-    grid: Any = model.patch_embed.grid_size
-    old = _grid(state, model.num_prefix_tokens, [model.patch_embed.img_size])
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], grid, list(old), model.num_prefix_tokens)
-    check_fits(state, model.state_dict(), model="this VisionTransformer")
+
+# ---- checkpoints
+
+
+def fit(state: dict[str, Tensor], native: Native, model: VisionTransformer) -> dict[str, Tensor]:
+    """Positions are resampled to the model's grid."""
+    new, prefix = model.patch_embed.grid_size, model.num_prefix_tokens
+    old = _grid(state, prefix, [model.patch_embed.img_size])
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(new), list(old), prefix)
     return state
 
 
-def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
-    """Pixels (height, width) of the images that a checkpoint was made for.
-
-    Args:
-        native: the checkpoint.
-        sizes: candidates, the likeliest first.
-        model_args: of the folder that it stood in; they say nothing about sizes in this family.
-    """
+def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
     height, width = _grid(native.state, 1, sizes)
     patch = native.state["patch_embed.proj.weight"].shape[-1]
     return height * patch, width * patch
@@ -92,3 +93,44 @@ def checkpoint_img_size(native: Native, sizes: Sequence[Any], model_args: Mappin
 
 def _grid(state: Mapping[str, Tensor], prefix: int, sizes: Sequence[Any]) -> tuple[int, int]:
     return source_grid(state["pos_embed"].shape[1] - prefix, state["patch_embed.proj.weight"].shape[-1], sizes)
+
+
+# ---- the family
+
+# timm's own entry points: not its deprecated names, nor what somebody else has registered in the place of one.
+_ENTRYPOINTS = [
+    function
+    for name, function in vars(vision_transformer).items()
+    if is_model(name) and model_entrypoint(name) is function and function.__name__ == name
+]
+
+
+def construct(variant: str, **kwargs: Any) -> nn.Module:
+    model: nn.Module = model_entrypoint(variant)(**kwargs)
+    return model
+
+
+FAMILY = add_family(
+    Family(
+        name="vision_transformer",
+        own=False,
+        variants={function.__name__: {} for function in _ENTRYPOINTS},
+        construct=construct,
+        layouts=PLAIN,
+        img_size=img_size,
+        fit=fit,
+        view=view,
+        mae=Rows(Recipe(fusion="last", depth=8, xavier=True)),
+        pretraining=Rows(Pretraining(blr=1.5e-4)),  # arXiv 2111.06377, table 8
+        fine_tuning=Rows(  # table 9 there
+            FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),
+            {
+                "vit_large_patch16_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
+                "vit_huge_patch14_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+            },
+        ),
+        fine_tuning_args={"global_pool": "avg"},  # the class token is not used (arXiv 2111.06377, appendix A.1)
+    )
+)
+for _function in _ENTRYPOINTS:
+    FAMILY.adopt(_function)

@@ -1,4 +1,6 @@
-"""Layouts of Swin and Twins (https://github.com/LayneH/GreenMIM, https://github.com/microsoft/SimMIM, Microsoft's Swin, timm)."""
+"""Layouts of Swin and Twins (https://github.com/LayneH/GreenMIM, https://github.com/microsoft/SimMIM, Microsoft's Swin,
+timm).
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,11 @@ from timm.models.swin_transformer import SwinTransformerBlock, get_relative_posi
 from torch import Tensor
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Rename, Reshape, Rule, apply_rules
+from ..rules import Copy, Drop, Rename, Reshape, Rule, apply_rules
 
 _SWIN_PART = (
-    r"((?:patch_embed\.(?:proj|norm)|layers\.\d\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)|norm)"
+    r"((?:patch_embed\.(?:proj|norm)"
+    r"|layers\.\d\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)|norm)"
     r"\.(?:weight|bias)|layers\.\d\.blocks\.\d+\.attn\.relative_position_bias_table)"
 )
 _MERGING = r"downsample\.(norm\.(?:weight|bias)|reduction\.weight)"
@@ -25,7 +28,9 @@ _MERGING_WHY = "the middle two of four neighbours change places: files of May 20
 
 
 def _merge_quarters(values: Tensor) -> Tensor:
-    """The second and the third quarter of the last axis change places (norm [4 C] and reduction [2 C, 4 C] of a merging)."""
+    """The second and the third quarter of the last axis change places (norm [4 C] and reduction [2 C, 4 C] of a
+    merging).
+    """
     first, second, third, fourth = values.chunk(4, dim=-1)
     return torch.cat([first, third, second, fourth], dim=-1)
 
@@ -33,7 +38,7 @@ def _merge_quarters(values: Tensor) -> Tensor:
 def swap_mergings(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A Swin in timm's names as if its file had joined the four neighbours of a merging in the other order."""
     mergings = Reshape(rf"(layers\.[1-3]\.{_MERGING})", r"\1", _merge_quarters, _MERGING_WHY)
-    return apply_rules(state, (mergings, Keep(".*")), "green_swin_timm")[0]
+    return apply_rules(state, (mergings, Copy(".*")), "green_swin_timm")[0]
 
 
 def _swin(prefix: str, swapped: bool = False) -> tuple[Rule, ...]:
@@ -106,18 +111,21 @@ _SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
 
 
 def _simmim_added(model: Any) -> dict[str, Tensor]:
-    return {"encoder.mask_token": torch.zeros(1, 1, model.patch_embed.proj.out_channels), **_swin_buffers("encoder.")(model)}
+    return {
+        "encoder.mask_token": torch.zeros(1, 1, model.patch_embed.proj.out_channels),
+        **_swin_buffers("encoder.")(model),
+    }
 
 
 _GREEN_2022 = (
-    "taken for the code of May 2022, which joined the four neighbours of a merging in another order (likely, but unproven; "
-    "--layout green_mim reads the file as later code writes it, convert --verify says which of the two reconstructs better)"
+    "taken for the code of May 2022, which joined the four neighbours of a merging in another order (likely, but "
+    "unproven; --layout green_mim reads the file as later code writes it, convert --verify says which of the two "
+    "reconstructs better)"
 )
 
 LAYOUTS = (
     Layout(
         "green_mim",
-        ("green",),
         "GreenMIM authors, masked pre-training of a Swin with decoder, code since January 2023",
         has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"decoder_pred\.weight"),
         lacks=(r"encoder\.mask_token",),
@@ -128,7 +136,6 @@ LAYOUTS = (
     ),
     Layout(
         "green_mim_2022",
-        ("green",),
         "GreenMIM authors, the published files: code of May 2022, the same names as green_mim",
         has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"decoder_pred\.weight"),
         lacks=(r"encoder\.mask_token",),
@@ -141,7 +148,6 @@ LAYOUTS = (
     ),
     Layout(
         "green_mim_twins",
-        ("green",),
         "GreenMIM authors, masked pre-training of a Twins with decoder (kernels as spconv stores them)",
         has=(r"encoder\.patch_embeds\.1\.proj\.weight", r"decoder_pred\.weight"),
         lacks=(),
@@ -160,7 +166,6 @@ LAYOUTS = (
     ),
     Layout(
         "simmim_swin",
-        ("green",),
         "SimMIM authors, masked pre-training of a Swin on all tokens",
         has=(r"encoder\.layers\.0\.downsample\.reduction\.weight", r"encoder\.mask_token"),
         lacks=(),
@@ -175,7 +180,6 @@ LAYOUTS = (
     ),
     Layout(
         "swin_microsoft",
-        ("green",),
         "Microsoft's Swin, with or without classifier",
         has=(r"patch_embed\.norm\.weight", r"layers\.0\.downsample\.reduction\.weight"),
         lacks=(),
@@ -185,18 +189,18 @@ LAYOUTS = (
     ),
     Layout(
         "green_swin_timm",
-        ("green",),
         "this package's own files of a Swin, which have timm's names",
+        own=True,
         has=(r"patch_embed\.norm\.weight", r"layers\.1\.downsample\.reduction\.weight"),
         lacks=(r"layers\.0\.downsample\..*",),
-        rules=(Keep(_SWIN_PART), Keep(rf"layers\.[1-3]\.{_MERGING}"), Keep(r"head\.fc\.(weight|bias)"), _SWIN_BUFFERS),
+        rules=(Copy(_SWIN_PART), Copy(rf"layers\.[1-3]\.{_MERGING}"), Copy(r"head\.fc\.(weight|bias)"), _SWIN_BUFFERS),
     ),
     Layout(
         "green_twins_timm",
-        ("green",),
         "this package's own files of a Twins, which have timm's names",
+        own=True,
         has=(r"patch_embeds\.1\.proj\.weight", r"pos_block\.0\.proj\.0\.weight"),
         lacks=(),
-        rules=(Keep(_TWINS_PLAIN), Keep(_TWINS_SPARSE), Keep(_TWINS_TAPS), *HEAD),
+        rules=(Copy(_TWINS_PLAIN), Copy(_TWINS_SPARSE), Copy(_TWINS_TAPS), *HEAD),
     ),
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Number, Refuse, Rename, Rule, Unnumber
+from ..rules import Copy, Drop, Number, Refuse, Rename, Rule, Unnumber
 
 _HIERA_ENCODER: tuple[Rule, ...] = (
-    Keep("pos_embed|pos_embed_spatial|pos_embed_temporal"),
-    Keep(r"patch_embed\.proj\.(weight|bias)"),
-    Keep(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|proj)\.(weight|bias)"),
+    Copy("pos_embed|pos_embed_spatial|pos_embed_temporal"),
+    Copy(r"patch_embed\.proj\.(weight|bias)"),
+    Copy(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|proj)\.(weight|bias)"),
 )
 _HIERA_SIGNATURE = ("pos_embed|pos_embed_spatial", r"patch_embed\.proj\.weight", r"blocks\.\d+\.proj\.weight")
 _HIERA_NORM = r"fc_norm\.(weight|bias)"
@@ -59,7 +59,7 @@ _HF_HIERA_BACK: tuple[Rule, ...] = (
 _HF_HIERA_DECODER_BACK: tuple[Rule, ...] = (
     Rename(r"fusion\.norm\.(weight|bias)", r"encoder_norm.\1"),
     Rename(r"fusion\.heads\.(\d)\.(weight|bias)", r"multiscale_fusion.multi_scale_fusion_heads.\1.\2"),
-    Keep(r"decoder\.mask_token"),
+    Copy(r"decoder\.mask_token"),
     Rename(r"decoder\.pos_embed", "decoder.decoder_position_embeddings"),
     Rename(r"decoder\.embed\.(weight|bias)", r"decoder.decoder_embeddings.\1"),
     Rename(r"decoder\.(norm|pred)\.(weight|bias)", r"decoder.decoder_\1.\2"),
@@ -72,7 +72,6 @@ _HF_HIERA_SIGNATURE = (r"(hiera\.)?embeddings\.position_embeddings", _HF_HIERA_L
 LAYOUTS = (
     Layout(
         "hiera",
-        ("hiera",),
         "Hiera authors, classifiers of images and clips; their Hub repositories",
         has=(*_HIERA_SIGNATURE, r"norm\.weight", r"head\.projection\.weight"),
         lacks=("cls_token", "mask_token"),
@@ -86,7 +85,6 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_mae",
-        ("hiera",),
         "Hiera authors, masked pre-training: encoder, fusion, decoder (mae_hiera_*.pth)",
         has=(*_HIERA_SIGNATURE, r"encoder_norm\.weight", "mask_token"),
         lacks=("cls_token",),
@@ -98,7 +96,6 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_timm",
-        ("hiera",),
         "timm's names of a Hiera classifier",
         has=(*_HIERA_SIGNATURE, r"head\.norm\.weight", r"head\.fc\.weight"),
         lacks=("cls_token",),
@@ -111,7 +108,6 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_timm_mae",
-        ("hiera",),
         "timm's names of a Hiera encoder from masked pre-training",
         has=(*_HIERA_SIGNATURE, r"head\.norm\.weight"),
         lacks=("cls_token", r"head\.fc\.weight"),
@@ -126,7 +122,6 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_transformers",
-        ("hiera",),
         "transformers' Hiera: classifier or bare encoder (facebook/hiera-*-in1k-hf, facebook/hiera-*-hf)",
         has=_HF_HIERA_SIGNATURE,
         lacks=(r"decoder\.mask_token",),
@@ -145,7 +140,6 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_transformers_mae",
-        ("hiera",),
         "transformers' Hiera for masked pre-training: encoder, fusion, decoder (facebook/hiera-*-mae-hf)",
         has=(*_HF_HIERA_SIGNATURE, r"decoder\.mask_token"),
         lacks=(),
@@ -157,8 +151,8 @@ LAYOUTS = (
     ),
     Layout(
         "hiera_own",
-        ("hiera",),
         "this package's own files",
+        own=True,
         has=(*_HIERA_SIGNATURE, r"fc_norm\.weight"),
         lacks=("cls_token", "mask_token"),
         rules=(*_HIERA_ENCODER, *HEAD),

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Keep, Rename
+from ..rules import Copy, Drop, Rename
 
 _HIVIT_SIGNATURE = ("absolute_pos_embed", r"patch_embed\.norm\.weight", r"blocks\.0\.norm2\.weight")
 _HIVIT_NOT = (r"blocks\.0\.norm1\.weight",)  # the first block of a HiViT has no attention
 _BLOCK_INDEX = r"blocks\.\d+\.attn\.relative_position_index"
 _HIVIT_ENCODER = (
-    Keep("absolute_pos_embed"),
-    Keep(r"patch_embed\.(proj|norm)\.(weight|bias)"),
-    Keep(r"blocks\.\d+\.(norm|norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
-    Keep(r"blocks\.\d+\.reduction\.weight"),
-    Keep(r"blocks\.\d+\.attn\.relative_position_bias_table"),
+    Copy("absolute_pos_embed"),
+    Copy(r"patch_embed\.(proj|norm)\.(weight|bias)"),
+    Copy(r"blocks\.\d+\.(norm|norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
+    Copy(r"blocks\.\d+\.reduction\.weight"),
+    Copy(r"blocks\.\d+\.attn\.relative_position_bias_table"),
 )
 _INDEX_REASON = "integer index, recomputed from the grid"
 _TABLES = r"blocks\.\d+\.attn\.relative_position_bias_table"
@@ -21,7 +21,6 @@ _TABLES = r"blocks\.\d+\.attn\.relative_position_bias_table"
 LAYOUTS = (
     Layout(
         "hivit_supervised",
-        ("hivit",),
         "HiViT authors, supervised training (an index in every attention block)",
         has=(*_HIVIT_SIGNATURE, _BLOCK_INDEX),
         lacks=(*_HIVIT_NOT, "relative_position_index"),
@@ -29,7 +28,6 @@ LAYOUTS = (
     ),
     Layout(
         "hivit_finetuned",
-        ("hivit",),
         "HiViT authors, fine-tuned after masked pre-training (one index at the top)",
         has=(*_HIVIT_SIGNATURE, "relative_position_index"),
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX),
@@ -37,8 +35,8 @@ LAYOUTS = (
     ),
     Layout(
         "hivit_mae",
-        ("hivit",),
-        "HiViT authors, masked pre-training: encoder (trained without relative bias), norm of the joined levels, decoder",
+        "HiViT authors, masked pre-training: encoder (trained without relative bias), norm of the joined levels, "
+        "decoder",
         has=(*_HIVIT_SIGNATURE, r"norm\.weight|mask_token"),
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX, "relative_position_index"),
         rules=(*_HIVIT_ENCODER,),
@@ -48,8 +46,8 @@ LAYOUTS = (
     ),
     Layout(
         "hivit_timm",
-        ("hivit",),
         "this package's own files",
+        own=True,
         has=_HIVIT_SIGNATURE,
         lacks=(*_HIVIT_NOT, _BLOCK_INDEX, "relative_position_index", r"norm\.weight", "mask_token"),
         rules=(*_HIVIT_ENCODER, *HEAD),

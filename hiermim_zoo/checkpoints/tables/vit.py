@@ -1,24 +1,29 @@
-"""Layouts of plain ViTs (https://github.com/facebookresearch/mae, timm, transformers, mmpretrain); what HPViT takes of them."""
+"""Layouts of plain ViTs (https://github.com/facebookresearch/mae, timm, transformers, mmpretrain); what HPViT takes of
+them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from ..layout import DECODER_REASON, HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Drop, Join, Keep, Refuse, Rename, Reshape, Rule
+from ..rules import Copy, Drop, Join, Refuse, Rename, Reshape, Rule
 
 _VIT_ENCODER: tuple[Rule, ...] = (
-    Keep("cls_token|pos_embed"),
-    Keep(r"(patch_embed\.proj|norm)\.(weight|bias)"),
-    Keep(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
+    Copy("cls_token|pos_embed"),
+    Copy(r"(patch_embed\.proj|norm)\.(weight|bias)"),
+    Copy(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
 )
 _VIT_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight")
 _PLAIN_ONLY = "only ViTs as MAE has them are read: "
 _NO_SUCH_VIT = (
-    Refuse(r".*(\bls[12]\.gamma|layer_scale|\bgamma_?[12]\b).*", _PLAIN_ONLY + "blocks of this package have no layer scale"),
+    Refuse(
+        r".*(\bls[12]\.gamma|layer_scale|\bgamma_?[12]\b).*", _PLAIN_ONLY + "blocks of this package have no layer scale"
+    ),
     Refuse(r".*(reg_token|register_token).*", _PLAIN_ONLY + "pooling has no place for register tokens"),
     Refuse(
         r".*(mlp\.(fc1_[gx]|w\d+|w12|weights_in|gate_proj|norm)|ffn\.w\d+)\b.*",
@@ -26,7 +31,9 @@ _NO_SUCH_VIT = (
     ),
 )
 _PROBE = "classifier of the class token, of no use to mean pooling"
-_PROBE_DROPPED = "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
+_PROBE_DROPPED = (
+    "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
+)
 _MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
 
 # transformers: names on disk, and those that 5.x has in memory
@@ -56,7 +63,8 @@ _HF_ENCODER: tuple[Rule, ...] = (
     Rename(r"(?:vit\.)?layernorm\.(weight|bias)", r"norm.\1"),
 )
 _HF_LAYER_PART = (
-    r"(attention\.(attention\.(query|key|value)|[qkvo]_proj|output\.dense)|intermediate\.dense|output\.dense|mlp\.fc[12]"
+    r"(attention\.(attention\.(query|key|value)|[qkvo]_proj|output\.dense)"
+    r"|intermediate\.dense|output\.dense|mlp\.fc[12]"
     r"|layernorm_before|layernorm_after)\.(weight|bias)"
 )
 
@@ -79,17 +87,26 @@ _MM_SIGNATURE = (
 )
 
 
-def hpvit_from_plain(state: Mapping[str, Tensor], class_token: bool) -> tuple[Rule, ...]:
-    """What HPViT takes of a plain ViT, whoever named its tensors."""
+def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """What HPViT takes of a plain ViT, whoever named its tensors; of a checkpoint without class token all of it.
+
+    Args:
+        state: in timm's names.
+        args: of the HPViT, "class_token" among them if it keeps that.
+    """
+    if "cls_token" not in state:
+        return ()
     token: Rule = Drop("cls_token", "pooling has no place for a class token")
-    if class_token:
+    if args.get("class_token"):
         row = state["pos_embed"][:, :1]  # [1, 1, C]
         token = Reshape("cls_token", "cls_embed", lambda value: value + row, "its row of the position table added")
     return (
         token,
-        Drop(r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"),
+        Drop(
+            r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"
+        ),
         Reshape("pos_embed", "pos_embed", lambda table: table[:, 1:], "row of the class token left out"),
-        Keep(".*"),
+        Copy(".*"),
     )
 
 
@@ -98,7 +115,6 @@ _UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)")
 LAYOUTS = (
     Layout(
         "vit_mae",
-        ("vision_transformer", "hpvit"),
         "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth)",
         has=(*_VIT_SIGNATURE, r"norm\.weight", "mask_token"),
         lacks=(),
@@ -110,7 +126,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_timm",
-        ("vision_transformer", "hpvit"),
         "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
         has=(*_VIT_SIGNATURE, r"norm\.weight"),
         lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight"),
@@ -119,7 +134,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_finetuned",
-        ("hpvit",),
         "MAE authors, fine-tuned with mean pooling (mae_finetuned_vit_*.pth); timm's names of such a ViT",
         has=(*_VIT_SIGNATURE, r"fc_norm\.weight"),
         lacks=("mask_token", r"norm\.weight"),
@@ -129,7 +143,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_class_token",
-        ("hpvit",),
         "a plain ViT whose classifier reads the class token, as in MAE's linear probes; only the encoder is of use",
         has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.(1\.)?weight"),
         lacks=("mask_token", r"fc_norm\.weight"),
@@ -143,9 +156,12 @@ LAYOUTS = (
     ),
     Layout(
         "vit_mae_transformers",
-        ("hpvit",),
         "transformers' ViTMAE, with or without decoder (facebook/vit-mae-*)",
-        has=(r"(vit\.)?embeddings\.cls_token", r"(vit\.)?embeddings\.position_embeddings", r"(vit\.)?layernorm\.weight"),
+        has=(
+            r"(vit\.)?embeddings\.cls_token",
+            r"(vit\.)?embeddings\.position_embeddings",
+            r"(vit\.)?layernorm\.weight",
+        ),
         lacks=(),
         rules=(
             *_HF_ENCODER,
@@ -159,7 +175,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_mae_mmpretrain",
-        ("hpvit",),
         "mmpretrain, masked pre-training with or without decoder",
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight"),
         lacks=(r"(backbone\.)?ln2\.weight", _MM_PROBE),
@@ -168,7 +183,8 @@ LAYOUTS = (
             Drop(r"neck\.(mask_token|decoder_pos_embed)", DECODER_REASON),
             Drop(r"neck\.(decoder_embed|decoder_pred|ln1)\.(weight|bias)", DECODER_REASON),
             Drop(
-                r"neck\.decoder_blocks\.\d+\.(ln1|ln2|attn\.qkv|attn\.proj|ffn\.layers\.0\.0|ffn\.layers\.1)\.(weight|bias)",
+                r"neck\.decoder_blocks\.\d+"
+                r"\.(ln1|ln2|attn\.qkv|attn\.proj|ffn\.layers\.0\.0|ffn\.layers\.1)\.(weight|bias)",
                 DECODER_REASON,
             ),
             *_NO_SUCH_VIT,
@@ -178,7 +194,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_class_token_mmpretrain",
-        ("hpvit",),
         "mmpretrain, a classifier that reads the class token, as in linear probes; only the encoder is of use",
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_PROBE),
         lacks=(r"(backbone\.)?ln2\.weight",),
@@ -193,7 +208,6 @@ LAYOUTS = (
     ),
     Layout(
         "vit_finetuned_mmpretrain",
-        ("hpvit",),
         "mmpretrain, fine-tuned with mean pooling",
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln2\.weight"),
         lacks=(r"(backbone\.)?ln1\.weight",),
@@ -203,11 +217,13 @@ LAYOUTS = (
     ),
     Layout(
         "hpvit_timm",
-        ("hpvit",),
         "this package's own files, and timm's names of a plain ViT without class token under mean pooling",
+        own=True,
         has=("pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"fc_norm\.weight"),
         lacks=("cls_token", "mask_token", r"norm\.weight", r"blocks\.\d+\.proj\.weight"),  # the last: Hiera
-        rules=(*_VIT_ENCODER, *HEAD, Keep(r"cls_embed|pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
+        rules=(*_VIT_ENCODER, *HEAD, Copy(r"cls_embed|pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
         may_be_missing=_UNTRAINED[1:],
     ),
 )
+
+PLAIN = tuple(layout for layout in LAYOUTS if layout.name in ("vit_mae", "vit_timm"))  # that remain a plain ViT

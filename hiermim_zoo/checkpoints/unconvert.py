@@ -1,0 +1,83 @@
+"""The way back: weights of this package under the names of a published layout, for the code of its authors."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .atomic import replacing
+from .layout import Layout
+from .layouts import all_layouts
+from .rules import apply_rules
+
+
+def to_published(
+    state: Mapping[str, Tensor], decoder: Mapping[str, Tensor], layout: Layout, fresh: nn.Module
+) -> dict[str, Tensor]:
+    """Rename a classifier or an encoder, and the decoder of a masked autoencoder.
+
+    Args:
+        state: of the model, in this package's names.
+        decoder: "fusion.*" and "decoder.*"; left out where the layout holds none.
+        layout: one that can be written.
+        fresh: a new model of the architecture: what the layout's files may lack, and has no way back into them, is left
+            out where it has its initial value, and what they hold beyond weights (tables of indices, masks) is read off
+            it.
+
+    Raises:
+        ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place
+            for.
+    """
+    if not layout.back:
+        raise ValueError(
+            f"--to {layout.name}: only {', '.join(table.name for table in all_layouts() if table.back)} can be written"
+        )
+    if layout.decoder and not decoder:
+        raise ValueError(f"--to {layout.name} needs a decoder, which the source does not hold")
+    initial = fresh.state_dict()
+    kept = {}
+    for name, tensor in state.items():
+        if not layout.may_miss(name) or any(re.fullmatch(rule.pattern, name) for rule in layout.back):
+            kept[name] = tensor
+        elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
+            raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
+    rest = decoder if layout.decoder else {}
+    renamed, _ = apply_rules({**kept, **rest}, (*layout.back, *layout.rules), layout.name)
+    if layout.added:
+        renamed |= layout.added(fresh)
+    if not layout.fits(renamed):
+        missing = [pattern for pattern in layout.has if not any(re.fullmatch(pattern, name) for name in renamed)]
+        raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
+    return renamed
+
+
+def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: str = "model") -> None:
+    """Write {top_key: state}, or the state alone, as torch does, beside and renamed; a .safetensors file if it is
+    called so.
+
+    Raises:
+        ValueError: the file exists, or cannot be written.
+    """
+    check_file(file, force)
+    state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    with replacing(file) as part:
+        if file.suffix == ".safetensors":
+            save_file(state, part, metadata={"format": "pt"})
+        else:
+            torch.save({top_key: state} if top_key else state, part)
+
+
+def check_file(file: Path, force: bool) -> None:
+    """Refuse a file before any work is done."""
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; name a file")
+    if file.exists() and not force:
+        raise ValueError(f"{file} exists; use --force to replace it")
+    if not os.access(file.absolute().parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{file} cannot be written: no such folder, or no permission")

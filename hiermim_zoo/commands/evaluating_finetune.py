@@ -1,0 +1,200 @@
+"""Models measured after fine-tuning by the recipe of their family, and what is written of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models._input import get_model_args
+from torch import nn
+
+from ..checkpoints.atomic import replacing
+from ..checkpoints.folder import Contents, own_cfg, write_folder
+from ..data.splits import Labelled, classes_by_label
+from ..data.transforms import data_config
+from ..models.build import make_model
+from ..models.family import check_arch
+from ..models.recipes import FineTuning
+from ..training.distributed import World, summed
+from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
+from ..training.probe import Inference, interval, outputs
+from ..version import __version__
+from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
+from .options.evaluate import EvaluateOptions
+
+OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
+RECIPE_OPTIONS = {  # option -> the value of the recipe that it replaces
+    **{field.name: field.name for field in dataclasses.fields(FineTuning) if field.name in OPTIONS},
+    "batch_size": "batch",
+}
+
+
+def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
+    """After fine-tuning; all of its processes share the work.
+
+    Raises:
+        ValueError: model, recipe and data do not go together.
+    """
+    sketch = without_weights(options.model, own_model_kwargs(options))
+    arch = architecture_of(options.model, sketch)
+    recipe, tuning_settings = chosen_settings(options, arch)
+    test, train = open_data(options, data_config(sketch)["input_size"], recipe.repeat)
+    assert train is not None
+    classes = classes_of(options, train)
+    kwargs = own_model_kwargs(options)
+    model = new_classifier(
+        options.model, arch, classes, recipe, pretrained=options.pretrained, seed=options.seed, **kwargs
+    )
+    config = place(model, options, world)
+    tuning = FineTune(model, train.source, classes, config, recipe, tuning_settings, world)
+    how = reading(options, config, world, tuning.batching.micro)
+
+    def report(epoch: int) -> dict[str, Any]:
+        if not options.eval_every or (epoch + 1) % options.eval_every:
+            return {}
+        return {"top1": count(tuning.result, test, world, how).percent}
+
+    tuning.train(options.output and options.output / "log.jsonl", report)
+    score = count(tuning.result, test, world, how)
+    settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings), "processes": world.size}
+    if options.output and world.first:
+        export(options, options.output, tuning.result, arch, config, train, settings, score)
+    return score, settings
+
+
+def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """A model on the meta device: what it is can be read from it, and nothing was loaded.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    with torch.device("meta"):
+        return make_model(name, pretrained=False, **kwargs)
+
+
+def architecture_of(name: str, model: Any) -> str:
+    """The architecture of a model, whatever the form of its name."""
+    arch: str = model.pretrained_cfg["architecture"] if ":" in name else check_arch(name)
+    return arch
+
+
+def chosen_settings(options: EvaluateOptions, arch: str) -> tuple[FineTuning, TuningSettings]:
+    """The recipe of the architecture, and what it leaves open, with what the options say instead.
+
+    Raises:
+        ValueError: the architecture has no recipe.
+    """
+    said = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    said = {name: value for name, value in said.items() if value is not None}
+    if said.get("auto_augment") == "none":
+        said["auto_augment"] = ""
+    changes = {field: said[option] for option, field in RECIPE_OPTIONS.items() if option in said}
+    recipe = dataclasses.replace(recipe_for(arch), **changes)
+    if options.lr:
+        recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
+    own = {field.name for field in dataclasses.fields(TuningSettings)}
+    return recipe, TuningSettings(**{name: value for name, value in said.items() if name in own})
+
+
+def recipe_in_words(name: str) -> dict[str, str]:
+    """What the family of a model says in place of the options, by option; nothing where it has no recipe.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    arch = architecture_of(name, without_weights(name, {}) if ":" in name else None)
+    try:
+        recipe = recipe_for(arch)
+    except ValueError:
+        return {}
+    values = {option: getattr(recipe, field) for option, field in RECIPE_OPTIONS.items()}
+    words = {option: value if isinstance(value, str) else f"{value:g}" for option, value in values.items()}
+    return {
+        **words,
+        "auto_augment": words["auto_augment"] or "none",
+        "batch_size": f"64 images; of a step {recipe.batch}",
+    }
+
+
+def classes_of(options: EvaluateOptions, train: Labelled) -> int:
+    """The number of classes.
+
+    Raises:
+        ValueError: nobody knows it, or two disagree.
+    """
+    known = len(train.names) if train.names else classes_by_label(train)
+    if known is not None and options.num_classes not in (None, known):
+        raise ValueError(f"--num-classes {options.num_classes}, but {train.spec} has {known}")
+    found = known or options.num_classes
+    if found is None:
+        raise ValueError(f"{train.spec} does not tell the number of its classes; give --num-classes N")
+    return found
+
+
+def count(model: nn.Module, test: Labelled, world: World, how: Inference) -> Score:
+    """How many images the model tells right; the processes share the work (a stream is read by the first).
+
+    Raises:
+        ValueError: no image could be read.
+    """
+    model.eval()
+    stream = test.source.streamed
+    right, total = 0, 0
+    if world.first or not stream:
+        positions = None if stream else range(world.rank, len(test.source), world.size)
+        found, labels = outputs(class_probabilities(model), test.source, how, positions)
+        right, total = int((found.argmax(1) == labels).sum()) if len(labels) else 0, len(labels)
+    both = Score(*summed(torch.tensor([right, total], device=world.device)).tolist())
+    if not both.total:
+        raise ValueError(f"none of the images of {test.spec} could be read")
+    return both
+
+
+# ---- what is written
+
+
+def export(
+    options: EvaluateOptions,
+    folder: Path,
+    model: Any,
+    arch: str,
+    config: Mapping[str, Any],
+    train: Labelled,
+    settings: Mapping[str, Any],
+    score: Score,
+) -> None:
+    """The fine-tuned model in the form of the Hub, with the log of its training.
+
+    Args:
+        folder: to be written; holds the log.
+        config: the preprocessing of the model.
+        settings: of the fine-tuning.
+    """
+    license = (model.pretrained_cfg.get("license") if options.pretrained else None) or "unstated"
+    described = {**config, "label_names": train.names}
+    model.pretrained_cfg = own_cfg(arch, described, license, model.num_classes, config["input_size"])
+    plain = get_model_args(without_weights(arch, {}))
+    own_args = {
+        key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
+    }
+    low, high = (100 * bound for bound in interval(*score))
+    measured = f"{score.percent:.2f} % of {score.total} images of {options.data}"
+    provenance = {
+        "start": options.model if options.pretrained else f"{options.model}, random weights",
+        "trained on": f"{train.spec} ({train.split}, {len(train.source)} images)",
+        "epochs": settings["epochs"],
+        "batch": settings["batch"],
+        "seed": options.seed,
+        "top-1": f"{measured} (95 % interval {low:.2f} to {high:.2f})",
+        "command": options.command("evaluate"),
+        "license": license,
+        "hiermim_zoo": __version__,
+    }
+    log = (folder / "log.jsonl").read_text(encoding="utf-8")
+    made = "Fine-tuned by `python -m hiermim_zoo.evaluate`."
+    write_folder(Contents(arch, model, provenance, made, own_args), folder, force=True)
+    with replacing(folder / "log.jsonl") as part:
+        part.write_text(log, encoding="utf-8")

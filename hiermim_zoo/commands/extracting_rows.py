@@ -1,0 +1,168 @@
+"""What ``extract`` makes a row of: which files are meant, and how an image or the middle of a video is read."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import warnings
+from collections.abc import Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.clips import STRIDE, Clips, refuse_videos
+from ..data.source import MODES
+from ..data.transforms import make_transform
+from ..data.videos import Videos, holds_videos, suffixes
+
+Image.init()
+IMAGE_SUFFIXES = frozenset(
+    ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
+)  # some, PIL only writes
+MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
+
+
+# ---- which files
+
+
+def expand(names: Sequence[str]) -> dict[str, list[str]]:
+    """The files and folders that names stand for, those of a pattern sorted.
+
+    Raises:
+        ValueError: a name leads to nothing.
+    """
+    # a file may have a [ in its name
+    paths = {name: [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) for name in names}
+    for name in (name for name, found in paths.items() if not found):
+        raise ValueError(f"{name}: no such file or folder")
+    return paths
+
+
+def find_files(paths: dict[str, list[str]], input_size: tuple[int, ...]) -> list[str]:
+    """Files in the order named (those of a folder sorted), each once; files named one by one need no known suffix.
+
+    Args:
+        paths: files and folders, by the name that they were given.
+        input_size: of the model, which says whether images are wanted or what videos are made of.
+
+    Raises:
+        ValueError: a name leads to nothing that the model takes.
+    """
+    clips = len(input_size) > 3
+    endings = IMAGE_SUFFIXES.union(suffixes()) if clips else IMAGE_SUFFIXES
+    found: dict[str, str] = {}  # absolute path -> path as named
+    for name, known in paths.items():
+        files = [file for path in known for file in (files_below(path, endings) if os.path.isdir(path) else [path])]
+        if not clips:
+            others = [path for path in files or known if Path(path).suffix.lower() not in IMAGE_SUFFIXES]
+            refuse_videos({path: holds_videos(path) for path in others})
+        if not files:
+            raise ValueError(f"{name}: no {'videos or frames' if clips else 'images'} in there")
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
+    return list(found.values())
+
+
+def files_below(folder: str, endings: Set[str]) -> list[str]:
+    def refuse(error: OSError) -> None:  # os.walk would pass over folders that it may not list
+        raise error
+
+    tree = os.walk(folder, onerror=refuse)
+    return sorted(
+        os.path.join(at, name) for at, _, names in tree for name in names if Path(name).suffix.lower() in endings
+    )
+
+
+# ---- rows
+
+
+def rows_of(files: list[str], config: dict[str, Any], stride: int | None) -> ImageFiles:
+    """What the model is shown: images, or the clips in the middle of videos.
+
+    Args:
+        stride: of clips, frames of a video from one that is shown to the next.
+
+    Raises:
+        ValueError: images where videos are wanted, a stride of images, or names that are too long.
+    """
+    channels, *frames, _, _ = config["input_size"]
+    if not frames:
+        refuse_videos({"--frame-stride": stride})
+        return ImageFiles(files, config)
+    return MiddleClips(Clips(Videos(files, MODES[channels]), frames[0], stride or STRIDE), config)
+
+
+class ImageFiles(Dataset[tuple[int, Any]]):
+    """Files as (position, [C, H, W]), or (position, reason) where one cannot be read.
+
+    Raises:
+        ValueError: their names are too long.
+    """
+
+    things = "files"
+
+    def __init__(self, files: list[str], config: dict[str, Any]) -> None:
+        if len(json.dumps(json.dumps(files))) > MAX_NAMES:
+            raise ValueError(
+                f"the names of {len(files)} files do not fit the header of one safetensors file; write several"
+            )
+        self.files = files
+        self.size: tuple[int, ...] = config["input_size"]
+        self.transform = make_transform(**config, is_training=False)
+
+    def __getitem__(self, i: int) -> tuple[int, Any]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                return i, self.read(i)
+        except Exception as error:  # decoders of damaged files raise whatever comes up
+            return i, f"{type(error).__name__}: {error}"
+
+    def read(self, i: int) -> Any:
+        with Image.open(self.files[i]) as file:
+            self.check_proportions(*file.size)
+            image = file.convert(MODES[self.size[0]])  # reads the pixels
+        return self.transform(image)
+
+    def about(self) -> dict[str, str]:
+        """What the output says of its rows."""
+        return {"img_size": f"{self.size[-2]}x{self.size[-1]}"}
+
+    def check_proportions(self, width: int, height: int) -> None:
+        """A strip one pixel high becomes a bomb when its short side is resized to the model's."""
+        pixels = max(self.size[-2:]) ** 2 * max(width, height) // max(1, min(width, height))
+        if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are too long a strip")
+
+
+class MiddleClips(ImageFiles):
+    """Videos as (position, [C, T, H, W]), the clip in the middle of each."""
+
+    things = "videos"
+
+    def __init__(self, clips: Clips, config: dict[str, Any]) -> None:
+        super().__init__([clips.name_of(i) for i in range(len(clips))], config)
+        self.clips = clips
+
+    def read(self, i: int) -> Any:
+        [clip], _ = self.clips.read(i)
+        self.check_proportions(*clip[0].size)
+        return self.transform([clip])[0]
+
+    def about(self) -> dict[str, str]:
+        return {**super().about(), "frames": str(self.clips.frames), "frame_stride": str(self.clips.stride)}
+
+
+def collate(samples: list[tuple[int, Any]]) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:
+    """Images or clips [B, C, (T,) H, W] (None if there are none) and their positions.
+
+    Of those that cannot be read, positions and reasons.
+    """
+    good = [(i, x) for i, x in samples if isinstance(x, Tensor)]
+    images = torch.stack([x for _, x in good]) if good else None
+    return images, [i for i, _ in good], [(i, x) for i, x in samples if isinstance(x, str)]

@@ -1,0 +1,400 @@
+"""Options of a command: one dataclass, from which its parser, its help, its checks and its twin in Python are made.
+
+Nothing here imports torch or timm, so ``--help`` answers at once. A command is a :class:`Verb`::
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(OptionSet):
+        data: str = option("folder of images", positional=True)
+        epochs: float | None = option("epochs", default=None, kind=POSITIVE, auto="the recipe's")
+
+    VERB = Verb("pretrain", __doc__, Options, EXAMPLES, execute)
+    run = VERB.run  # run(data="...", epochs=3): the same names, defaults and checks
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from itertools import zip_longest
+from typing import Any, NoReturn, TypeVar
+
+from ...version import __version__
+from .values import ASSIGNMENT, FLAG, SIDES, TEXT, ValueKind, one_of
+
+BAD_INPUT = 2  # exit code
+AMP = ("none", "bf16", "fp16")  # what --amp may say
+Self = TypeVar("Self", bound="OptionSet")
+
+
+# ---- one option
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of an OptionSet says of itself."""
+
+    help: str
+    kind: ValueKind = TEXT
+    group: str = ""
+    flags: tuple[str, ...] = ()  # beside --name
+    hidden: tuple[str, ...] = ()  # flags of earlier versions, still understood
+    positional: bool = False
+    many: str | int | None = None  # argparse's nargs
+    metavar: str | tuple[str, ...] | None = None
+    choices: tuple[str, ...] = ()
+    auto: str = ""  # what None stands for, in words: "the recipe's"
+    const: Any = None  # of an option whose value may be left out
+    off: str = ""  # --no-... that turns a True into False
+    adds: bool = False  # given several times, all count; else the last one does
+    unlisted: bool = False  # understood, but not in the help
+
+
+def option(help: str, *, default: Any = MISSING, choices: Sequence[str] = (), **about: Any) -> Any:
+    """A field of an OptionSet; without ``default`` it must be given. ``about``: see :class:`Option`."""
+    if choices:
+        about["kind"] = one_of(*choices)
+    return dataclasses.field(default=default, metadata={"option": Option(help, choices=tuple(choices), **about)})
+
+
+def img_size(help: str = "N x N pixels, or height and width", **about: Any) -> Any:
+    """The option for pixels along both sides of images: (height, width), or None."""
+    return option(help, default=None, kind=SIDES, many="+", metavar="N", **{"auto": "the model's", **about})
+
+
+def model_kwargs(**about: Any) -> Any:
+    """The option that timm's own scripts have for arguments of a model: a mapping."""
+    help = "arguments of the model"
+    return option(help, default=None, kind=ASSIGNMENT, many="+", adds=True, metavar="NAME=VALUE", auto="none", **about)
+
+
+def flag(help: str, *, default: bool | None = False, **about: Any) -> Any:
+    """An option that is there or not; with ``off="--no-..."`` and default True one that can be turned off."""
+    return option(help, default=default, kind=FLAG, **about)
+
+
+def option_of(field: dataclasses.Field[Any]) -> Option:
+    found: Option = field.metadata["option"]
+    return found
+
+
+def long_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def flag_of(name: str, about: Option) -> str:
+    """What an option is called in messages."""
+    if about.positional:
+        return name.upper()
+    return next((flag for flag in about.flags if not flag.startswith("--")), about.off or long_flag(name))
+
+
+# ---- the options of a command
+
+
+class OptionSet:
+    """Base of the options of a command: frozen dataclasses whose values are checked when they are made."""
+
+    def __post_init__(self) -> None:
+        for field in _fields(self):
+            value = getattr(self, field.name)
+            if value is not None or field.default is not None:
+                object.__setattr__(self, field.name, _checked(field.name, option_of(field), value))
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Refuse options that do not go together; for a command to override.
+
+        Raises:
+            ValueError: naming them.
+        """
+
+    def given(self) -> dict[str, Any]:
+        """The options that are not at their defaults."""
+        return {
+            field.name: value
+            for field in _fields(self)
+            if (value := getattr(self, field.name)) is not None and value != _default(field)
+        }
+
+    def command(self, verb: str) -> str:
+        """The command line that means these options."""
+        words = ["python", "-m", f"hiermim_zoo.{verb}"]
+        abouts = {field.name: option_of(field) for field in _fields(self)}
+        given = self.given()
+        for name in sorted(given, key=lambda name: not abouts[name].positional):
+            about, value = abouts[name], given[name]
+            if about.kind is FLAG:
+                words.append(long_flag(name) if value else about.off)
+            else:
+                words += [] if about.positional else [long_flag(name)]
+                words += _texts(about, value)
+        return shlex.join(words)
+
+    def own_model_kwargs(self, *taken: str) -> dict[str, Any]:
+        """What ``model_kwargs`` says.
+
+        Args:
+            taken: arguments of a model that have an option of their own.
+
+        Raises:
+            ValueError: one of these is among them.
+        """
+        given = dict(getattr(self, "model_kwargs", None) or {})
+        for name in taken:
+            if name in given:
+                raise ValueError(f"--model-kwargs {name}={given[name]}: this has an option of its own")
+        return given
+
+
+def _fields(options: OptionSet | type[OptionSet]) -> tuple[dataclasses.Field[Any], ...]:
+    derived: Any = options  # the base is no dataclass, all that derive from it are
+    return dataclasses.fields(derived)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The default as it would be checked; None where there is none."""
+    if field.default is MISSING or field.default is None:
+        return None
+    return _checked(field.name, option_of(field), field.default)
+
+
+def _texts(about: Option, value: Any) -> list[str]:
+    """A value as the words of a command line."""
+    if about.kind is ASSIGNMENT:
+        return [f"{name}={content!r}" for name, content in value.items()]
+    return [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+
+
+def _checked(name: str, about: Option, value: Any) -> Any:
+    """A value as its kind has it; of several a tuple, of arguments of a model a dictionary.
+
+    Raises:
+        ValueError: it is not of the kind.
+    """
+    called = flag_of(name, about)
+    if value is None:
+        raise ValueError(f"{called} None is not {about.kind.wanted}")
+    try:
+        if about.many in (None, "?"):
+            return about.kind(value)
+        values = tuple(value.items()) if isinstance(value, Mapping) else value
+        found = tuple(about.kind(v) for v in (values if isinstance(values, (list, tuple)) else (values,)))
+    except ValueError as error:
+        raise ValueError(f"{called} {error}") from error
+    if about.kind is ASSIGNMENT:
+        return dict(found)
+    if about.kind is SIDES:
+        if len(found) not in (1, 2):
+            raise ValueError(f"{called} {' '.join(map(str, found))}: one number, or height and width")
+        return found[0], found[-1]
+    if isinstance(about.many, int) and len(found) != about.many:
+        raise ValueError(f"{called} takes {about.many} values, got {len(found)}")
+    return found
+
+
+# ---- the parser
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads words; what is wrong with them is a ValueError, as all bad input is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} ({self.prog} --help shows all options)")
+
+
+class Formatter(argparse.HelpFormatter):
+    """Paragraphs as wide as the terminal; indented lines as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        return "\n\n".join(
+            p if "\n  " in p else super(Formatter, self)._fill_text(p, width, indent) for p in paragraphs
+        )
+
+
+def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet]) -> Parser:
+    """The parser of a command. It leaves values as words: the options check them, wherever they come from.
+
+    Args:
+        values: defaults in words, by option, where a model's family says them.
+        options: of the command, with those that the family adds.
+    """
+    must = [(field.name, option_of(field)) for field in _fields(options) if field.default is MISSING]
+    words = [flag_of(*one) for one in must if one[1].positional]
+    words += [f"{flag_of(*one)} {one[1].metavar or one[0].upper()}" for one in must if not one[1].positional]
+    parser = Parser(
+        prog=f"python -m hiermim_zoo.{verb.name}",
+        usage=" ".join(["%(prog)s", *words, "[options]"]),
+        description=inspect.cleandoc(verb.about).strip(),
+        epilog="\n".join(["examples:", *(f"  {line}" for line in verb.examples)]),
+        formatter_class=Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    groups: dict[str, Any] = {"": parser}
+    for field in _fields(options):
+        group = option_of(field).group
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        _add(groups[group], field, values.get(field.name, ""))
+    return parser
+
+
+def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
+    """An option of the parser, and its flags of earlier versions, which the help does not show."""
+    about = option_of(field)
+    help = argparse.SUPPRESS if about.unlisted else described(field, value).replace("%", "%%")
+    kwargs: dict[str, Any] = {"help": help}
+    names = [*about.flags, long_flag(field.name)]
+    if about.kind is FLAG:
+        kwargs["action"] = "store_false" if about.off else "store_true"
+        names = [about.off] if about.off else names
+    else:
+        kwargs["nargs"] = about.many
+        if about.choices or about.metavar is not None:
+            kwargs["metavar"] = about.metavar or f"{{{','.join(about.choices)}}}"
+        if about.many == "?":
+            kwargs["const"] = about.const
+    if about.positional:
+        kwargs["metavar"] = about.metavar or field.name.upper()
+        if about.many is None and field.default is not MISSING:
+            kwargs["nargs"] = "?"
+        group.add_argument(field.name, **kwargs)
+        return
+    if about.adds:
+        kwargs["action"] = "extend"
+    group.add_argument(*names, dest=field.name, required=field.default is MISSING, **kwargs)
+    for old in about.hidden:
+        group.add_argument(old, dest=field.name, **{**kwargs, "help": argparse.SUPPRESS})
+
+
+def described(field: dataclasses.Field[Any], value: str = "") -> str:
+    """What an option is, and its default.
+
+    Args:
+        value: the default in words, where a model's family says it.
+    """
+    about = option_of(field)
+    shown = value or (about.auto if field.default is None else _shown(field.default))
+    hidden = about.kind is FLAG or field.default is MISSING or not shown
+    return about.help if hidden else f"{about.help} (default: {shown})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(str, value))
+    return "" if value is None or value is False else str(value)
+
+
+# ---- commands
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has done: its twin in Python returns the result, the command also prints the text."""
+
+    result: Any
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command.
+
+    Args:
+        name: python -m hiermim_zoo.NAME.
+        about: what it does, the first line in short.
+        options: their dataclass.
+        examples: command lines at the end of its help.
+        execute: does it; what it returns is the result of the twin in Python, or an :class:`Outcome` that holds it.
+        family_values: default values in words, by option, that the family of a model has.
+        family_options: (value of --model, all words of a command line) -> the options, with those of a model's family.
+    """
+
+    name: str
+    about: str
+    options: type[Any]
+    examples: tuple[str, ...]
+    execute: Callable[[Any], Any]
+    family_values: Callable[[str], Mapping[str, str]] | None = None
+    family_options: Callable[[str | None, Sequence[str]], type[Any]] | None = None
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        return self.about.strip().partition("\n")[0]
+
+    def parse(self, argv: Sequence[str] | None = None) -> Any:
+        """The options on a command line; ``--help`` prints and leaves, with the values of a family if a model is named.
+
+        Raises:
+            ValueError: naming an option that is not of its kind, or does not go with another.
+        """
+        words = list(sys.argv[1:] if argv is None else argv)
+        asked, model = bool({"-h", "--help"} & set(words)), value_of(words, "--model")
+        values = self.family_values(model) if asked and model and self.family_values else {}
+        options = self.options
+        if self.family_options and (model or not asked):  # without a model, help has no need of torch
+            options = self.family_options(model, words)
+        return options(**vars(make_parser(self, values, options).parse_args(words)))
+
+    def main(self, argv: Sequence[str] | None = None) -> Any:
+        """Run it with the options of a command line, and print what it says of its outcome."""
+        found = self.execute(self.parse(argv))
+        if isinstance(found, Outcome) and found.text:
+            print(found.text)
+        return _result(found)
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """Its twin in Python: options by their names, with the same defaults and checks."""
+
+        def run(**options: Any) -> Any:
+            words = [str(value) for value in options.values()]
+            made = self.family_options(options.get("model"), words) if self.family_options else self.options
+            return _result(self.execute(made(**options)))
+
+        lines = [f"    {field.name}: {described(field)}." for field in _fields(self.options)]
+        twin = f"The twin of ``python -m hiermim_zoo.{self.name}``: options have the same names, defaults and checks."
+        run.__doc__ = "\n".join([self.summary, "", twin, "", "Args:", *lines])
+        run.__signature__ = inspect.signature(self.options)  # type: ignore[attr-defined]
+        return run
+
+
+def _result(found: Any) -> Any:
+    return found.result if isinstance(found, Outcome) else found
+
+
+def value_of(words: Sequence[str], flag: str) -> str | None:
+    """What a command line says behind a flag, the last time it does."""
+    found = None
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word == flag and not following.startswith("-"):
+            found = following or None
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Run a command; bad input ends it with one line on stderr and exit code 2.
+
+    Set HIERMIM_DEBUG=1 to see the traceback instead.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("HIERMIM_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,152 @@
+"""Options of ``convert``. The arguments that a family lets a conversion choose are added by :func:`with_choices`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from . import OptionSet, flag, flag_of, img_size, option, option_of
+from .values import PATH, TEXT, ValueKind, whole
+
+DTYPES = ("float32", "float16", "bfloat16")
+WHOLE, INTEGER = whole(0), ValueKind(int, "a whole number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions(OptionSet):
+    source: str = option(
+        "file, folder, hf-hub:ORG/NAME[@REVISION], http(s) URL, or a tag of the manifest (hivit_base.mae_in1k)",
+        positional=True,
+    )
+    model: str | None = option("architecture", default=None, metavar="ARCH", auto="a tag's own")
+    layout: str | None = option(
+        "force a layout of checkpoints", default=None, metavar="NAME", auto="recognised by its names"
+    )
+
+    output: Path | None = option(
+        "folder to write; with --to the file",
+        default=None,
+        kind=PATH,
+        flags=("-o",),
+        metavar="DIR",
+        group="what is written",
+    )
+    install: str | None = option(
+        "put it into the local store, where pretrained=True finds it",
+        default=None,
+        many="?",
+        const="",
+        metavar="TAG",
+        group="what is written",
+    )
+    mae: bool = flag(
+        "keep the decoder: hiermim_zoo.create_mae(ARCH, checkpoint=DIR) continues", group="what is written"
+    )
+    to: str | None = option(
+        "the other way round: -o FILE gets SOURCE under the names of this layout",
+        default=None,
+        metavar="LAYOUT",
+        group="what is written",
+    )
+    dtype: str = option("type of the tensors", default="float32", choices=DTYPES, group="what is written")
+    license: str = option(
+        "licence of the weights, written into configuration and card", default="", group="what is written"
+    )
+    force: bool = flag("replace a folder that is not empty", group="what is written")
+    dry_run: bool = flag("report on every tensor, write nothing", group="what is written")
+
+    img_size: tuple[int, int] | None = img_size(
+        "N x N pixels, or height and width, that positions are resampled to",
+        auto="those of the checkpoint",
+        group="the model",
+    )
+    num_classes: int | None = option(
+        "0 leaves the classifier out",
+        default=None,
+        kind=WHOLE,
+        metavar="N",
+        auto="those of the checkpoint",
+        group="the model",
+    )
+    inflate: str | None = option(
+        "weights of images become those of a model of clips: center or mean",
+        default=None,
+        metavar="HOW",
+        group="the model",
+    )
+
+    verify: bool = flag("load what was written and compare it", group="checks")
+    images: str | None = option(
+        "images on which --verify compares",
+        default=None,
+        hidden=("--pictures",),
+        metavar="DATA",
+        auto="those of the package",
+        group="checks",
+    )
+
+    def __post_init__(self) -> None:
+        if self.install == "":
+            object.__setattr__(self, "install", self.source)
+        super().__post_init__()
+
+    def chosen(self) -> dict[str, Any]:
+        """Arguments of the model that were chosen."""
+        base = {field.name for field in dataclasses.fields(ConvertOptions)}
+        named = (field.name for field in dataclasses.fields(self) if field.name not in base)
+        return {name: value for name in named if (value := getattr(self, name)) is not None}
+
+    def check_together(self) -> None:
+        chosen = self.chosen()
+        if self.install and chosen:
+            names = {field.name: option_of(field) for field in dataclasses.fields(self)}
+            flags = " and ".join(flag_of(name, names[name]) for name in chosen)
+            raise ValueError(f"--install puts weights into the store as their tag describes them: leave out {flags}")
+        if self.install and self.output:
+            raise ValueError("--install and -o exclude each other")
+        if not (self.output or self.install or self.dry_run):
+            raise ValueError("-o DIR is needed (or --install, or --dry-run)")
+        if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
+            raise ValueError(
+                "--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone"
+            )
+        if self.inflate and (self.mae or self.install or self.to):
+            raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
+        if self.mae and (self.img_size or self.install):
+            raise ValueError(
+                "--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install"
+            )
+        if self.verify and self.dry_run:
+            raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+        if self.images and not self.verify:
+            raise ValueError(f"--images {self.images} belongs to --verify")
+
+
+def with_choices(choices: Iterable[Any], others: Iterable[Any], family: str) -> type[ConvertOptions]:
+    """The options with what a family lets a conversion choose.
+
+    Args:
+        choices: of the family (``Family.choices``): name, help, type, many, among.
+        others: of other families, understood so that they can be refused by name.
+        family: its name, for the help.
+    """
+    shown = {choice.name: choice for choice in choices}
+    hidden = {choice.name: choice for choice in others if choice.name not in shown}
+    fields: list[Any] = []
+    for choice in (*shown.values(), *hidden.values()):
+        about: dict[str, Any] = {"group": f"choices of {family}", "auto": "the architecture's"}
+        if choice.name in hidden:
+            about = {"unlisted": True}
+        if choice.type is bool:
+            field = flag(choice.help, default=None, **about)
+        else:  # the model itself refuses what it cannot be built with
+            kind: ValueKind = INTEGER if choice.type is int else TEXT
+            metavar = f"{{{','.join(choice.among)}}}" if choice.among else "N"
+            many = "+" if choice.many else None
+            field = option(choice.help, default=None, kind=kind, many=many, metavar=metavar, **about)
+        fields.append((choice.name, Any, field))
+    made = dataclasses.make_dataclass("ConvertOptions", fields, bases=(ConvertOptions,), frozen=True, kw_only=True)
+    return cast("type[ConvertOptions]", made)

@@ -1,0 +1,205 @@
+"""The options of pre-training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import AMP, OptionSet, flag, img_size, model_kwargs, option
+from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
+
+OWN_ARGS = (
+    "drop_path_rate",
+    "img_size",
+    "in_chans",
+    "num_classes",
+)  # arguments of the model with an option of their own
+FREE = {  # options that may change when a run is resumed: they do not change what it computes
+    "data", "data_dir", "output", "resume", "workers", "device", "compile", "fsdp", "accumulate", "max_bad",
+    "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "stop_after", "export_only", "license",
+}  # fmt: skip
+REMEMBERED = "the checkpoint's, else the family's"
+LARGEST_SEED = 2**64 - 1  # that torch takes
+
+_data = partial(option, group="data")
+_model = partial(option, group="model")
+_decoder = partial(option, group="model", default=None, kind=whole(1), metavar="N", auto=REMEMBERED)
+_schedule = partial(option, group="schedule and optimiser")
+_paper = partial(option, group="schedule and optimiser", default=None, auto="that of the family's paper")
+_computation = partial(option, group="computation")
+_run = partial(option, group="the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainOptions(OptionSet):
+    """What a run is told.
+
+    What the model's family has a value for is None until :meth:`filled` was called; the types are those afterwards.
+    """
+
+    data: str = _data(
+        "folder of images or videos (labelled or not), tar, digits, moving:DATA, or a name of timm's (hfds/...)",
+        positional=True,
+    )
+    data_dir: str | None = _data("root folder of data that is named", default=None, metavar="DIR")
+    split: str = _data("part of the data", default="train")
+    frame_stride: int | None = _data(
+        "frames of a video from one that is shown to the next", default=None, kind=whole(1), metavar="N", auto="4"
+    )
+    repeat: int | None = _data(
+        "clips of a video each time it is opened", default=None, kind=whole(1), metavar="N", auto="the family's"
+    )
+    crop_scale: tuple[float, float] = _data(
+        "share of an image's area that is shown, at least and at most",
+        default=None,
+        kind=FRACTION,
+        many=2,
+        metavar=("LOW", "HIGH"),
+        auto="the family's",
+    )
+    mean: tuple[float, ...] | None = _data(
+        "of each channel, of pixels from 0 to 1", default=None, kind=FINITE, many="+", metavar="X", auto="the model's"
+    )
+    std: tuple[float, ...] | None = _data(
+        "standard deviation, likewise", default=None, kind=POSITIVE, many="+", metavar="X", auto="the model's"
+    )
+    workers: int = _data("processes that read images", default=min(8, os.cpu_count() or 1), kind=whole(0), metavar="N")
+    max_bad: float = _data(
+        "share of images that may be unreadable, 0 to 1", default=0.01, kind=FRACTION, metavar="SHARE"
+    )
+
+    model: str = _model("architecture of this package, or a plain ViT of timm", metavar="ARCH")
+    img_size: tuple[int, int] | None = img_size(group="model")
+    in_chans: int = _model("channels of an image: 1, 3 or 4", default=3, kind=whole(1), metavar="N")
+    model_kwargs: dict[str, Any] | None = model_kwargs(group="model")
+    checkpoint: str | None = _model(
+        "folder of convert --mae or of an earlier run, to go on from with a new schedule", default=None, metavar="DIR"
+    )
+    pretrained: bool = flag("start the encoder from the architecture's pretrained weights", group="model")
+    mask_ratio: float | None = _model(
+        "share of the units that is hidden, 0 to 1",
+        default=None,
+        kind=number(0, 1, above=True, below=True),
+        metavar="SHARE",
+        auto=REMEMBERED,
+    )
+    masks: str | None = _model(
+        "one mask for each image, or one for all of a step",
+        default=None,
+        choices=("sample", "batch"),
+        auto=REMEMBERED,
+    )
+    raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", group="model")
+    decoder_depth: int | None = _decoder("blocks of the decoder")
+    decoder_dim: int | None = _decoder("channels of the decoder")
+    decoder_heads: int | None = _decoder("attention heads of the decoder")
+    drop_path: float = _model(
+        "chance that a sample skips the last block of the encoder; earlier ones less, in proportion",
+        default=None,
+        kind=FRACTION,
+        metavar="P",
+        auto="the family's",
+    )
+
+    epochs: float = _paper("length of the run, in epochs", kind=POSITIVE, metavar="N")
+    steps: int | None = _schedule(
+        "end after so many steps, if the epochs are more", default=None, kind=whole(1), metavar="N", auto="none"
+    )
+    batch_size: int = _paper("images of a step, in all processes together", kind=whole(1), metavar="N")
+    accumulate: int = _schedule("passes of a step, to save memory", default=1, kind=whole(1), metavar="N")
+    blr: float = _paper("peak learning rate per 256 images of a batch", kind=number(0), metavar="LR")
+    lr: float = _schedule(
+        "peak learning rate", default=None, kind=number(0), metavar="LR", auto="blr * batch size / 256"
+    )
+    warmup: float = _paper("epochs in which the learning rate rises", kind=number(0), metavar="N")
+    weight_decay: float = _paper("not of biases and other tensors of one dimension", kind=number(0), metavar="W")
+    betas: tuple[float, float] = _paper(
+        "decay of the optimiser's moments, from 0 to 1", kind=number(0, 1, below=True), many=2, metavar=("B1", "B2")
+    )
+    opt: str = _schedule("any optimiser of timm", default="adamw")
+    clip: float | None = _schedule(
+        "largest norm of the gradient; 0: any", default=None, kind=number(0), metavar="NORM", auto="any"
+    )
+    seed: int = _schedule("of all random choices", default=0, kind=whole(0, LARGEST_SEED), metavar="N")
+
+    device: str | None = _computation(
+        "cuda, cuda:1, cpu, ...", default=None, auto="cuda where there is one; with torchrun, one each"
+    )
+    amp: str = _computation("mixed precision", default="none", choices=AMP)
+    compile: bool = flag("with torch.compile", group="computation")
+    fsdp: bool = flag("spread weights and optimiser over the processes, for what does not fit", group="computation")
+
+    output: Path = _run("folder that the run writes", flags=("-o",), kind=PATH, metavar="DIR")
+    resume: str | None = _run(
+        "go on from the last snapshot in the output folder (auto: if there is one), or from this one",
+        default=None,
+        metavar="auto|FILE",
+        auto="a new run",
+    )
+    save_steps: int | None = _run(
+        "steps from one snapshot to the next", default=None, kind=whole(1), metavar="N", auto="an epoch's"
+    )
+    max_snapshots: int = _run(
+        "snapshots that stay, the last ones", default=3, kind=whole(1), metavar="N", hidden=("--keep",)
+    )
+    log_steps: int = _run("steps from one line of the log to the next", default=20, kind=whole(1), metavar="N")
+    look_every: float = _run(
+        "epochs from one look (images drawn, nearest neighbours) to the next; 0: never",
+        default=20,
+        kind=number(0),
+        metavar="N",
+    )
+    max_nonfinite: int = _run(
+        "steps in a row that may be skipped, because loss or gradients are not finite",
+        default=10,
+        kind=whole(0),
+        metavar="N",
+    )
+    stop_after: int | None = _run(
+        "steps after which to save and leave; --resume auto goes on", default=None, kind=whole(1), metavar="N"
+    )
+    export_only: bool = flag("write the encoder of the snapshot that --resume names, and leave", group="the run")
+    license: str = _run("licence of the weights, for their card", default="unstated", metavar="NAME")
+
+    def check_together(self) -> None:
+        """Refuse options that do not go together.
+
+        Raises:
+            ValueError: naming them.
+        """
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.in_chans:
+                raise ValueError(f"--{name} has {len(values)} values, the images have {self.in_chans} channels")
+        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError("--crop-scale {:g} {:g}: the lower end comes first".format(*self.crop_scale))
+        if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:
+            raise ValueError(
+                f"--epochs {self.epochs} with --warmup {self.warmup}: the warm-up must be shorter than the run"
+            )
+        if self.pretrained and self.checkpoint:
+            raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
+        if self.export_only and not self.resume:
+            raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+        self.own_model_kwargs(*OWN_ARGS)
+
+    def filled(self, values: Mapping[str, Any]) -> PretrainOptions:
+        """With the values of the model's family where there are none.
+
+        Raises:
+            ValueError: together they do not go.
+        """
+        filled = replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        return filled if filled.lr is not None else replace(filled, lr=filled.blr * filled.batch_size / 256)
+
+    def binding(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed: plain values, as its snapshots hold them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FREE}
+        lists = {
+            name: list(values[name]) for name in ("crop_scale", "mean", "std", "betas") if values[name] is not None
+        }
+        return values | lists | {"model_kwargs": list((self.model_kwargs or {}).items())}

@@ -1,0 +1,50 @@
+"""Options of ``reconstruct``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import OptionSet, flag, option
+from .shared import frame_stride
+from .values import FRACTION, PATH, whole
+
+MODEL = "the model"
+MASKS = "the masks"
+DRAWING = "the drawing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructOptions(OptionSet):
+    images: tuple[Path, ...] = option(
+        "files; with a model of video, files of video or folders of frames, of which the clip in the middle is taken",
+        kind=PATH,
+        positional=True,
+        many="+",
+        metavar="IMAGE",
+    )
+    model: str = option("an architecture", metavar="ARCH")
+    output: Path = option("image file to write", kind=PATH, metavar="FILE", flags=("-o",))
+
+    checkpoint: Path | None = option(
+        "written by convert --mae or by pretrain",
+        default=None,
+        kind=PATH,
+        metavar="DIR",
+        auto="random weights",
+        group=MODEL,
+    )
+    raw_pixels: bool = flag("the decoder was trained without normalised pixels", group=MODEL)
+    frame_stride: int | None = frame_stride(group=MODEL)
+
+    mask_ratio: float | None = option(
+        "share that is hidden", default=None, kind=FRACTION, metavar="R", auto="the checkpoint's", group=MASKS
+    )
+    seed: int = option("of the masks", default=0, kind=whole(0), metavar="N", group=MASKS)
+
+    statistics: str = option(
+        "how normalised pixels become pixels: with each patch's own mean and variance, or the visible ones' average",
+        default="true",
+        choices=("true", "visible"),
+        group=DRAWING,
+    )

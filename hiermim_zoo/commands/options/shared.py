@@ -1,0 +1,36 @@
+"""Options that several commands have, each defined once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import AMP, option
+from .values import whole
+
+WORKERS = min(4, os.cpu_count() or 1)
+STRIDE = 4  # frames; that of hiermim_zoo.data.clips, which imports torch
+
+
+def frame_stride(**about: Any) -> Any:
+    """Given to a model of images it is an error, so None stands for the default."""
+    help = "with a model of video: frames of a video from one that is shown to the next"
+    return option(help, default=None, kind=whole(1), metavar="N", auto=str(STRIDE), **about)
+
+
+def square_size(**about: Any) -> Any:
+    help = "feed images of N x N pixels"
+    return option(help, default=None, kind=whole(1), metavar="N", auto="what the model's configuration says", **about)
+
+
+def workers(**about: Any) -> Any:
+    return option("processes that read images", default=WORKERS, kind=whole(0), metavar="N", **about)
+
+
+def amp(**about: Any) -> Any:
+    return option("compute in mixed precision", default="none", choices=AMP, **about)
+
+
+def device(**about: Any) -> Any:
+    auto = "cuda where there is one, else cpu; with torchrun, a GPU for each process"
+    return option("cuda, cuda:1, cpu, ...", default=None, metavar="NAME", auto=auto, **about)

@@ -1,0 +1,107 @@
+"""Images or clips go through a masked autoencoder, and what it makes of them is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoints.atomic import replacing
+from ..data.clips import STRIDE, Clips, refuse_videos
+from ..data.transforms import make_transform
+from ..data.videos import Videos, files_in, is_video
+from ..mae import create_mae
+from ..masking import random_keep
+from ..training.drawing import preprocessing, sheet
+from .options import Outcome
+from .options.reconstruct import ReconstructOptions
+from .output_files import check_writable
+
+
+def reconstruct(options: ReconstructOptions) -> Outcome:
+    """Draw; the result is the path of the drawing.
+
+    Raises:
+        ValueError: model, images or output do not go together.
+    """
+    kind = kind_of(options.output)
+    check_writable(options.output, str(options.output))
+    mae = create_mae(
+        options.model,
+        checkpoint=options.checkpoint,
+        mask_ratio=options.mask_ratio,
+        norm_pix=not options.raw_pixels,
+    ).eval()
+    images = load_images(options.images, preprocessing(mae), options.frame_stride)
+    keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
+    with torch.inference_mode():
+        out = mae(images, keep)
+    title = f"{options.model}, {options.checkpoint or 'random weights'}"
+    drawn = sheet(mae, images, out, title, options.statistics)
+    with replacing(options.output) as part:
+        drawn.save(part, format=kind)
+    things = "pictures" if images.ndim == 4 else "clips"
+    loss = f"loss {out.loss.item():.4f} on what is hidden of {len(images)} {things}"
+    return Outcome(options.output, f"wrote {options.output}: {loss}")
+
+
+def kind_of(output: Path) -> str:
+    """What PIL calls the kind of image that a name's ending stands for.
+
+    Raises:
+        ValueError: it stands for none.
+    """
+    kinds = Image.registered_extensions()
+    if output.suffix.lower() not in kinds:
+        raise ValueError(f"{output}: name an image file, like out.png")
+    return kinds[output.suffix.lower()]
+
+
+def load_images(paths: Sequence[Path], config: dict[str, Any], stride: int | None) -> Tensor:
+    """Images [B, 3, H, W], or the clips in the middle of videos [B, 3, T, H, W].
+
+    Args:
+        config: the preprocessing of the model.
+        stride: of clips, frames of a video from one that is shown to the next.
+
+    Raises:
+        ValueError: one cannot be read, or is not what the model takes.
+    """
+    transform = make_transform(**config, is_training=False)
+    _, *frames, _, _ = config["input_size"]
+    if not frames:
+        refuse_videos({"--frame-stride": stride})
+        return torch.stack([transform(load_image(path)) for path in paths])
+    videos = Videos((file for path in paths for file in files_in(str(path))), "RGB")
+    clips = Clips(videos, frames[0], stride or STRIDE)
+    return torch.stack([transform([load_clip(clips, i)])[0] for i in range(len(clips))])
+
+
+def load_image(path: Path) -> Image.Image:
+    """An image in colour.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except (OSError, Image.DecompressionBombError) as error:
+        refuse_videos({str(path): path.exists() and is_video(str(path))})
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+
+
+def load_clip(clips: Clips, index: int) -> list[Image.Image]:
+    """The frames of the clip in the middle of a video.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return clips.read(index)[0][0]
+    except Exception as error:  # decoders of damaged files raise whatever comes up
+        raise ValueError(f"{clips.name_of(index)} cannot be read as a video ({error})") from error

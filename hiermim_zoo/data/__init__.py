@@ -1,0 +1,15 @@
+"""Images, videos and labels: how DATA is opened, read and cut into batches. Knows nothing of models.
+
+The room, from the ground up:
+
+    source       what every kind of data answers for itself: the protocols
+    images       kinds of images: folders, tars, what timm's dataset names stand for, digits
+    videos       files of video and folders of frames
+    synthetic    videos without files: images that move
+    clips        clips of videos, as a source
+    kinds        one table of all kinds, and how DATA is opened; a new kind is one class and one row there
+    splits       labelled data to train on and to measure on
+    transforms   from what is read to what a model takes
+    batches      which items belong to which step, and batches for training
+    seeds        random numbers that follow from a seed alone
+"""

@@ -1,0 +1,335 @@
+"""Images and clips -> batches for training. What is read, with which random numbers, depends on seed and step alone.
+
+So a run that was interrupted goes on exactly where it stopped, and two processes see together what one would see.
+Streams have no positions to jump to: they are read from the start of the epoch.
+
+One reading of a video may give several samples, its clips; one of an image gives one. A batch of clips has one axis
+more than one of images. That is all that is different about clips here.
+
+Letters: b samples of a batch, C channels, T frames of a clip, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import torch
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from .seeds import seed_of, seeded
+from .source import Source
+from .transforms import samples_of
+
+TRIES = 50  # items tried in place of one that cannot be read
+# Columns of what goes with each sample: its label, the position that was wanted, the one that was read, and from EXTRA
+# on what Loading.extra gives.
+LABEL, WANTED, READ, EXTRA = range(4)
+
+
+def start_worker(worker: int) -> None:
+    """Set up a process that reads for a Dataset with a ``source``.
+
+    Ctrl-C and the like reach a whole group of processes, but when workers end is for their parent to say.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    info: Any = get_worker_info()
+    info.dataset.source.reopen()
+
+
+Transform = Callable[[Any], Any]  # of what a source reads, to one sample or a list of samples
+Extra = Callable[[int, int], Sequence[int]]  # seed of a sample, seed of its step -> numbers that travel with the sample
+
+
+def no_extra(own: int, step: int) -> Sequence[int]:
+    return ()
+
+
+# ---- which items belong to which step
+
+
+class Reading(NamedTuple):
+    """One item that is to be read for a batch."""
+
+    position: int  # in the data
+    seed: int  # of its transform
+    step: int  # seed of what it shares with the other samples of its step
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Which items belong to which step: a batch is cut into parts, one for each process and accumulation in turn."""
+
+    length: int  # images or videos of the data
+    batch: int  # samples of one optimiser step, in all processes together
+    accumulate: int
+    rank: int
+    world: int
+    seed: int
+    repeat: int = 1  # samples from one reading: clips of a video
+
+    def __post_init__(self) -> None:
+        parts = self.world * self.accumulate * self.repeat
+        if self.batch % parts:
+            each = f" and {self.repeat} clips of each video" if self.repeat > 1 else ""
+            raise ValueError(
+                f"a batch of {self.batch} cannot be shared by {self.world} processes "
+                f"with {self.accumulate} accumulation steps{each}: it must be a multiple of {parts}"
+            )
+        if self.batch > self.length * self.repeat:
+            clips = f"{self.repeat} clips of each of the {self.length} videos"
+            what = clips if self.repeat > 1 else f"{self.length} images"
+            raise ValueError(f"a batch of {self.batch} is more than the {what} of the data")
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch; what does not fill a batch is left for another epoch's order."""
+        return self.length * self.repeat // self.batch
+
+    @property
+    def micro(self) -> int:
+        """Samples of a micro-batch, which one process computes at once."""
+        return self.batch // (self.world * self.accumulate)
+
+    def micro_batches(self, start: int, stop: int) -> Iterator[list[Reading]]:
+        """What this process reads, step after step."""
+        epoch, order = -1, torch.empty(0)
+        readings = self.batch // self.repeat  # of a step
+        part_of = self.micro // self.repeat  # readings of a micro-batch
+        for step in range(start, stop):
+            if step // self.per_epoch != epoch:
+                epoch = step // self.per_epoch
+                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
+            first = step % self.per_epoch * readings
+            for part in range(self.rank, self.world * self.accumulate, self.world):
+                chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
+                yield [Reading(i, seed_of(self.seed, epoch, i), seed_of(self.seed, step + 1)) for i in chosen]
+
+
+class MicroBatchSampler:
+    """The micro-batches of some steps, as torch's DataLoader asks for them."""
+
+    def __init__(self, batching: Batching, steps: range) -> None:
+        self.batching, self.steps = batching, steps
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.batching.accumulate
+
+    def __iter__(self) -> Iterator[list[Reading]]:
+        return self.batching.micro_batches(self.steps.start, self.steps.stop)
+
+
+# ---- what workers do
+
+
+class SamplesByPosition(Dataset[tuple[Any, Tensor]]):
+    """Readings -> samples and their columns; an item that cannot be read is replaced by another."""
+
+    def __init__(self, source: Source, transform: Transform, extra: Extra = no_extra) -> None:
+        self.source, self.transform, self.extra = source, transform, extra
+
+    def __getitems__(self, readings: list[Reading]) -> list[tuple[Any, Tensor]]:
+        return [sample for reading in readings for sample in self.samples(*reading)]
+
+    def samples(self, wanted: int, seed: int, step: int) -> list[tuple[Any, Tensor]]:
+        position, others = wanted, random.Random(seed)
+        for _ in range(TRIES):
+            try:
+                item, label = self.source.read(position, seed)
+                break
+            except Exception:  # decoders of damaged files raise whatever comes up; CheckedBatches names the item
+                position = others.randrange(len(self.source))
+        else:
+            bad = f"{TRIES} {self.source.noun} one after the other cannot be read"
+            raise ValueError(f"{bad}, {self.source.name_of(wanted)} among them")
+        with seeded(seed):
+            samples = samples_of(self.transform(item))
+            seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
+            columns = [torch.tensor([label, wanted, position, *self.extra(own, step)]) for own in seeds]
+            return list(zip(samples, columns, strict=True))
+
+
+class SamplesOfStream(IterableDataset[tuple[Any, Tensor]]):
+    """The samples of a stream and their columns, in its order. For positions they have their numbers in a worker.
+
+    A worker does not know whose turn it is: what the samples of a step share elsewhere, here those of a worker's batch
+    share.
+    """
+
+    def __init__(self, source: Source, transform: Transform, batching: Batching, extra: Extra = no_extra) -> None:
+        self.source, self.transform, self.batching, self.extra = source, transform, batching, extra
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        worker = get_worker_info()
+        here = (self.batching.seed, self.epoch, self.batching.rank, worker.id if worker else 0)
+        for n, (image, label) in enumerate(self.source):
+            seed, step = seed_of(*here, n), seed_of(*here, n // self.batching.micro, self.batching.micro)
+            with seeded(seed):
+                yield self.transform(image), torch.tensor([label, n, n, *self.extra(seed, step)])
+
+
+class Companions(NamedTuple):
+    """What goes with the samples of a batch."""
+
+    columns: Tensor  # int64 [b, 3 + extra]
+    prepared: Any = None  # from the columns, where the batch was read; stays on the host
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Companions:
+        """The columns on a device."""
+        return self._replace(columns=self.columns.to(device, non_blocking=non_blocking))
+
+
+class Collate:
+    """Samples and their columns -> a batch and what goes with it.
+
+    Args:
+        prepare: made of the columns, in the worker that reads the batch.
+    """
+
+    def __init__(self, prepare: Callable[[Tensor], Any] | None) -> None:
+        self.prepare = prepare
+
+    def __call__(self, samples: list[tuple[Any, Tensor]]) -> tuple[Tensor, Companions]:
+        images, columns = fast_collate(samples)
+        return images, Companions(columns, self.prepare(columns) if self.prepare else None)
+
+
+# ---- batches
+
+
+class CheckedBatches:
+    """Batches as they come, before they go to the device: counts items that had to be replaced, looks at labels.
+
+    Raises:
+        ValueError: while iterating: more items than the share ``max_bad`` cannot be read, or a label is no class.
+    """
+
+    def __init__(self, loader: Any, source: Source, max_bad: float, classes: int | None = None) -> None:
+        self.loader, self.source, self.max_bad, self.classes = loader, source, max_bad, classes
+        self.bad: set[int] = set()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Companions]]:
+        for images, companions in self.loader:
+            columns = companions.columns
+            for position in columns[columns[:, WANTED] != columns[:, READ], WANTED].tolist():
+                self.note(position)
+            if self.classes is not None:
+                self.check_labels(columns[:, LABEL], self.classes)
+            yield images, companions
+
+    @staticmethod
+    def check_labels(labels: Tensor, classes: int) -> None:
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise ValueError(f"an image has label {low if low < 0 else high}, but there are {classes} classes")
+
+    def note(self, position: int) -> None:
+        """An item that cannot be read; it is named once, and counts once."""
+        if position in self.bad:
+            return
+        self.bad.add(position)
+        print(f"cannot be read, replaced by another: {self.source.name_of(position)}", file=sys.stderr)
+        if len(self.bad) > self.max_bad * len(self.source):
+            raise ValueError(
+                f"{len(self.bad)} of {len(self.source)} {self.source.noun} cannot be read, "
+                f"which is more than --max-bad {self.max_bad}"
+            )
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How batches are read, and what is done to them.
+
+    Args:
+        mean: of the channels, which is subtracted; likewise std, by which is divided.
+        input_size: of the model: (channels, height, width) or (channels, frames, height, width).
+        device: that the batches go to.
+        workers: processes that read; 0: this one does.
+        max_bad: share of the items that may be unreadable.
+        extra: numbers that go with each sample, drawn in the worker.
+        prepare: what is to be made of the columns of a batch, in the worker.
+        erase: probability of random erasing.
+        classes: labels must be below; None: they are not looked at.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, ...]
+    device: torch.device
+    workers: int = 0
+    max_bad: float = 0.01
+    extra: Extra = no_extra
+    prepare: Callable[[Tensor], Any] | None = None
+    erase: float = 0.0
+    classes: int | None = None
+
+    def loader_options(self) -> dict[str, Any]:
+        """Of torch's DataLoader."""
+        return {
+            "num_workers": self.workers,
+            "collate_fn": Collate(self.prepare),
+            "pin_memory": self.device.type == "cuda",
+            "worker_init_fn": start_worker,
+            "generator": torch.Generator(),  # or making a loader would move the random numbers of the model
+        }
+
+
+def batches(
+    source: Source, transform: Transform, batching: Batching, steps: range, **loading: Any
+) -> Iterator[tuple[Tensor, Tensor, Any]]:
+    """The batches of this process on the device, normalised, one batch ahead.
+
+    Args:
+        transform: gives uint8 arrays [C, H, W] or [C, T, H, W] (from ``make_transform`` with ``use_prefetcher=True``).
+        batching: cuts batches.
+        steps: of the optimiser; each has ``batching.accumulate`` batches.
+        **loading: the fields of :class:`Loading`.
+
+    Returns:
+        Triples: float32 images [b, C, H, W] or clips [b, C, T, H, W]; int64 columns [b, 3 + extra]; what ``prepare``
+        made of the columns, on the host, or None.
+
+    Raises:
+        ValueError: while iterating, see :class:`CheckedBatches`; or many items one after the other cannot be read.
+    """
+    how = Loading(**loading)
+    loader = _stream_loader if source.streamed else _position_loader
+    checked = CheckedBatches(loader(source, transform, batching, steps, how), source, how.max_bad, how.classes)
+    # timm's loader takes images alone: to it the frames of a clip are channels, so it erases one place in all of them
+    channels, *frames, _, _ = how.input_size
+    deep = math.prod(frames)
+    flat: Any = ((images.flatten(1, -3), companions) for images, companions in checked)
+    means, stds = (tuple(value for value in values for _ in range(deep)) for values in (how.mean, how.std))
+    normalised = PrefetchLoader(flat, means, stds, channels * deep, how.device, re_prob=how.erase, re_mode="pixel")
+    return ((images.unflatten(1, (channels, *frames)), *companions) for images, companions in normalised)
+
+
+def _position_loader(source: Source, transform: Transform, batching: Batching, steps: range, how: Loading) -> Any:
+    samples = SamplesByPosition(source, transform, how.extra)
+    return DataLoader(samples, batch_sampler=MicroBatchSampler(batching, steps), **how.loader_options())
+
+
+def _stream_loader(
+    source: Source, transform: Transform, batching: Batching, steps: range, how: Loading
+) -> Iterator[tuple[Tensor, Companions]]:
+    """Whole epochs of a stream, each as long as the batching says; what is before the steps is skipped."""
+    samples, options = SamplesOfStream(source, transform, batching, how.extra), how.loader_options()
+    step = steps.start
+    while step < steps.stop:
+        epoch, skipped = divmod(step, batching.per_epoch)
+        wanted = min(batching.per_epoch - skipped, steps.stop - step)
+        samples.epoch = epoch
+        source.begin_epoch(epoch, how.workers)
+        once_more = (batch for _ in count() for batch in DataLoader(samples, batching.micro, drop_last=True, **options))
+        yield from islice(once_more, skipped * batching.accumulate, (skipped + wanted) * batching.accumulate)
+        step += wanted

@@ -1,0 +1,148 @@
+"""The kinds of data: what DATA of a command may be, and which class opens it.
+
+A new kind is one class (see :mod:`hiermim_zoo.data.source`) and one row of :data:`KINDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .clips import STRIDE, Clips, refuse_videos
+from .images import Digits, HubImages, TimmStream, TorchvisionImages, images_at
+from .source import Request, Source, VideoSet
+from .synthetic import MOVING, MovingImages
+from .videos import VideoFolder, holds_videos, is_video
+
+# The last character of a name in KINDS that is only the beginning of DATA, and what comes behind it.
+BEHIND = {":": "DATA", "/": "NAME"}
+
+
+class Kind(NamedTuple):
+    """What opens data of one kind: images for models of images, videos for models of video, or either."""
+
+    images: Callable[[str, Request], Source] | None = None
+    videos: Callable[[str, Request], VideoSet] | None = None
+
+
+def open_images(
+    spec: str, *, root: str | None = None, split: str = "train", channels: int = 3, seed: int = 0, training: bool = True
+) -> Source:
+    """Images with labels.
+
+    Args:
+        spec: a folder (of class folders, or of anything with images in it), a tar of such a folder, or a name that
+            ``KINDS`` has: "digits", or one that timm's create_dataset knows ("hfds/...", "wds/...", "torch/...").
+        root, split, channels, seed, training: see :class:`hiermim_zoo.data.source.Request`.
+
+    Raises:
+        ValueError: there is no such data, or no image in it.
+    """
+    return _images(spec, Request(channels, root=root, split=split, seed=seed, training=training))
+
+
+def open_source(
+    spec: str,
+    input_size: tuple[int, ...],
+    *,
+    stride: int | None = None,
+    repeat: int | None = None,
+    views: Sequence[int] | None = None,
+    **request: Any,
+) -> Source:
+    """Images or clips, whatever the model takes.
+
+    Args:
+        spec: DATA of a command: what ``open_images`` takes, or for clips a folder of videos or "moving:DATA".
+        input_size: of the model: (channels, height, width) or (channels, frames, height, width).
+        stride: of clips alone, like the next two: frames of the video from one shown to the next.
+        repeat: clips of a video each time it is opened for training.
+        views: in evaluation, clips of a video, and crops of each.
+        **request: ``root``, ``split``, ``seed``, ``training``; see :class:`hiermim_zoo.data.source.Request`.
+
+    Raises:
+        ValueError: there is no such data, or it is not what the model takes.
+    """
+    channels, *frames, height, width = input_size
+    wanted = Request(channels, (height, width), **request)
+    if frames:
+        return Clips(_videos(spec, wanted), frames[0], stride or STRIDE, repeat or 1, *(views or ()))
+    refuse_videos({spec: kind_of(spec).images is None})
+    refuse_videos({"--frame-stride": stride, "--repeat": repeat not in (None, 1), "--views": views})
+    return _images(spec, wanted)
+
+
+def kind_of(spec: str) -> Kind:
+    """The row that opens DATA: that of its name or beginning, else that of paths.
+
+    "wds/x" may be a name or a path; what lies there goes before names.
+    """
+    names = [name for name in KINDS if (spec.startswith(name) if name[-1:] in BEHIND else spec == name)]
+    name = max(names, key=len, default="")
+    return KINDS["" if name.endswith("/") and Path(spec).exists() else name]
+
+
+def _images(spec: str, request: Request) -> Source:
+    kind = kind_of(spec)
+    refuse_videos({spec: kind.images is None})
+    assert kind.images
+    return kind.images(spec, request)
+
+
+def _videos(spec: str, request: Request) -> VideoSet:
+    kind = kind_of(spec)
+    if kind.videos is None:
+        raise _of_images(spec)
+    return kind.videos(spec, request)
+
+
+def _of_images(spec: str) -> ValueError:
+    return ValueError(f"{spec} holds images, and the model takes videos: {MOVING}{spec} makes them move")
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    """Names of KINDS as users type them."""
+    return [name + BEHIND.get(name[-1], "") for name in names if name]
+
+
+# ---- rows that are more than a class
+
+
+def _moving(spec: str, request: Request) -> VideoSet:
+    assert request.size
+    return MovingImages(_images(spec.removeprefix(MOVING), request), request.size)
+
+
+def _images_at(path: str, request: Request) -> Source:
+    if not Path(path).exists():
+        names = ", ".join(_listed(name for name, kind in KINDS.items() if kind.images))
+        raise ValueError(f"{path}: no such folder or tar, and none of the names {names}")
+    try:
+        return images_at(path, request)
+    except ValueError:
+        refuse_videos({path: holds_videos(path)})
+        raise
+
+
+def _videos_at(path: str, request: Request) -> VideoSet:
+    if Path(path).is_dir():
+        return VideoFolder(path, request.split, request.mode)
+    if not Path(path).exists():
+        names = " or ".join(_listed(name for name, kind in KINDS.items() if kind.videos))
+        raise ValueError(f"{path}: no such folder of videos, and no {names}")
+    if is_video(path):
+        raise ValueError(f"{path} is a single video: name the folder around it")
+    raise _of_images(path)
+
+
+KINDS: dict[str, Kind] = {  # what DATA is, or begins with
+    "digits": Kind(images=lambda spec, request: Digits(request.split, request.mode)),
+    MOVING: Kind(videos=_moving),
+    "torch/": Kind(images=TorchvisionImages),
+    "hfds/": Kind(images=HubImages),
+    "hfids/": Kind(images=TimmStream),
+    "tfds/": Kind(images=TimmStream),
+    "wds/": Kind(images=TimmStream),
+    "": Kind(images=_images_at, videos=_videos_at),  # a path
+}

@@ -1,0 +1,151 @@
+"""How an architecture becomes a model: timm's pretrained configs, construction, weights on request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from safetensors import SafetensorError
+from timm.layers import to_2tuple
+from timm.models import build_model_with_cfg, create_model, generate_default_cfgs
+from timm.models._builder import resolve_pretrained_cfg
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from ..checkpoints import manifest
+from .family import check_arch, family_of
+from .weights import locate
+
+
+def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:
+    """timm's pretrained configs of a family: for each architecture its tags in the manifest, or a config without
+    weights.
+
+    Args:
+        archs: for every architecture what all its tags share (input size, names of stem and classifier).
+    """
+    cfgs: dict[str, Any] = {}
+    for arch, common in archs.items():
+        rows = [row for row in manifest.records().values() if row.arch == arch]
+        cfgs.update({row.name: {**common, **row.pretrained_cfg()} for row in rows} or {arch: dict(common)})
+    return generate_default_cfgs(cfgs)
+
+
+class FeatureGetter(FeatureGetterNet):
+    """timm's feature wrapper, with gradient checkpointing handed on to the model inside."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
+
+
+def timm_model(
+    cls: type[nn.Module], variant: str, load_filter: Callable[..., dict[str, Tensor]], *, levels: int = 4, **kwargs: Any
+) -> nn.Module:
+    """A model by timm's builder; what a family's ``construct`` is made of.
+
+    Args:
+        cls: of the model.
+        variant: architecture.
+        load_filter: brings checkpoints into the form of the model.
+        levels: all that the model gives with ``features_only``, unless the caller says otherwise.
+        **kwargs: of timm's builder and of the model.
+    """
+    features = {"out_indices": tuple(range(levels)), "feature_cls": FeatureGetter}
+    return build_model_with_cfg(
+        cls, variant, kwargs.pop("pretrained", False), pretrained_filter_fn=load_filter, feature_cfg=features, **kwargs
+    )
+
+
+def build_model(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """What an entry point does: timm's way of building, with this package's way of finding weights in front of it.
+
+    A source that the caller names (local-dir:, hf-hub:, an overlay with a file, state dict, URL or repository) is left
+    to timm; weights of the manifest are looked for by :func:`hiermim_zoo.models.weights.locate`, which completes
+    whatever has to be converted before this model is built.
+
+    Raises:
+        ValueError: a tag that the manifest does not have.
+        hiermim_zoo.checkpoints.store.WeightsNotFound: no place had the weights.
+    """
+    tag, overlay = kwargs.get("pretrained_cfg"), dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    rows = manifest.records()
+    if isinstance(tag, str) and f"{variant}.{tag}" not in rows:
+        tags = [row.name for row in rows.values() if row.arch == variant]
+        known = f"there are {', '.join(tags)}" if tags else "there are none"
+        raise ValueError(f"{variant}.{tag} is not a known tag; {known}")
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, tag, overlay)
+        row = rows.get(f"{variant}.{cfg.tag}")
+        named_by_caller = cfg.source or cfg.file or cfg.state_dict or cfg.url
+        if row is not None and not named_by_caller and cfg.hf_hub_id == row.hub:
+            overlay["file"] = str(locate(row, cache_dir=kwargs.get("cache_dir")))
+        elif row is None and not named_by_caller and not cfg.hf_hub_id:
+            raise ValueError(
+                f"no pretrained weights of {variant} were ever published; use pretrained=False, or convert a "
+                f"checkpoint of your own with: python -m hiermim_zoo.convert FILE --model {variant} -o DIR"
+            )
+    return family_of(variant).construct(variant, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
+
+
+def make_model(name: str, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` whose complaints about names and files are ValueErrors of one line.
+
+    Args:
+        name: "arch", "arch.tag", "local-dir:DIR" or "hf-hub:org/name".
+        **kwargs: of ``timm.create_model``.
+
+    Raises:
+        ValueError: the model cannot be made; says why.
+    """
+    if ":" not in name:
+        check_arch(name)
+    try:
+        return create_model(name, **kwargs)
+    except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # for bad names and files
+        raise ValueError(f"model {name!r} cannot be made: {error}") from error
+
+
+def input_shape(model: Any) -> tuple[int, ...]:
+    """What a model is configured for: (C, H, W), or (C, T, H, W) of clips. (timm's configs have no place for
+    frames.)
+    """
+    chans, height, width = model.pretrained_cfg["input_size"]
+    frames = getattr(model, "num_frames", None)
+    return (chans, height, width) if frames is None else (chans, frames, height, width)
+
+
+def known_sizes(model: Any) -> tuple[Any, Any, Any]:
+    """Image sizes that a checkpoint may have been made for, the likeliest first: the model's own, and what its source
+    says.
+    """
+    saved = getattr(model, "pretrained_model_args", {}).get("img_size")
+    configured = getattr(model, "pretrained_cfg", {}).get("input_size", (None,))[1:] or None
+    return model.patch_embed.img_size, saved, configured
+
+
+def source_grid(tokens: int, stride: int, sizes: Iterable[int | Sequence[int] | None]) -> tuple[int, int]:
+    """The grid that a checkpoint's position table was made for.
+
+    Args:
+        tokens: rows of the table.
+        stride: pixels under a token.
+        sizes: image sizes that the checkpoint may have been made for, the likeliest first (None where unknown). A table
+            that fits none of them is taken for a square one.
+
+    Raises:
+        ValueError: the rows fit no size and are no square number.
+    """
+    for size in sizes:
+        if size is not None:
+            height, width = to_2tuple(size)
+            grid = (-(-height // stride), -(-width // stride))
+            if grid[0] * grid[1] == tokens:
+                return grid
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(
+            f"the position table has {tokens} rows: no square, and the checkpoint does not say of which grid"
+        )
+    return side, side

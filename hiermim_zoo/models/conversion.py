@@ -1,0 +1,207 @@
+"""A checkpoint of any known layout becomes a model of this package, ready to be written in the form of the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ..checkpoints.files import Checkpoint, read_checkpoint
+from ..checkpoints.folder import DECODER_FILE, Contents, own_cfg
+from ..checkpoints.layouts import Native
+from ..checkpoints.manifest import Weights
+from ..checkpoints.rules import Drop, apply_rules, check_fits
+from ..version import __version__
+from .family import Family, family_of
+
+CONVERTED = (
+    "Converted by `python -m hiermim_zoo.convert`; "
+    "every tensor of the source was carried over or dropped for a stated reason."
+)
+
+
+@dataclass
+class Converted:
+    """A model that holds the converted weights, and how they came about."""
+
+    arch: str
+    model: nn.Module
+    native: Native
+    checkpoint: Checkpoint
+    source: str  # as named by the user
+    license: str
+    row: Weights | None = None
+    dtype: torch.dtype = torch.float32
+    model_args: dict[str, Any] = field(default_factory=dict)  # what timm must be told to build the model again
+    resampled: list[str] = field(default_factory=list)  # "name [old] -> [new]"
+    initial: list[str] = field(default_factory=list)  # names that keep their initial value
+    notes: dict[str, str] = field(default_factory=dict)  # what else the family has to say of the weights
+
+    def provenance(self) -> dict[str, str]:
+        return {
+            "source": self.source,
+            "file": self.checkpoint.path.name,
+            "sha256": self.checkpoint.sha256,
+            "layout": self.native.layout.name,
+            "license": self.license,
+            **self.notes,
+            "hiermim_zoo": __version__,
+        }
+
+    def source_decoder(self) -> dict[str, Tensor]:
+        """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty
+        without.
+        """
+        beside, table = self.checkpoint.path.with_name(DECODER_FILE), self.native.layout
+        if beside.is_file():
+            return read_checkpoint(beside).state
+        return apply_rules(self.checkpoint.state, (*table.decoder, Drop(".*", "of the encoder")), table.name)[0]
+
+    def contents(self) -> Contents:
+        """What is written."""
+        return Contents(
+            self.arch,
+            self.model,
+            self.provenance(),
+            CONVERTED,
+            self.model_args,
+            self.dtype,
+            decoder=self.native.decoder,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a conversion is asked for.
+
+    Args:
+        layout: forces a layout.
+        img_size: height and width that positions are resampled to; default: those that the checkpoint was made for.
+        num_classes: 0 leaves the classifier out; any other number must be what the file has.
+        dtype: of the tensors written.
+        license: of the weights, where the manifest or a configuration beside the file does not say.
+        decoder: keep the decoder of a masked autoencoder (``Converted.native.decoder``).
+        model_args: what the family lets a conversion choose (``Family.choices``).
+        inflate: how a checkpoint of images becomes one of clips, in families that can do so.
+    """
+
+    layout: str | None = None
+    img_size: int | tuple[int, int] | None = None
+    num_classes: int | None = None
+    dtype: torch.dtype = torch.float32
+    license: str = ""
+    decoder: bool = False
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    inflate: str | None = None
+
+
+def convert(
+    checkpoint: Checkpoint, arch: str, wanted: Wanted | None = None, *, source: str = "", row: Weights | None = None
+) -> Converted:
+    """Carry a checkpoint over into a model of this package.
+
+    Args:
+        checkpoint: as read.
+        arch: architecture to build.
+        wanted: what else is asked for.
+        source: what the user called it, for the record.
+        row: the manifest's record, if the file belongs to one.
+
+    Raises:
+        ValueError: the file does not fit the architecture; names the first tensor in the way.
+    """
+    wanted = wanted or Wanted()
+    family = family_of(arch)
+    native = _read(checkpoint, arch, family, wanted)
+    known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
+    config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
+    license = wanted.license or config.get("license") or "unstated"
+    shape, args = _shape(checkpoint, arch, family, native, wanted, config)
+    cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
+    if row:
+        cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
+    model = family.construct(
+        arch, pretrained_cfg=cfg, num_classes=shape["num_classes"], in_chans=shape["in_chans"], **args
+    )
+    state = family.adapt(native, model)
+    check_fits(state, model.state_dict(), model=arch)
+    model.load_state_dict(state)
+    resampled = [
+        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in native.state and native.state[name].shape != tensor.shape
+    ]
+    initial = [name for name in state if name not in native.state]
+    source = source or (row.url if row else str(checkpoint.path))
+    if checkpoint.path.with_name(DECODER_FILE).is_file():
+        config.setdefault("tag", "mae")  # an encoder of our own pre-training, or converted with its decoder
+    notes = family.notes(native, config, model)
+    return Converted(
+        arch, model, native, checkpoint, source, license, row, wanted.dtype, args, resampled, initial, notes
+    )
+
+
+def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> Native:
+    """The checkpoint in the family's own names.
+
+    Raises:
+        ValueError: something is wanted that the family does not offer.
+    """
+    offered = {choice.name for choice in family.choices}
+    for name in wanted.model_args:
+        if name not in offered:
+            raise ValueError(f"--{name.replace('_', '-')} is nothing that a conversion to {arch} can choose")
+    native = family.native(checkpoint.state, wanted.layout, decoder=wanted.decoder, args=wanted.model_args)
+    if not wanted.inflate:
+        return native
+    if family.inflate is None:
+        raise ValueError(f"--inflate {wanted.inflate}: {arch} is no model of clips")
+    return family.inflate(native, arch, wanted.inflate)
+
+
+def _shape(
+    checkpoint: Checkpoint, arch: str, family: Family, native: Native, wanted: Wanted, config: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the model is to be built like: classes, channels and image size, and the arguments that differ from the
+    architecture's.
+    """
+    base: Any = get_pretrained_cfg(arch)
+    ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
+    saved = checkpoint.config.get("model_args", {}) if ours else {}
+    sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
+    size = _pair(wanted.img_size or family.img_size(native, sizes, saved))
+    stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips
+    shape = {
+        "num_classes": _classes(native.state, base.classifier, wanted.num_classes),
+        "in_chans": stem.shape[1] if stem is not None and stem.ndim > 1 else 3,
+        "img_size": size,
+    }
+    args = {name: value for name, value in saved.items() if name not in (*shape, "global_pool")}
+    args |= {**family.checkpoint_args(native, arch), **wanted.model_args}
+    if size != base.input_size[1:]:
+        args["img_size"] = size
+    return shape, args
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _classes(state: dict[str, Tensor], classifier: str, wanted: int | None) -> int:
+    """Classes of the model to build; removes the classifier from ``state`` where none is wanted."""
+    names = [f"{classifier}.weight", f"{classifier}.bias"]
+    found = state[names[0]].shape[0] if names[0] in state else 0
+    if wanted not in (None, 0, found):
+        raise ValueError(
+            f"--num-classes {wanted}: the file has {found or 'no'} classes; "
+            "only 0 (leave the classifier out) is possible"
+        )
+    if wanted == 0:
+        for name in names:
+            state.pop(name, None)
+        return 0
+    return found

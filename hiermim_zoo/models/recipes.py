@@ -1,0 +1,89 @@
+"""What a recipe is: how a family is pre-trained by masking, with which autoencoder, and how it is fine-tuned.
+
+Here are the records; the values stand in each family's own file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Rows(Generic[Row]):
+    """A row for each architecture of a family.
+
+    Args:
+        usual: for architectures that have none of their own; None: these have none.
+        others: by architecture.
+    """
+
+    usual: Row | None = None
+    others: Mapping[str, Row] = field(default_factory=dict)
+
+    def __call__(self, arch: str) -> Row | None:
+        return self.others.get(arch, self.usual)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.others)
+
+    def __bool__(self) -> bool:
+        return self.usual is not None or bool(self.others)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the masked autoencoders of the families: rows of data, no branches."""
+
+    fusion: str  # a key of mae.FUSIONS
+    depth: int  # blocks of the decoder
+    dim: int = 512
+    heads: int = 16
+    learned_positions: bool = False  # of the decoder; else fixed sine-cosine
+    pixel_order: str = "hwc"  # of the values of a patch: row, column, colour; "chw": colour, row, column
+    first_frame: bool = False  # of the frames under a token, predict the first alone
+    mask_ratio: float = 0.75
+    encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
+    shared_mask: bool = False  # one mask a batch, where none is given
+    xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """How a family is pre-trained by masking; tensors of one dimension and biases have no weight decay."""
+
+    blr: float  # peak learning rate per 256 images of a batch
+    epochs: int = 1600
+    batch: int = 4096
+    warmup: int = 40  # epochs
+    repeat: int = 1  # clips of a video each time it is opened
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    drop_path: float = 0.0
+    decay_positions: bool = True
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a pre-trained encoder becomes a classifier."""
+
+    epochs: int
+    blr: float  # peak learning rate per 256 images of a batch
+    layer_decay: float
+    drop_path: float
+    batch: int = 1024
+    repeat: int = 1  # clips of a video each time it is opened
+    warmup: int = 5  # epochs
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    min_lr: float = 1e-6
+    auto_augment: str = "rand-m9-mstd0.5-inc1"
+    erase: float = 0.25
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    smoothing: float = 0.1
+    head_std: float = 2e-5  # of the new classifier

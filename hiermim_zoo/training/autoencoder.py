@@ -1,0 +1,79 @@
+"""The masked autoencoder that a run trains: as its options say, and what of it is trained how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
+from ..mae import MaskedAutoencoder, check_compilable, create_mae
+from ..models.recipes import Pretraining
+
+
+def build_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
+    """The autoencoder at the size asked for, on the CPU.
+
+    Raises:
+        ValueError: it cannot be built so, or cannot be compiled as asked for.
+    """
+    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path, "in_chans": options.in_chans}
+    kwargs |= options.own_model_kwargs(*OWN_ARGS)
+    if options.img_size:
+        kwargs["img_size"] = options.img_size
+    try:
+        mae = create_mae(
+            options.model,
+            options.pretrained,
+            options.checkpoint,
+            options.mask_ratio,
+            not options.raw_pixels,
+            recipe=_changes(options),
+            **kwargs,
+        )
+    except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
+        raise ValueError(f"--model {options.model} cannot be built with {kwargs}: {error}") from error
+    if options.img_size and mae.input_size[-2:] != options.img_size:
+        raise ValueError(
+            f"--img-size {' '.join(map(str, options.img_size))} is not a whole number of mask units; "
+            f"{' x '.join(map(str, mae.input_size[-2:]))} is"
+        )
+    if options.compile:
+        check_compilable(mae.encoder)
+    return mae
+
+
+def _changes(options: PretrainOptions) -> dict[str, Any]:
+    """The values of the autoencoder's recipe that options say."""
+    sizes = {"depth": options.decoder_depth, "dim": options.decoder_dim, "heads": options.decoder_heads}
+    changes: dict[str, Any] = {name: value for name, value in sizes.items() if value}
+    return changes | ({"shared_mask": options.masks == "batch"} if options.masks else {})
+
+
+def blocks_of(mae: MaskedAutoencoder) -> tuple[nn.Module, ...]:
+    """The parts whose weights can be gathered and let go one after the other."""
+    encoder: Any = mae.encoder
+    own = encoder.called_blocks if hasattr(encoder, "called_blocks") else encoder.blocks
+    return (*own, *mae.decoder.blocks)
+
+
+def undecayed(mae: MaskedAutoencoder, recipe: Pretraining) -> set[str]:
+    """Names of the position tables, where the recipe gives them no weight decay."""
+    if recipe.decay_positions:
+        return set()
+    encoder: Any = mae.encoder
+    return {"decoder.pos_embed", *(f"encoder.{table}" for table in encoder.no_weight_decay())}
+
+
+def freeze_unreached(mae: MaskedAutoencoder) -> None:
+    """Exclude what the loss does not depend on (the norm before a classifier) from training: DDP would wait for it."""
+    mae.eval()  # draws no random numbers
+    parameters = list(mae.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    device = parameters[0].device
+    images = torch.zeros(1, mae.in_chans, *mae.input_size, device=device)
+    loss = mae(images, torch.arange(mae.kept, device=device)[None]).loss
+    for p, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
+        p.requires_grad_(gradient is not None)
+    mae.train()

@@ -1,0 +1,231 @@
+"""The processes of a run (torchrun starts them) and the device each computes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.seeds import random_states, set_random_states
+
+# One may finish hours before another; torchrun, not a timeout, ends those that wait in vain.
+TIMEOUT = timedelta(days=7)
+_MEETINGS = count()  # the same in all processes
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def processes(device: str | None = None, spread: bool = False) -> Iterator[World]:
+    """Inside, this process works together with the others of the run, if torchrun started several.
+
+    Outside, nothing has happened: see :func:`restored`.
+
+    Args:
+        device: see :func:`start`.
+        spread: the weights of a model are to be spread over the processes.
+
+    Raises:
+        ValueError: the device cannot be used; there is but one process to spread weights over.
+    """
+    if spread and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise ValueError("--fsdp spreads a model over processes: start them with torchrun")
+    with restored():
+        world = start(device)
+        try:
+            yield world
+        except BaseException as error:
+            # NCCL would wait for processes that may be waiting for this one, unless all of them were told to stop.
+            if world.device.type != "cuda" or isinstance(error, SystemExit):
+                stop()
+            raise
+        stop()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Random numbers, the number of threads and the current GPU are afterwards what they were before.
+
+    So a notebook may run several commands, one after the other.
+    """
+    numbers, threads = random_states(), torch.get_num_threads()
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    gpu_numbers = [] if gpu is None else torch.cuda.get_rng_state_all()
+    try:
+        yield
+    finally:
+        set_random_states(numbers)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+            torch.cuda.set_rng_state_all(gpu_numbers)
+
+
+def start(device: str | None = None) -> World:
+    """Join the other processes, if torchrun started several.
+
+    Args:
+        device: name of a device; default: CUDA where there is one, one GPU each.
+
+    Raises:
+        ValueError: the device cannot be used.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    chosen = pick_device(device)
+    if size > 1:
+        _meet(rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    return World(rank, size, chosen)
+
+
+def _meet(rank: int, size: int, backend: str) -> None:
+    """Connect the processes. They may have met before: what they left for each other then must not be found again."""
+    store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=TIMEOUT)))
+    store.set_timeout(TIMEOUT)
+    own = dist.PrefixStore(f"hiermim_zoo/{next(_MEETINGS)}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Part with them."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, tried out.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        torch.zeros(1, device=name).item()
+        if name.startswith("cuda"):
+            torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
+    return torch.device(name)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """What every process of the run has to say, by rank; waits for all of them.
+
+    Raises:
+        ValueError: another process failed.
+    """
+    values = [value]
+    if dist.is_initialized():
+        values *= dist.get_world_size()
+        try:
+            dist.all_gather_object(values, value)
+        except RuntimeError as error:  # the connection broke
+            raise ValueError("another process of this run failed") from error
+    return values
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over all processes, on the device of ``values``."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+# ---- models over processes
+
+
+def parallelize(model: nn.Module, blocks: Iterable[nn.Module], world: World, fsdp: bool, compiled: bool) -> nn.Module:
+    """The module to call: compiled and spread over the processes as asked for.
+
+    Args:
+        model: on the device, unless its weights are to be spread too.
+        blocks: the parts whose weights are gathered and let go one after the other.
+        fsdp: spread weights and optimiser, not only the batch; there are several processes.
+    """
+    if fsdp:
+        for block in blocks:
+            if compiled:
+                block.compile()
+            fully_shard(block)
+        fully_shard(model)
+        return model
+    if compiled:
+        model.compile(fullgraph=True)
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+
+
+def unsynchronised(model: nn.Module, more: bool) -> AbstractContextManager[None]:
+    """Gradients are not exchanged while ``more`` of them are to be accumulated."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync() if more else nullcontext()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not more)
+    return nullcontext()
+
+
+# ---- what all processes do alike
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Inside, SIGTERM and Ctrl-C are noted in the list, to be heeded after the step; a second Ctrl-C is not.
+
+    Only the main thread may handle signals: in another one the list stays empty.
+    """
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number in caught and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that is not Python's
+
+
+def agree_on_step(loss: Tensor, norm: Tensor, caught: Sequence[int], scaled: bool) -> tuple[float, bool, int]:
+    """What all processes must do alike: the sum of their losses, whether any is not finite, the signal that any caught.
+
+    Where gradients are ``scaled``, those that are too large are the scaler's business, and the loss alone counts.
+    """
+    bad = ~loss.isfinite() if scaled else ~(loss.isfinite() & norm.isfinite())
+    signals = [float(number in caught) for number in SIGNALS]
+    total, wrong, term, interrupt = summed(
+        torch.stack([loss.double(), bad.double(), *loss.new_tensor(signals).double()])
+    ).tolist()
+    return total, bool(wrong), signal.SIGTERM if term else signal.SIGINT if interrupt else 0

@@ -1,0 +1,86 @@
+"""A run leaves its encoder: in the form of the Hub, the decoder beside it, and a card that says how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints.folder import Contents, own_cfg, write_folder
+from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
+from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
+from ..models.family import check_arch
+from ..version import __version__
+from .autoencoder import build_autoencoder
+from .run_log import read_log
+
+ENCODER = "encoder"  # in the output folder of a run
+MADE = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
+
+
+def export(
+    weights: Mapping[str, Tensor], options: PretrainOptions, config: Mapping[str, Any], step: int, command: str
+) -> Path:
+    """Write the encoder of a run into its output folder.
+
+    Args:
+        weights: of the autoencoder, whole, on the CPU.
+        options: of the run, with the family's values.
+        config: how its images were prepared.
+        step: after which the weights were so.
+        command: the command line of the run, for the card.
+
+    Returns:
+        The folder.
+    """
+    mae = build_autoencoder(options)
+    mae.load_state_dict(weights)
+    arch = check_arch(options.model)
+    encoder: Any = mae.encoder
+    encoder.pretrained_cfg = own_cfg(arch, config, options.license, 0, (mae.in_chans, *mae.input_size))
+    contents = Contents(
+        arch,
+        encoder,
+        provenance(options, step, command),
+        MADE,
+        options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
+        decoder=decoder_state(mae),
+        recipe=recipe_changes(options.model, mae.recipe),
+    )
+    folder = options.output / ENCODER
+    write_folder(contents, folder, force=True)
+    print(f"wrote {folder}: timm.create_model('local-dir:{folder}', pretrained=True)")
+    return folder
+
+
+def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, Any]:
+    """Where the weights come from, for configuration and card."""
+    notes = read_log(options.output)
+    losses, neighbours = (
+        [note[key] for note in notes if note.get(key) is not None and note["step"] <= step] for key in ("loss", "knn")
+    )
+    return {
+        "command": command,
+        "data": options.data,
+        "epochs": options.epochs,
+        "step": step,
+        "batch": options.batch_size,
+        "final loss": round(losses[-1], 4) if losses else "unknown",
+        "20 nearest neighbours, top-1 %": round(neighbours[-1], 1) if neighbours else "not measured",
+        "license": options.license,
+        "hiermim_zoo": __version__,
+        "torch": str(torch.__version__),
+    }
+
+
+def size_args(mae: MaskedAutoencoder) -> dict[str, Any]:
+    """What timm must be told of the size of the images (and the number of frames) to build the encoder again."""
+    encoder: Any = mae.encoder
+    *frames, height, width = mae.input_size
+    args: dict[str, Any] = {"num_frames": frames[0]} if frames else {}
+    if (height, width) != encoder.default_cfg["input_size"][1:]:
+        args["img_size"] = (height, width)
+    return args

@@ -1,0 +1,296 @@
+"""A pre-trained encoder becomes a classifier: the recipe of its paper, timm's pieces, one loop.
+
+Recipes are in :mod:`hiermim_zoo.training.optimizer`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import tqdm
+from PIL import Image, ImageOps
+from timm.data import Mixup
+from timm.layers import trunc_normal_
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.batches import LABEL, Batching, batches
+from ..data.seeds import seed_of
+from ..data.transforms import make_transform
+from ..models.build import make_model
+from ..models.family import families, family_of
+from ..models.recipes import FineTuning
+from .distributed import World, summed, unsynchronised
+from .optimizer import lr_at, make_optimizer, set_lr
+from .precision import autocast
+
+
+@dataclass(frozen=True)
+class TuningSettings:
+    """What the recipes of the papers leave open, or have in common."""
+
+    opt: str = "adamw"
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area
+    hflip: float = 0.5  # probability; not where left and right are classes
+    color_jitter: float = 0.0
+    mix_prob: float = 1.0  # share of the batches with mixup or cutmix
+    clip: float | None = None  # norm of the gradient
+    ema: float | None = None  # decay of the average of the weights
+    amp: str = "none"
+    compile: bool = False
+    accumulate: int = 1
+    workers: int = 0
+    max_bad: float = 0.0
+    seed: int = 0
+
+
+def recipe_for(arch: str) -> FineTuning:
+    """The recipe of an architecture, else of its family.
+
+    Raises:
+        ValueError: neither has one.
+    """
+    found = family_of(arch).fine_tuning(arch)
+    if found is None:
+        known = ", ".join(family.name for family in families() if family.fine_tuning)
+        raise ValueError(f"there is no recipe to fine-tune {arch}; there are recipes for the families {known}")
+    return found
+
+
+def new_classifier(
+    name: str, arch: str, classes: int, recipe: FineTuning, *, pretrained: bool, seed: int, **model_kwargs: Any
+) -> nn.Module:
+    """The encoder under a classifier of small random weights.
+
+    Args:
+        model_kwargs: of the encoder, in place of those that its family is fine-tuned with.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    torch.manual_seed(seed)
+    kwargs = {**family_of(arch).fine_tuning_args, **model_kwargs}
+    model: Any = make_model(name, pretrained=pretrained, num_classes=classes, drop_path_rate=recipe.drop_path, **kwargs)
+    head = model.get_classifier()
+    trunc_normal_(head.weight, std=recipe.head_std)
+    nn.init.zeros_(head.bias)
+    return model
+
+
+def augmentation(config: Mapping[str, Any], recipe: FineTuning, settings: TuningSettings) -> Any:
+    """timm's training transform; erasing, which wants normalised batches, is not in it.
+
+    Raises:
+        ValueError: timm knows no such augmentation, or would leave one out.
+    """
+    if settings.color_jitter and recipe.auto_augment:
+        raise ValueError(
+            f"--color-jitter {settings.color_jitter} has no effect beside --auto-augment {recipe.auto_augment}; "
+            "choose one"
+        )
+    try:
+        transform = make_transform(
+            config["input_size"],
+            is_training=True,
+            scale=settings.crop_scale,
+            hflip=settings.hflip,
+            color_jitter=settings.color_jitter or None,
+            auto_augment=recipe.auto_augment or None,
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            use_prefetcher=True,
+        )
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"timm knows no augmentation {recipe.auto_augment!r} {error}") from error
+    for op in (op for step in transform.transforms for op in getattr(step, "ops", [])):
+        if getattr(op, "name", "").startswith("Posterize"):
+            op.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """timm asks for 0 bits at the highest magnitude, which Pillow 13 refuses (older versions gave black)."""
+    return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
+
+
+def objective(
+    recipe: FineTuning, settings: TuningSettings, classes: int, micro: int
+) -> tuple[Callable[[Tensor, Tensor], Any], nn.Module]:
+    """What is done to images and labels before the model sees them, and the loss.
+
+    Raises:
+        ValueError: images are mixed in pairs, but their number is odd.
+    """
+    if not settings.mix_prob or not (recipe.mixup or recipe.cutmix):
+        return (lambda images, labels: (images, labels)), LabelSmoothingCrossEntropy(recipe.smoothing)
+    if micro % 2:
+        raise ValueError(
+            f"mixup and cutmix pair the images of a batch, which {micro} in each process cannot be; "
+            "--mix-prob 0 does not"
+        )
+    mix = Mixup(
+        recipe.mixup,
+        recipe.cutmix,
+        prob=settings.mix_prob,
+        label_smoothing=recipe.smoothing,
+        num_classes=classes,
+    )
+
+    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        flat, target = mix(images.flatten(1, -3), labels)  # to timm the frames of a clip are channels
+        return flat.view(images.shape), target
+
+    return mixed, SoftTargetCrossEntropy()
+
+
+class FineTune:
+    """A fine-tuning run; everything that can be refused is refused when it is made.
+
+    Args:
+        model: from :func:`new_classifier`, on the device, set to its input size.
+        source: labelled images.
+        classes: their number.
+        config: of timm's preprocessing.
+
+    Raises:
+        ValueError: recipe, data and processes do not go together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Any,
+        classes: int,
+        config: Mapping[str, Any],
+        recipe: FineTuning,
+        settings: TuningSettings,
+        world: World,
+    ) -> None:
+        if recipe.warmup >= recipe.epochs:
+            raise ValueError(
+                f"a warm-up of {recipe.warmup} epochs leaves none of {recipe.epochs}; give --warmup less than --epochs"
+            )
+        self.model, self.recipe, self.settings, self.world = model, recipe, settings, world
+        self.batching = Batching(
+            len(source), recipe.batch, settings.accumulate, world.rank, world.size, settings.seed, source.repeat
+        )
+        self.mix, self.loss = objective(recipe, settings, classes, self.batching.micro)
+        no_decay: Any = getattr(model, "no_weight_decay", set)
+        self.optimizer = make_optimizer(
+            model, settings.opt, recipe.weight_decay, recipe.betas, recipe.layer_decay, no_decay()
+        )
+        self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
+        self.total = recipe.epochs * self.batching.per_epoch
+        self.batches = batches(
+            source,
+            augmentation(config, recipe, settings),
+            self.batching,
+            range(self.total),
+            mean=config["mean"],
+            std=config["std"],
+            input_size=config["input_size"],
+            device=world.device,
+            workers=settings.workers,
+            max_bad=settings.max_bad,
+            erase=recipe.erase,
+            classes=classes,
+        )
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
+        self.net: Any = self.parallel
+        if settings.compile:
+            self.net = torch.compile(self.net)
+
+    @property
+    def result(self) -> nn.Module:
+        """The model to use: the average of the weights, if there is one."""
+        return self.ema.module if self.ema else self.model
+
+    def train(self, log: Path | None = None, report: Callable[[int], dict[str, Any]] = lambda epoch: {}) -> None:
+        """Run through all epochs; the first process shows a bar and writes a line of JSON to the log after each.
+
+        Args:
+            report: what else to log after an epoch (counted from 0); called in all processes.
+
+        Raises:
+            ValueError: the loss is not finite, or an image has no label.
+        """
+        seed = seed_of(self.settings.seed, self.world.rank)  # mixing, erasing and dropping differ between processes
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
+            for epoch in range(self.recipe.epochs):
+                line = {"epoch": epoch, **self._epoch(epoch, bar), **report(epoch)}
+                if log and self.world.first:
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    with log.open("a" if epoch else "w", encoding="utf-8") as file:
+                        file.write(json.dumps(line) + "\n")
+
+    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
+        start, steps = time.perf_counter(), self.batching.per_epoch
+        self.model.train()
+        total = 0.0
+        for step in range(epoch * steps, (epoch + 1) * steps):
+            total += self._step(step)
+            bar.update()
+        mean = summed(torch.tensor([total], device=self.world.device)).item() / (steps * self.world.size)
+        seconds = time.perf_counter() - start
+        speed = steps * self.batching.batch / seconds
+        return {
+            "loss": mean,
+            "lr": self._lr((epoch + 1) * steps - 1),
+            "images/s": round(speed, 1),
+            "seconds": round(seconds, 3),
+        }
+
+    def _lr(self, step: int) -> float:
+        recipe = self.recipe
+        return lr_at(
+            step,
+            self.total,
+            recipe.warmup * self.batching.per_epoch,
+            recipe.blr * self.batching.batch / 256,
+            recipe.min_lr,
+        )
+
+    def _step(self, step: int) -> float:
+        """One step of the optimiser; the mean loss of its batches in this process."""
+        set_lr(self.optimizer, self._lr(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
+        total = torch.stack(losses).sum().item()
+        if not math.isfinite(total):
+            raise ValueError(f"the loss of step {step} is {total}; a lower --lr, --clip 1 or --amp none may help")
+        if self.settings.clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.model, step=step + 1)
+        return total
+
+    def _backward(self, more: bool) -> Tensor:
+        """Gradients of one batch; ``more`` are to come in this step."""
+        images, columns, _ = next(self.batches)
+        images, target = self.mix(images, columns[:, LABEL])
+        with unsynchronised(self.parallel, more):
+            with autocast(images.device, self.settings.amp):
+                logits = self.net(images)
+            loss = self.loss(logits.float(), target) / self.settings.accumulate
+            self.scaler.scale(loss).backward()
+        return loss.detach()

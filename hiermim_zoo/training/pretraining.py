@@ -1,0 +1,394 @@
+"""Pre-training by masked autoencoding: the course of a run.
+
+What is seen in a step, and what is hidden, follows from the seed and the step alone: a run that was interrupted and
+resumed ends like one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..commands.options.pretrain import PretrainOptions
+from ..data.batches import WANTED, Batching, batches
+from ..data.kinds import open_source
+from ..data.transforms import data_config, make_transform
+from ..mae import MaskedAutoencoder
+from ..version import __version__
+from . import snapshots
+from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
+from .defaults import family_values, pretraining_of
+from .distributed import (
+    World,
+    agree_on_step,
+    gather_objects,
+    noted_signals,
+    parallelize,
+    processes,
+    unsynchronised,
+)
+from .export import ENCODER, export
+from .masks import keep_of, planned_ahead, visible_units
+from .optimizer import check_optimizer, lr_at, make_optimizer, set_lr
+from .precision import autocast
+from .previews import look, probe
+from .run_log import Meter, RunLog, peak_memory
+
+LOOKS = "looks"  # in the output folder
+
+
+class Stopped(SystemExit):
+    """A signal (Ctrl-C, SIGTERM) ended a run after a step; what it learned is saved.
+
+    Not caught (``except Exception`` does not) it ends the process, with the exit code that shells give to the signal.
+    """
+
+    def __init__(self, number: int, snapshot: Path | None) -> None:
+        super().__init__(128 + number)
+        self.snapshot = snapshot  # to resume from; None in all processes of the run but the first
+
+
+def pretrain(options: PretrainOptions) -> Path:
+    """Pre-train an encoder, or go on with a run that was interrupted.
+
+    Checks come first: nothing is written and no step taken before options, output folder, model, data and batch are
+    found to be right, in this order.
+
+    Returns:
+        The folder of the encoder where the run is complete, else the snapshot from which it goes on.
+
+    Raises:
+        ValueError: naming the option, file or data that is wrong, or what went wrong in a step.
+        Stopped: a signal ended it.
+    """
+    chosen = options.filled(family_values(options.model))
+    check_optimizer(chosen.opt)
+    with processes(chosen.device, chosen.fsdp) as world, noted_signals() as caught:
+        begun = begun_run(chosen, world)
+        torch.manual_seed(chosen.seed)
+        mae = build_autoencoder(chosen)
+        data = open_data(chosen, mae, begun)
+        parts = (chosen.accumulate, world.rank, world.size)
+        batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
+
+        run = Run(chosen, world, mae, data, batching)
+        if begun:
+            run.resume(begun)
+            del begun  # it holds all weights
+        if chosen.export_only:
+            return run.export(options.command("pretrain"))
+        with run.recorded():
+            for step in range(run.first + 1, run.last + 1):
+                outcome = run.step(step, caught)
+                run.log(step, outcome)
+                if run.is_to_save(step) or outcome.signal:
+                    run.save(step)
+                if run.is_to_look(step):
+                    run.look(step)
+                if outcome.signal:
+                    raise run.stopped(step, outcome.signal)
+        if run.last < run.total:
+            return gather_objects(run.snapshot)[0]
+        return run.export(options.command("pretrain"))
+
+
+# ---- what comes before the first step
+
+
+class Begun(NamedTuple):
+    """A run that goes on."""
+
+    snapshot: Path
+    state: dict[str, Any]  # what is in there
+
+
+class Data(NamedTuple):
+    """What is read, and how it is prepared."""
+
+    source: Any
+    config: dict[str, Any]  # timm's: input_size (channels, frames?, height, width), mean, std, interpolation, ...
+
+
+def begun_run(options: PretrainOptions, world: World) -> Begun | None:
+    """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
+
+    Raises:
+        ValueError: the folder belongs to another run, or the snapshot is of one, missing or damaged.
+    """
+    snapshot = gather_objects(snapshots.where(options.output, options.resume) if world.first else None)[0]
+    if snapshot is None:
+        if options.export_only:
+            raise ValueError(f"--export-only: {options.output} holds no snapshot")
+        return None
+    state = snapshots.load(snapshot)
+    snapshots.check_options(state["options"], options.binding(), snapshot)
+    return Begun(snapshot, state)
+
+
+def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | None) -> Data:
+    """Images or clips, whatever the model takes.
+
+    Raises:
+        ValueError: there are none, or not as many as when the run began.
+    """
+    config = data_config(mae.encoder, mae.input_size)
+    config |= {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
+    source = open_source(
+        options.data,
+        config["input_size"],
+        root=options.data_dir,
+        split=options.split,
+        seed=options.seed,
+        stride=options.frame_stride,
+        repeat=options.repeat,
+    )
+    if begun:
+        snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
+    return Data(source, config)
+
+
+# ---- the run
+
+
+class StepOutcome(NamedTuple):
+    """What came of a step."""
+
+    lr: float
+    loss: float  # the mean over all processes; not finite in some steps that were skipped
+    norm: Tensor  # of the gradient, before it was clipped: []
+    skipped: bool
+    signal: int  # that some process caught; 0: none
+    seconds: float
+
+
+class Run:
+    """A model, its optimiser, and where they stand.
+
+    Args:
+        options: with the values of the family.
+        batching: which images belong to which step.
+    """
+
+    def __init__(
+        self, options: PretrainOptions, world: World, mae: MaskedAutoencoder, data: Data, batching: Batching
+    ) -> None:
+        self.options, self.world, self.mae, self.data, self.batching = options, world, mae, data, batching
+        everything = round(options.epochs * batching.per_epoch)
+        self.total = min(options.steps or everything, everything)  # steps of the whole run
+        self.first = 0  # steps that are done already
+        self.skipped = 0  # steps in a row
+        self.snapshot: Path | None = None  # the last one
+        freeze_unreached(mae)
+        if not options.fsdp:
+            mae.to(world.device)
+        self.model = parallelize(mae, blocks_of(mae), world, options.fsdp, options.compile)
+        no_decay = undecayed(mae, pretraining_of(options.model))
+        self.optimizer = make_optimizer(mae, options.opt, options.weight_decay, options.betas, no_decay=no_decay)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
+
+    def resume(self, begun: Begun) -> None:
+        """Put everything where it was after the step of a snapshot."""
+        state = begun.state
+        snapshots.restore(self.mae, self.optimizer, state)
+        self.scaler.load_state_dict(state["scaler"])
+        self.first, self.skipped, self.snapshot = state["step"], state["skipped"], begun.snapshot
+        if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
+            snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
+
+    @property
+    def last(self) -> int:
+        """The step after which this process leaves."""
+        return min(self.total, self.first + (self.options.stop_after or self.total))
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Inside, steps can be taken; what they come to is written."""
+        options, source = self.options, self.data.source
+        if self.world.first:
+            options.output.mkdir(parents=True, exist_ok=True)
+            snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
+        self.record = RunLog(options.output, self.first, self.total, self.world.first)
+        self.record.say(
+            f"{options.model}: {len(source)} {source.noun}, steps {self.first} to {self.last} of {self.total}, "
+            f"{self.batching.per_epoch} an epoch"
+        )
+        self.stream = self.batches()
+        self.meter = Meter(self.first, self.batching.batch)
+        self.model.train()
+        try:
+            yield
+        finally:
+            del self.stream  # and with it the processes that read
+            self.record.close()
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Any]]:
+        """Images, what goes with each of them, and plans; as many batches as the steps to be taken have passes."""
+        options, mae, config = self.options, self.mae, self.data.config
+        # A random part of the image, mirrored or not, and nothing else (arXiv 2111.06377, section 4).
+        transform = make_transform(
+            config["input_size"],
+            is_training=True,
+            scale=options.crop_scale,
+            color_jitter=0.0,
+            interpolation=config["interpolation"],
+            use_prefetcher=True,
+        )
+        return batches(
+            self.data.source,
+            transform,
+            self.batching,
+            range(self.first, self.last),
+            mean=config["mean"],
+            std=config["std"],
+            input_size=config["input_size"],
+            device=self.world.device,
+            workers=options.workers,
+            max_bad=options.max_bad,
+            extra=partial(visible_units, mae.units, mae.kept, mae.recipe.shared_mask),
+            prepare=planned_ahead(mae, self.world.device, options.compile),
+        )
+
+    def step(self, step: int, caught: list[int]) -> StepOutcome:
+        """One step of the optimiser, left out where the loss or a gradient is not finite.
+
+        Args:
+            step: counted from 1.
+            caught: signals that this process has caught.
+
+        Raises:
+            ValueError: too many steps in a row were left out.
+        """
+        options, began = self.options, time.perf_counter()
+        warmup = round(options.warmup * self.batching.per_epoch)
+        lr = lr_at(step - 1, self.total, warmup, options.lr)
+        set_lr(self.optimizer, lr)
+        passes = [self.backward(more=n < options.accumulate) for n in range(1, options.accumulate + 1)]
+        losses, positions = zip(*passes, strict=True)
+        self.scaler.unscale_(self.optimizer)
+        trained = [p for p in self.mae.parameters() if p.requires_grad]
+        norm: Any = nn.utils.clip_grad_norm_(trained, options.clip or math.inf)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        # The one place in a step where the host waits for the device; the next batch is on its way already.
+        total, bad, number = agree_on_step(torch.stack(losses).sum(), norm, caught, self.scaler.is_enabled())
+        if not bad or self.scaler.is_enabled():  # the scaler itself skips steps whose gradients are not finite
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+        self.skipped = self.skipped + 1 if bad else 0
+        if bad:
+            self.complain(step, torch.cat(positions))
+        return StepOutcome(lr, total / self.world.size, norm, bad, number, time.perf_counter() - began)
+
+    def backward(self, more: bool) -> tuple[Tensor, Tensor]:
+        """The gradients of one batch are added to those that are there.
+
+        Args:
+            more: another batch of the step follows.
+
+        Returns:
+            Its share of the step's loss, and the positions of its images in the data.
+        """
+        images, columns, plans = self.meter.next_of(self.stream)
+        with unsynchronised(self.model, more), autocast(self.world.device, self.options.amp):
+            keep = keep_of(columns, self.mae.recipe.shared_mask)
+            loss = self.model(images, keep, plans).loss / self.options.accumulate
+            self.scaler.scale(loss).backward()
+        return loss.detach(), columns[:, WANTED]
+
+    def complain(self, step: int, positions: Tensor) -> None:
+        """List the images of a step that was not finite.
+
+        Args:
+            positions: in the data, of the images that this process saw.
+
+        Raises:
+            ValueError: it is one such step too many.
+        """
+        options, source = self.options, self.data.source
+        file = options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("".join(f"{source.name_of(i)}\n" for i in positions.tolist()), encoding="utf-8")
+        self.record.say(f"step {step}: loss or gradients are not finite, step skipped; its images are listed in {file}")
+        if self.skipped > options.max_nonfinite:
+            raise ValueError(
+                f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {options.max_nonfinite})"
+            )
+
+    def log(self, step: int, outcome: StepOutcome) -> None:
+        """Show that a step is done; now and then write a line."""
+        if not outcome.skipped:
+            self.meter.losses.append(outcome.loss)
+        memory = peak_memory(self.world.device)
+        if step % self.options.log_steps == 0 or step == self.last:
+            reading = self.meter.read(step)
+            self.record.note(
+                step,
+                epoch=step / self.batching.per_epoch,
+                loss=reading.loss,
+                lr=outcome.lr,
+                norm=outcome.norm.item(),
+                images_s=reading.images_s,
+                waiting=reading.waiting,
+                gib=memory,
+            )
+        speed = self.batching.batch / outcome.seconds
+        self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
+
+    def is_to_save(self, step: int) -> bool:
+        return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last
+
+    def save(self, step: int) -> None:
+        """Write a snapshot of the run after a step."""
+        state = snapshots.learned(self.mae, self.optimizer) | {
+            "scaler": self.scaler.state_dict(),
+            "step": step,
+            "skipped": self.skipped,
+            "epoch": list(divmod(step, self.batching.per_epoch)),
+            "options": self.options.binding() | {"pictures": len(self.data.source)},
+            "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
+            "random": gather_objects(snapshots.random_state(self.world.device)),
+        }
+        if self.world.first:
+            folder = self.options.output / snapshots.FOLDER
+            self.snapshot = snapshots.save(folder, step, state, self.options.max_snapshots)
+
+    def is_to_look(self, step: int) -> bool:
+        between = self.options.look_every * self.batching.per_epoch
+        return between > 0 and (step % max(1, round(between)) == 0 or step == self.last)
+
+    def look(self, step: int) -> None:
+        """Draw what the autoencoder makes of some images; note how well its features tell classes apart."""
+        mae, (source, config), device = self.mae, self.data, self.world.device
+        with self.meter.stopped():
+            title = f"{self.options.model}, step {step} of {self.total}"
+            file = self.options.output / LOOKS / f"step-{step:08d}.png"
+            look(mae, source, config, title, device, file if self.world.first else None)
+            accuracy = probe(mae, source, config, device, self.options.workers)
+            if accuracy is not None:
+                self.record.note(step, epoch=step / self.batching.per_epoch, knn=accuracy)
+
+    def stopped(self, step: int, number: int) -> Stopped:
+        """What is raised because of a signal, once the step is saved."""
+        self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
+        return Stopped(number, self.snapshot)
+
+    def export(self, command: str) -> Path:
+        """Write the encoder as it is now.
+
+        Args:
+            command: the command line of the run, for the card.
+        """
+        weights = snapshots.learned(self.mae, self.optimizer)["model"]
+        if self.world.first:
+            step = self.first if self.options.export_only else self.last
+            export(weights, self.options, self.data.config, step, command)
+        return self.options.output / ENCODER

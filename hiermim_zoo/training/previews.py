@@ -1,0 +1,79 @@
+"""How a pre-training run fares: what the autoencoder makes of some images, how well its features tell classes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from ..checkpoints.atomic import replacing
+from ..data.source import Source
+from ..data.transforms import make_transform, samples_of
+from ..mae import MaskedAutoencoder
+from ..masking import random_keep
+from .drawing import sheet
+from .probe import Inference, knn, pooled_features
+
+SHOWN = 4  # images or videos, evenly spaced in the data
+PROBED = 6000  # images at most, drawn once and for all; a sixth asks, the others answer
+
+
+@contextmanager
+def at_rest(mae: MaskedAutoencoder) -> Iterator[None]:
+    """Evaluation mode, no gradients; weights that no block of its own gathers are gathered."""
+    mae.eval()
+    if isinstance(mae, FSDPModule):
+        mae.unshard()
+    with torch.no_grad():
+        yield
+    if isinstance(mae, FSDPModule):
+        mae.reshard()
+    mae.train()
+
+
+def look(
+    mae: MaskedAutoencoder,
+    source: Source,
+    config: Mapping[str, Any],
+    title: str,
+    device: torch.device,
+    file: Path | None,
+) -> None:
+    """Draw what the autoencoder makes of some images or clips of the data; the same ones and the same masks each time.
+
+    Args:
+        file: to be written; None: compute only, as all processes must when the model is spread over them.
+    """
+    if mae.in_chans != 3:
+        return
+    transform = make_transform(**config, is_training=False)
+    images = torch.stack([samples_of(transform(item))[0] for item in source.some(SHOWN)]).to(device)
+    keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(0)).to(device)
+    with at_rest(mae):
+        out = mae(images, keep)
+    if file is not None:
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as part:
+            sheet(mae, images, out, title).save(part, format="PNG")
+
+
+def probe(
+    mae: MaskedAutoencoder, source: Source, config: Mapping[str, Any], device: torch.device, workers: int
+) -> float | None:
+    """Top-1 accuracy in percent of 20 nearest neighbours in the encoder's pooled features.
+
+    None where the data does not tell its labels without being read.
+    """
+    if source.labels is None:
+        return None
+    chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:PROBED].tolist()
+    with at_rest(mae):
+        reading = Inference(config, device, workers=workers, max_bad=1.0, progress=False)
+        features, targets = pooled_features(mae.encoder, source, reading, chosen)
+    asking = len(features) // 6
+    answers = knn(features[asking:], targets[asking:], features[:asking])
+    return 100 * (answers == targets[:asking]).float().mean().item()

@@ -1,0 +1,146 @@
+"""What a training run says of itself: a progress bar, JSON lines, and TensorBoard where that is installed."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from huggingface_hub.utils import tqdm
+
+from ..checkpoints.atomic import replacing
+
+LOG = "log.jsonl"
+Item = TypeVar("Item")
+
+
+class RunLog:
+    """Notes of the first process; those of other processes go nowhere.
+
+    Args:
+        folder: gets log.jsonl and TensorBoard's events.
+        start: step from which the run goes on; what an interrupted run noted beyond it is dropped.
+        total: steps of the whole run.
+        active: False in all processes but the first.
+    """
+
+    def __init__(self, folder: Path, start: int, total: int, active: bool) -> None:
+        self.active, self.file = active, folder / LOG
+        self.bar = tqdm(total=total, initial=start, unit="step", disable=True if not active else None)
+        self.board: Any = None
+        if active:
+            _forget(self.file, start)
+            self.board = _tensorboard(folder, start)
+
+    def progress(self, **shown: Any) -> None:
+        """One step is done."""
+        self.bar.update()
+        self.bar.set_postfix(shown, refresh=False)
+
+    def note(self, step: int, **values: Any) -> None:
+        """Append a line of values."""
+        if not self.active:
+            return
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        if self.board is not None:
+            for key, value in values.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(key, value, step)
+            self.board.flush()
+
+    def say(self, text: str) -> None:
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class Rates(NamedTuple):
+    """What a Meter says, for the log."""
+
+    loss: float | None  # the mean; None where no step counted
+    images_s: float
+    waiting: float  # share of the time, for data
+
+
+class Meter:
+    """Losses, time, and how much of it went by for data, from one line of the log to the next.
+
+    Args:
+        step: after which it measures.
+        batch: images of a step.
+    """
+
+    def __init__(self, step: int, batch: int) -> None:
+        self.batch = batch
+        self._start(step)
+
+    def _start(self, step: int) -> None:
+        self.losses: list[float] = []
+        self.step, self.since, self.waited = step, time.perf_counter(), 0.0
+
+    def next_of(self, stream: Iterator[Item]) -> Item:
+        """The next of a stream of data; the time it takes is noted as waiting."""
+        asked = time.perf_counter()
+        item = next(stream)
+        self.waited += time.perf_counter() - asked
+        return item
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done inside takes no time."""
+        began = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - began
+
+    def read(self, step: int) -> Rates:
+        """Everything up to a step; what comes is measured anew."""
+        seconds = time.perf_counter() - self.since
+        loss = sum(self.losses) / len(self.losses) if self.losses else None
+        reading = Rates(loss, (step - self.step) * self.batch / seconds, self.waited / seconds)
+        self._start(step)
+        return reading
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl; one that a killed process left unfinished is left out."""
+    file = folder / LOG
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    notes = []
+    for line in lines:
+        try:
+            notes.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return notes
+
+
+def _forget(file: Path, start: int) -> None:
+    kept: list[Mapping[str, Any]] = [note for note in read_log(file.parent) if note["step"] <= start]
+    with replacing(file) as part:
+        part.write_text("".join(json.dumps(note) + "\n" for note in kept), encoding="utf-8")
+
+
+def _tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Largest amount of memory so far, in GiB: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
