@@ -22,6 +22,7 @@ from ..checkpoints.unconvert import check_file, to_published, write_published
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
+from ..models.measure import without_memory
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -134,7 +135,8 @@ def check_decoder(converted: Converted) -> None:
     """Refuse a decoder that the architecture's autoencoder cannot take."""
     model: Any = converted.model
     size = {name: value for name, value in converted.model_args.items() if name in ("img_size", "num_frames")}
-    mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
+    with without_memory():
+        mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 

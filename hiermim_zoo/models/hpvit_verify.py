@@ -17,6 +17,7 @@ from ..checkpoints.layouts import Native
 from .build import source_grid
 from .family import family_named
 from .hpvit_model import HPViT
+from .measure import without_memory
 
 TOLERANCE = 1e-5  # largest relative difference of what must be equal
 
@@ -37,9 +38,8 @@ def verify(native: Native, model: HPViT) -> str:
     found = []
     if model.pool == "conv" and not any(name.startswith("pools.") for name in native.state):
         average = _twin(model, pool="avg")
-        average.load_state_dict(
-            {name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))}
-        )
+        others = {name: t for name, t in model.state_dict().items() if not name.startswith(("pools.", "head."))}
+        _fill(average, others)
         _check_equal(model.eval(), average, "pool='conv' computes something else than pool='avg'")
         found.append("convolutional pooling equals averaging")
     if not native.layout.own:  # else nothing is left of the plain ViT to compare with
@@ -53,7 +53,7 @@ def verify(native: Native, model: HPViT) -> str:
             window_size=None,
         )
         encoder = {name: tensor for name, tensor in native.state.items() if not name.startswith("head.")}
-        flat.load_state_dict({**_fc_norm(model), **encoder})
+        _fill(flat, {**_fc_norm(model), **encoder})
         _check_equal(
             flat,
             _plain_vit(native, model),
@@ -112,21 +112,22 @@ def _plain_vit(native: Native, model: HPViT) -> Any:
     """timm's plain ViT with the weights of a source in HPViT's names, with class token if they hold one."""
     state = {name: tensor for name, tensor in native.state.items() if not name.startswith("head.")}
     token = state.pop("cls_embed", None)
-    plain = VisionTransformer(
-        img_size=_side(native, model),
-        patch_size=model.patch_embed.proj.kernel_size[0],
-        in_chans=model.in_chans,
-        num_classes=0,
-        global_pool="avg",
-        embed_dim=model.embed_dim,
-        depth=sum(model.depths),
-        num_heads=model.num_heads,
-        mlp_ratio=model.mlp_ratio,
-        class_token=token is not None,
-    ).eval()
+    with without_memory():
+        plain = VisionTransformer(
+            img_size=_side(native, model),
+            patch_size=model.patch_embed.proj.kernel_size[0],
+            in_chans=model.in_chans,
+            num_classes=0,
+            global_pool="avg",
+            embed_dim=model.embed_dim,
+            depth=sum(model.depths),
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            class_token=token is not None,
+        ).eval()
     if token is not None:  # its position is in it already
         state.update(cls_token=token, pos_embed=F.pad(state["pos_embed"], (0, 0, 1, 0)))
-    plain.load_state_dict({**_fc_norm(model), **state})
+    _fill(plain, {**_fc_norm(model), **state})
     return plain
 
 
@@ -135,12 +136,20 @@ def _fc_norm(model: HPViT) -> dict[str, Tensor]:
 
 
 def _twin(model: HPViT, **changes: Any) -> HPViT:
-    """A model of the same shape without classifier, some arguments changed."""
+    """A model of the same shape without classifier and without values, some arguments changed."""
     names = ("in_chans", "embed_dim", "depths", "num_heads", "mlp_ratio", "pool", "window_size", "class_token")
     embed, like = model.patch_embed, model.patch_embed.proj.weight
     sizes = {"img_size": embed.img_size, "patch_size": like.shape[-1], "patch_stride": embed.patch_size[0]}
     args = {**{name: getattr(model, name) for name in names}, **sizes, "num_classes": 0, **changes}
-    return type(model)(**args).eval()
+    with without_memory():
+        return type(model)(**args).eval()
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model that has no values those of a state dict, in the model's types."""
+    own = model.state_dict()
+    typed = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in state.items()}
+    model.load_state_dict(typed, assign=True)
 
 
 @torch.inference_mode()
