@@ -27,7 +27,7 @@ from .checkpoints.folder import CONFIG_KEY, DECODER_FILE
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
-from .masking import random_keep
+from .masking import check_keep, random_keep
 from .models.family import families, family_of, view_of
 from .models.recipes import Recipe
 from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
@@ -177,6 +177,8 @@ class MaskedAutoencoder(nn.Module):
         layout = self.maskable.mask_layout
         self.layout = layout
         self.units = math.prod(layout.units)
+        if math.isnan(recipe.mask_ratio):
+            raise ValueError("mask_ratio=nan is no share of the units")
         self.kept = int(self.units * (1 - recipe.mask_ratio))
         if not 0 < recipe.mask_ratio < 1 or not 0 < self.kept < self.units:
             raise ValueError(
@@ -229,6 +231,7 @@ class MaskedAutoencoder(nn.Module):
         if keep is None:
             keep = random_keep(1 if self.recipe.shared_mask else batch, self.units, self.kept, device=images.device)
         if keep.ndim == 2 and len(keep) == 1 < batch:
+            check_keep(keep, 1, self.units)
             if plans is None and self.plans:
                 plans = self.encoder.plan(keep)  # type: ignore[operator]
             keep = keep.expand(batch, -1)

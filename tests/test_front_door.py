@@ -264,6 +264,38 @@ def test_examples_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert left.exists() if "--dry-run" not in words else left is None
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "said"),
+    [
+        ("extract", {"images": [], "model": "hivit_atto", "output": "f.safetensors"}, "needs one value or more"),
+        ("extract", {"images": ["x"], "model": "hivit_atto", "output": "f", "what": []}, "--what needs one value"),
+        ("reconstruct", {"images": [], "model": "hivit_atto", "output": "x.png"}, "needs one value or more"),
+        ("benchmark", {"models": []}, "needs one value or more"),
+        ("convert", {"source": "x.pth", "model": 5, "output": "out"}, "model '5' is unknown"),
+        (
+            "evaluate",
+            {"data": "digits", "model": "hivit_atto", "method": "knn", "split": "nosuch"},
+            "no split 'nosuch'",
+        ),
+        ("evaluate", {"data": "digits", "model": "hivit_atto", "method": "knn", "seed": 2**70}, "--seed"),
+        ("evaluate", {"data": "digits", "model": "hivit_atto", "method": "finetune", "min_lr": -5}, "-5 is not"),
+        ("pretrain", {"data": "digits", "model": "hivit_atto", "output": "out", "crop_scale": (0, 0)}, "--crop-scale"),
+        (
+            "pretrain",
+            {"data": "digits", "model": "hivit_atto", "output": "out", "split": "nosuch"},
+            "no split 'nosuch'",
+        ),
+    ],
+)
+def test_what_a_command_line_cannot_say_or_mean_is_refused_from_python(
+    verb: str, options: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        getattr(hiermim_zoo, verb).run(**options)
+    assert not list(tmp_path.iterdir())
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Toy(OptionSet):
     paths: tuple[str, ...] = option("some", positional=True, many="+")

@@ -24,7 +24,7 @@ from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
 from hiermim_zoo.models.family import family_named
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import golden
 

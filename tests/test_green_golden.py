@@ -14,7 +14,7 @@ from hiermim_zoo.checkpoints.rules import check_fits
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae
 from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.green_swin import set_norm_eps
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import Case, differs, ends, golden
 

@@ -20,7 +20,7 @@ from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models import hiera
 from hiermim_zoo.models.family import family_named, family_of
 from hiermim_zoo.models.hiera_parts import from_pooling_order, max_pool, resize_frames, resize_table, to_pooling_order
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 from hiermim_zoo.training.autoencoder import undecayed
 from hiermim_zoo.training.defaults import pretraining_of
 

@@ -20,7 +20,7 @@ from hiermim_zoo.commands.baselines import make_peer
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.models import hiera
 from hiermim_zoo.models.family import family_named
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import Case, differs, ends, golden
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hiermim_zoo.geometry import from_units, sincos_table, to_units
 from hiermim_zoo.layers.position import relative_position_bias, relative_position_index, resample_bias_table
 from hiermim_zoo.models.hivit_model import UnitMerge
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hiermim_zoo import convert
 from hiermim_zoo.models.family import family_named
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import differs, ends, golden
 

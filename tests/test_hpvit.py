@@ -17,7 +17,8 @@ import hiermim_zoo
 from hiermim_zoo.geometry import sincos_table
 from hiermim_zoo.layers.windows import from_windows, to_windows, window_mask
 from hiermim_zoo.models.hpvit_model import HPViT, WindowAttention
-from hiermim_zoo.models.measure import measure, without_memory
+from hiermim_zoo.models.measure import measure
+from hiermim_zoo.models.shapes import without_memory
 
 TOY: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 

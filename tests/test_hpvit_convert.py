@@ -23,7 +23,7 @@ from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models import hpvit, hpvit_verify
 from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.hpvit_verify import _plain_vit
-from hiermim_zoo.models.measure import without_memory
+from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import differs, ends, golden
 

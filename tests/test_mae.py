@@ -262,6 +262,25 @@ def test_ratios_that_hide_nothing_or_everything_are_refused(kwargs: dict[str, fl
         create_mae("hivit_atto", **kwargs)
 
 
+@pytest.mark.parametrize("name", ["green_swin_atto", "hivit_atto"])
+def test_one_mask_for_all_is_that_mask_for_each_and_checked(name: str) -> None:
+    """Also by encoders that plan, before they do."""
+    mae = create_mae(name, recipe={"depth": 1, "dim": 32, "heads": 2}).eval()
+    images, keep = images_for(mae, 3), random_keep(1, mae.units, mae.kept)
+    with torch.inference_mode():
+        shared, each = mae(images, keep), mae(images, keep.expand(3, -1))
+    assert torch.equal(shared.pred, each.pred)
+    assert torch.equal(shared.keep, each.keep)
+    for bad, said in (
+        (keep.float(), "must be int64"),
+        (keep - mae.units, "names unit"),
+        (keep[:, :0], "must be int64"),
+        (keep.flip(1), "ascending"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            mae(images, bad)
+
+
 def test_other_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resnet18 cannot be pre-trained by masking"):
         create_mae("resnet18")

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hiermim_zoo
 from hiermim_zoo.models.build import input_shape
-from hiermim_zoo.models.measure import measure, sketch, without_memory
+from hiermim_zoo.models.measure import measure, sketch
+from hiermim_zoo.models.shapes import without_memory
 from hiermim_zoo.protocol import MaskableEncoder
 
 SIDE = 64  # small images: every model takes any size

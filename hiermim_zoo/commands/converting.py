@@ -22,7 +22,7 @@ from ..checkpoints.unconvert import check_file, to_published, write_published
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
-from ..models.measure import without_memory
+from ..models.shapes import without_memory
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 

@@ -44,7 +44,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     drawn = sheet(mae, images, out, title, options.statistics)
     with replacing(options.output) as part:
         drawn.save(part, format=kind)
-    things = "pictures" if images.ndim == 4 else "clips"
+    things = "images" if images.ndim == 4 else "clips"
     loss = f"loss {out.loss.item():.4f} on what is hidden of {len(images)} {things}"
     return Outcome(options.output, f"wrote {options.output}: {loss}")
 

@@ -175,25 +175,28 @@ class Digits(Source):
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey pixels; every sixth is kept for validation.
 
     Args:
-        split: "train", or any other for the rest.
+        split: "train", or another of SPLITS for the rest.
         mode: what PIL calls the images wanted.
 
     Raises:
-        ValueError: scikit-learn is not installed.
+        ValueError: an unknown split, or scikit-learn is not installed.
     """
 
     def __init__(self, split: str, mode: str) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"digits have no split {split!r}, but {', '.join(SPLITS)}")
+        train = split in ("train", "training")
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ValueError('digits come with scikit-learn: pip install "hiermim-zoo[probe]"') from error
         images, labels = load_digits(return_X_y=True)
-        chosen = (np.arange(len(labels)) % 6 == 0) != (split == "train")
+        chosen = (np.arange(len(labels)) % 6 == 0) != train
         pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         self.images = [Image.fromarray(x).convert(mode) for x in pixels]
         self.labels: list[int] = labels[chosen].tolist()
         self.class_names = list("0123456789")
-        self.identity = ("digits", split == "train")
+        self.identity = ("digits", train)
 
     def __len__(self) -> int:
         return len(self.images)

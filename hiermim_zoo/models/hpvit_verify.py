@@ -17,7 +17,7 @@ from ..checkpoints.layouts import Native
 from .build import source_grid
 from .family import family_named
 from .hpvit_model import HPViT
-from .measure import without_memory
+from .shapes import without_memory
 
 TOLERANCE = 1e-5  # largest relative difference of what must be equal
 

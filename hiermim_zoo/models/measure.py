@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from timm.layers import DropPath
 from timm.models import create_model
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .build import input_shape
+from .shapes import without_memory
 
 
 class Size(NamedTuple):
@@ -38,39 +37,6 @@ def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: 
         shape = (*shape[:-2], *(img_size or shape[-2:]))
         _, macs = sketch(model, torch.empty(1, *shape))
     return Size(sum(p.numel() for p in model.parameters()), macs, shape)
-
-
-# ---- building
-
-
-@contextmanager
-def without_memory() -> Iterator[None]:
-    """Models that are built and run in here have shapes, but no values (the meta device), and cost little time.
-
-    Drawing random numbers that nobody keeps would take most of the time, so nothing is drawn.
-    """
-    with torch.device("meta"), torch.no_grad(), _NothingIsDrawn():
-        yield
-
-
-FILLING = {
-    getattr(Tensor, name) for name in ("add_", "clamp_", "erfinv_", "fill_", "mul_", "normal_", "uniform_", "zero_")
-}
-
-
-class _NothingIsDrawn(TorchFunctionMode):
-    """Leaves tensors without values as they are where an initialisation would fill them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in FILLING or getattr(func, "__module__", None) == nn.init.__name__:
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
-
-
-# ---- running
 
 
 def sketch(model: nn.Module, inputs: Tensor) -> tuple[Any, int]:

@@ -168,7 +168,12 @@ def _texts(about: Option, value: Any) -> list[str]:
     """A value as the words of a command line."""
     if about.kind is ASSIGNMENT:
         return [f"{name}={content!r}" for name, content in value.items()]
-    return [str(v) for v in (value if isinstance(value, tuple) else (value,))]
+    return [_word(v) for v in (value if isinstance(value, tuple) else (value,))]
+
+
+def _word(value: Any) -> str:
+    """2, not 2.0: as people write it."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _checked(name: str, about: Option, value: Any) -> Any:
@@ -189,6 +194,8 @@ def _checked(name: str, about: Option, value: Any) -> Any:
         raise ValueError(f"{called} {error}") from error
     if about.kind is ASSIGNMENT:
         return dict(found)
+    if not found:
+        raise ValueError(f"{called} needs one value or more")
     if about.kind is SIDES:
         if len(found) not in (1, 2):
             raise ValueError(f"{called} {' '.join(map(str, found))}: one number, or height and width")
@@ -357,8 +364,10 @@ class Verb:
         """Its twin in Python: options by their names, with the same defaults and checks."""
 
         def run(**options: Any) -> Any:
-            words = [str(value) for value in options.values()]
-            made = self.family_options(options.get("model"), words) if self.family_options else self.options
+            words, model = [str(value) for value in options.values()], options.get("model")
+            made = self.options
+            if self.family_options:
+                made = self.family_options(None if model is None else str(model), words)
             return _result(self.execute(made(**options)))
 
         lines = [f"    {field.name}: {described(field)}." for field in _fields(self.options)]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
-from .shared import amp, device, frame_stride, square_size, workers
-from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
+from .shared import LARGEST_SEED, amp, device, frame_stride, square_size, workers
+from .values import FRACTION, PATH, POSITIVE, number, whole
 
 METHODS = ("classify", "knn", "linear", "finetune")
 TRAINED = ("knn", "linear", "finetune")  # methods that need labelled training images
@@ -84,7 +84,7 @@ class EvaluateOptions(OptionSet):
     workers: int = workers(group=COMPUTING)
     amp: str = amp(group=COMPUTING)
     device: str | None = device(group=COMPUTING)
-    seed: int = option("of everything random", default=0, kind=whole(0), metavar="N", group=COMPUTING)
+    seed: int = option("of everything random", default=0, kind=whole(0, LARGEST_SEED), metavar="N", group=COMPUTING)
 
     train: str | None = option(
         "labelled training images", default=None, metavar="DATA", auto="another split of the data", group=TRAINING
@@ -138,7 +138,7 @@ class EvaluateOptions(OptionSet):
     )
     lr: float | None = option(RATE, default=None, kind=POSITIVE, metavar="LR", auto="blr * batch / 256", group=TUNING)
     min_lr: float | None = option(
-        "learning rate at the end", default=None, kind=FINITE, metavar="LR", auto=RECIPE, group=TUNING
+        "learning rate at the end", default=None, kind=number(0), metavar="LR", auto=RECIPE, group=TUNING
     )
     layer_decay: float | None = option(
         "factor of the learning rate from a layer to the one below",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import AMP, OptionSet, flag, img_size, model_kwargs, option
+from .shared import LARGEST_SEED
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
 
 OWN_ARGS = (
@@ -23,7 +24,6 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
     "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "stop_after", "export_only", "license",
 }  # fmt: skip
 REMEMBERED = "the checkpoint's, else the family's"
-LARGEST_SEED = 2**64 - 1  # that torch takes
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -175,7 +175,7 @@ class PretrainOptions(OptionSet):
             values = getattr(self, name)
             if values is not None and len(values) != self.in_chans:
                 raise ValueError(f"--{name} has {len(values)} values, the images have {self.in_chans} channels")
-        if self.crop_scale is not None and self.crop_scale[0] > self.crop_scale[1]:
+        if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
             raise ValueError("--crop-scale {:g} {:g}: the lower end comes first".format(*self.crop_scale))
         if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:
             raise ValueError(

@@ -9,6 +9,7 @@ from . import AMP, option
 from .values import whole
 
 WORKERS = min(4, os.cpu_count() or 1)
+LARGEST_SEED = 2**64 - 1  # that torch takes
 STRIDE = 4  # frames; that of hiermim_zoo.data.clips, which imports torch
 
 
