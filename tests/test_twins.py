@@ -94,7 +94,7 @@ def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, ar
 @pytest.mark.parametrize(
     ("verb", "argv", "options", "words"),
     [
-        (evaluate, ["--seed", "-1"], {"seed": -1}, "-1 is not a whole number from 0 on"),
+        (evaluate, ["--seed", "-1"], {"seed": -1}, "-1 is not a whole number from 0 to"),
         (
             evaluate,
             ["--max-bad", "nan"],

@@ -65,7 +65,7 @@ def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, A
     return {
         "command": command,
         "data": options.data,
-        "epochs": int(options.epochs) if options.epochs.is_integer() else options.epochs,
+        "epochs": options.epochs,
         "step": step,
         "batch": options.batch_size,
         "final loss": round(losses[-1], 4) if losses else "unknown",
