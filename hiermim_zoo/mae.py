@@ -364,7 +364,7 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
         ValueError: unknown architecture, family without recipe, unknown value.
     """
     try:
-        own = family_of(name).mae(name.partition(".")[0])
+        own = family_of(name).mae(name)
     except ValueError as error:
         raise ValueError(f"{name} cannot be pre-trained by masking here: {error}") from error
     if own is None:

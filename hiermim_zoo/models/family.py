@@ -223,9 +223,8 @@ class Family:
 
 # They survive importlib.reload, as timm's registry does.
 _FAMILIES: dict[str, Family] = globals().get("_FAMILIES", {})
-_FAMILY_OF: dict[str, tuple[Entrypoint, str]] = globals().get(
-    "_FAMILY_OF", {}
-)  # architecture -> its entry point, its family
+# Architecture -> its entry point, its family.
+_FAMILY_OF: dict[str, tuple[Entrypoint, str]] = globals().get("_FAMILY_OF", {})
 
 
 def add_family(family: Family) -> Family:

@@ -24,8 +24,9 @@ class Rows(Generic[Row]):
     usual: Row | None = None
     others: Mapping[str, Row] = field(default_factory=dict)
 
-    def __call__(self, arch: str) -> Row | None:
-        return self.others.get(arch, self.usual)
+    def __call__(self, name: str) -> Row | None:
+        """The row of "arch" or "arch.tag"; None where there is none."""
+        return self.others.get(name.partition(".")[0], self.usual)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.others)

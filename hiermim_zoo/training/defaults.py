@@ -19,7 +19,7 @@ def pretraining_of(model: str) -> Pretraining:
     Raises:
         ValueError: it is unknown, or its family has no recipe.
     """
-    row = family_of(model).pretraining(model.partition(".")[0])
+    row = family_of(model).pretraining(model)
     if row is None:
         known = ", ".join(family.name for family in families() if family.pretraining)
         raise ValueError(f"--model {model}: its family has no recipe, those that have are {known}")

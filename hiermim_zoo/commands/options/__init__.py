@@ -22,14 +22,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from itertools import zip_longest
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from ...version import __version__
 from .values import ASSIGNMENT, FLAG, SIDES, TEXT, ValueKind, one_of
 
 BAD_INPUT = 2  # exit code
 AMP = ("none", "bf16", "fp16")  # what --amp may say
-Self = TypeVar("Self", bound="OptionSet")
 
 
 # ---- one option
