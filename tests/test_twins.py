@@ -23,9 +23,9 @@ import torch
 
 from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct
 from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
-from hiermim_zoo.commands.options import AMP, option_of, run_command
 from hiermim_zoo.commands.options import evaluate as evaluate_options
 from hiermim_zoo.commands.options import extract as extract_options
+from hiermim_zoo.commands.options import option_of, run_command
 from hiermim_zoo.commands.options import shared as shared_options
 from hiermim_zoo.data import clips
 from hiermim_zoo.models.measure import Size
@@ -101,7 +101,7 @@ def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, ar
             {"max_bad": float("nan")},
             "nan is not a finite number at least 0 and",
         ),
-        (evaluate, ["--amp", "fp8"], {"amp": "fp8"}, "fp8 is not one of none, bf16, fp16"),
+        (evaluate, ["--amp", "fp8"], {"amp": "fp8"}, "fp8 is not one of auto, none, bf16, fp16"),
         (evaluate, ["--epochs", "3"], {"epochs": 3}, "--epochs belongs to --method finetune, not to --method knn"),
         (evaluate, ["--warmup", "0"], {"warmup": 0}, "--warmup belongs to --method finetune"),
         (evaluate, ["--img-size", "0"], {"img_size": 0}, "0 is not a whole number from 1 on"),
@@ -151,7 +151,7 @@ def test_words_for_defaults_are_true() -> None:
     assert (settings.clip, settings.ema, settings.compile, settings.amp, settings.seed) == (
         None,
         None,
-        False,
+        None,
         "none",
         0,
     )
@@ -159,7 +159,7 @@ def test_words_for_defaults_are_true() -> None:
     assert about["temperature"] == str(evaluating_frozen.TEMPERATURE)
     assert about["batch_size"].startswith(f"{evaluating_frozen.BATCH} images")
     assert shared_options.STRIDE == clips.STRIDE
-    assert tuple(precision.DTYPES) == AMP
+    assert ("auto", *precision.DTYPES) == shared_options.AMP
     assert tuple(evaluating.METHODS) == evaluate_options.METHODS
     assert tuple(extracting.NEEDED) == extract_options.WHAT
     assert tuple(extracting_file.DTYPES) == extract_options.DTYPES

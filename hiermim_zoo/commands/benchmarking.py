@@ -163,7 +163,7 @@ def prepare(model: Any, mode: str, options: BenchmarkOptions, device: str) -> Ca
     side = options.img_size or shape[-2:]
     images = torch.randn(options.batch_size, *shape[:-2], *side, device=device)
     everything = torch.arange(model.units, device=device).expand(options.batch_size, -1) if mode == "dense" else None
-    call = torch.compile(model) if options.compile else model
+    call = torch.compile(model, mode=options.compile) if options.compile else model
 
     def step() -> None:
         with autocast(torch.device(device), options.amp):
@@ -197,7 +197,8 @@ def table(rows: dict[str, Row], options: BenchmarkOptions, device: str) -> str:
             each = f"{ratio * peer.gmacs / row.gmacs:.3f}" if row.gmacs and peer.gmacs else "-"
             line += [f"{ratio:.3f}", memory, each]
         lines.append(line)
-    what = f"batch {options.batch_size}, {device}, amp {options.amp}, {'compiled' if options.compile else 'eager'}, "
+    how = f"compiled ({options.compile})" if options.compile else "eager"
+    what = f"batch {options.batch_size}, {device}, amp {options.amp}, {how}, "
     what += f"{options.rounds} rounds, torch {torch.__version__}, {torch.get_num_threads()} threads"
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{what}"
 

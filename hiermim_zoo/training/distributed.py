@@ -160,23 +160,26 @@ def summed(values: Tensor) -> Tensor:
 # ---- models over processes
 
 
-def parallelize(model: nn.Module, blocks: Iterable[nn.Module], world: World, fsdp: bool, compiled: bool) -> nn.Module:
+def parallelize(
+    model: nn.Module, blocks: Iterable[nn.Module], world: World, fsdp: bool, compiled: str | None
+) -> nn.Module:
     """The module to call: compiled and spread over the processes as asked for.
 
     Args:
         model: on the device, unless its weights are to be spread too.
         blocks: the parts whose weights are gathered and let go one after the other.
         fsdp: spread weights and optimiser, not only the batch; there are several processes.
+        compiled: mode of torch.compile; None: eager.
     """
     if fsdp:
         for block in blocks:
             if compiled:
-                block.compile()
+                block.compile(mode=compiled)
             fully_shard(block)
         fully_shard(model)
         return model
     if compiled:
-        model.compile(fullgraph=True)
+        model.compile(fullgraph=True, mode=compiled)
     if world.size == 1:
         return model
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)

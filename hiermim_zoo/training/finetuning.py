@@ -48,7 +48,7 @@ class TuningSettings:
     clip: float | None = None  # norm of the gradient
     ema: float | None = None  # decay of the average of the weights
     amp: str = "none"
-    compile: bool = False
+    compile: str | None = None  # mode of torch.compile
     accumulate: int = 1
     workers: int = 0
     max_bad: float = 0.0
@@ -212,7 +212,7 @@ class FineTune:
         self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
         self.net: Any = self.parallel
         if settings.compile:
-            self.net = torch.compile(self.net)
+            self.net = torch.compile(self.net, mode=settings.compile)
 
     @property
     def result(self) -> nn.Module:

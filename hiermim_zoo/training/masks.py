@@ -34,7 +34,7 @@ def keep_of(columns: Tensor, shared: bool) -> Tensor:
     return columns[:1, EXTRA:] if shared else columns[:, EXTRA:]
 
 
-def planned_ahead(mae: MaskedAutoencoder, device: torch.device, compiled: bool) -> Callable[[Tensor], Any] | None:
+def planned_ahead(mae: MaskedAutoencoder, device: torch.device, compiled: str | None) -> Callable[[Tensor], Any] | None:
     """What the workers make of the columns of a batch, if there is something to plan.
 
     On accelerators and in graphs plans are made without a look at the mask, there and then.

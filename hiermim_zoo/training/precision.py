@@ -1,4 +1,4 @@
-"""Mixed precision: what the words of ``--amp`` mean."""
+"""Precision: what the words of ``--amp`` mean, and how float32 numbers are multiplied."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import torch
 DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def chosen_amp(amp: str, device: torch.device) -> str:
+    """A key of DTYPES: "auto" is bf16 on GPUs that compute in it, and none everywhere else."""
+    if amp != "auto":
+        return amp
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if able else "none"
+
+
 def autocast(device: torch.device, amp: str) -> torch.autocast:
     """The context in which a model computes on a device.
 
     Args:
-        amp: a key of DTYPES; "none" computes in the type of the weights.
+        amp: "auto", or a key of DTYPES; "none" computes in the type of the weights.
     """
-    return torch.autocast(device.type, dtype=DTYPES[amp], enabled=DTYPES[amp] is not None)
+    dtype = DTYPES[chosen_amp(amp, device)]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

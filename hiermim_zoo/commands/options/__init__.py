@@ -28,7 +28,6 @@ from ...version import __version__
 from .values import ASSIGNMENT, FLAG, SIDES, TEXT, ValueKind, one_of
 
 BAD_INPUT = 2  # exit code
-AMP = ("none", "bf16", "fp16")  # what --amp may say
 
 
 # ---- one option

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import OptionSet, flag, img_size, option
-from .shared import amp
+from . import OptionSet, img_size, option
+from .shared import amp, compile_mode
 from .values import PATH, whole
 
 MODES = ("inference", "train", "pretrain", "dense")
@@ -47,4 +47,4 @@ class BenchmarkOptions(OptionSet):
         "of the CPU", default=None, kind=whole(1), metavar="N", auto="torch's number", group=COMPUTING
     )
     amp: str = amp(group=COMPUTING)
-    compile: bool = flag("torch.compile with its default backend", group=COMPUTING)
+    compile: str | None = compile_mode(group=COMPUTING)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
-from .shared import LARGEST_SEED, amp, device, frame_stride, square_size, workers
+from .shared import LARGEST_SEED, amp, compile_mode, device, frame_stride, square_size, workers
 from .values import FRACTION, PATH, POSITIVE, number, whole
 
 METHODS = ("classify", "knn", "linear", "finetune")
@@ -215,7 +215,7 @@ class EvaluateOptions(OptionSet):
     accumulate: int | None = option(
         "batches of an optimiser's step", default=None, kind=whole(1), metavar="N", auto="1", group=TUNING
     )
-    compile: bool = flag("torch.compile", group=TUNING)
+    compile: str | None = compile_mode(group=TUNING)
 
     def check_together(self) -> None:
         """Refuse options of other methods, and what contradicts itself.

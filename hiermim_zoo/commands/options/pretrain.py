@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import AMP, OptionSet, flag, img_size, model_kwargs, option
-from .shared import LARGEST_SEED
+from . import OptionSet, flag, img_size, model_kwargs, option
+from .shared import LARGEST_SEED, amp, compile_mode
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
 
 OWN_ARGS = (
@@ -129,8 +129,8 @@ class PretrainOptions(OptionSet):
     device: str | None = _computation(
         "cuda, cuda:1, cpu, ...", default=None, auto="cuda where there is one; with torchrun, one each"
     )
-    amp: str = _computation("mixed precision", default="none", choices=AMP)
-    compile: bool = flag("with torch.compile", group="computation")
+    amp: str = amp("auto", group="computation")
+    compile: str | None = compile_mode(group="computation")
     fsdp: bool = flag("spread weights and optimiser over the processes, for what does not fit", group="computation")
 
     output: Path = _run("folder that the run writes", flags=("-o",), kind=PATH, metavar="DIR")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from . import AMP, option
+from . import option
 from .values import whole
 
 WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
+AMP = ("auto", "none", "bf16", "fp16")
+COMPILE = ("default", "reduce-overhead", "max-autotune")  # modes of torch.compile
 STRIDE = 4  # frames; that of hiermim_zoo.data.clips, which imports torch
 
 
@@ -28,8 +30,14 @@ def workers(**about: Any) -> Any:
     return option("processes that read images", default=WORKERS, kind=whole(0), metavar="N", **about)
 
 
-def amp(**about: Any) -> Any:
-    return option("compute in mixed precision", default="none", choices=AMP, **about)
+def amp(default: str = "none", **about: Any) -> Any:
+    help = "mixed precision; auto: bf16 on GPUs that have it, else none"
+    return option(help, default=default, choices=AMP, **about)
+
+
+def compile_mode(**about: Any) -> Any:
+    help = "torch.compile; without a word its default mode"
+    return option(help, default=None, choices=COMPILE, many="?", const=COMPILE[0], auto="eager", **about)
 
 
 def device(**about: Any) -> Any:
