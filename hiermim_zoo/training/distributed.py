@@ -68,11 +68,12 @@ def processes(device: str | None = None, spread: bool = False) -> Iterator[World
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Random numbers, the number of threads and the current GPU are afterwards what they were before.
+    """Random numbers, number of threads, precision of products and current GPU are afterwards what they were before.
 
     So a notebook may run several commands, one after the other.
     """
     numbers, threads = random_states(), torch.get_num_threads()
+    products = torch.get_float32_matmul_precision()
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     gpu_numbers = [] if gpu is None else torch.cuda.get_rng_state_all()
     try:
@@ -81,6 +82,8 @@ def restored() -> Iterator[None]:
         set_random_states(numbers)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+        if torch.get_float32_matmul_precision() != products:
+            torch.set_float32_matmul_precision(products)
         if gpu is not None:
             torch.cuda.set_device(gpu)
             torch.cuda.set_rng_state_all(gpu_numbers)
@@ -221,14 +224,35 @@ def noted_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: one that is not Python's
 
 
-def agree_on_step(loss: Tensor, norm: Tensor, caught: Sequence[int], scaled: bool) -> tuple[float, bool, int]:
-    """What all processes must do alike: the sum of their losses, whether any is not finite, the signal that any caught.
+def agree_on_step(loss: Tensor, norm: Tensor, caught: Sequence[int], scaled: bool) -> Tensor:
+    """What all processes must do alike, as sums over them; the host need not wait for it.
 
     Where gradients are ``scaled``, those that are too large are the scaler's business, and the loss alone counts.
+
+    Returns:
+        float32 [2 + signals]: losses; processes in which the step is not finite; those that caught each of SIGNALS.
     """
     bad = ~loss.isfinite() if scaled else ~(loss.isfinite() & norm.isfinite())
-    signals = [float(number in caught) for number in SIGNALS]
-    total, wrong, term, interrupt = summed(
-        torch.stack([loss.double(), bad.double(), *loss.new_tensor(signals).double()])
-    ).tolist()
-    return total, bool(wrong), signal.SIGTERM if term else signal.SIGINT if interrupt else 0
+    signals = [loss.new_full((), float(number in caught)) for number in SIGNALS]  # filled on the device, not copied
+    return summed(torch.stack([loss.float(), bad.float(), *(s.float() for s in signals)]))
+
+
+class OnItsWay:
+    """Numbers of a device that travel to the host while both go on with their work.
+
+    Args:
+        values: of one dimension.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.host = values.detach().to("cpu", non_blocking=True)
+        self.arrived = torch.cuda.Event(blocking=True) if values.is_cuda else None
+        if self.arrived:
+            self.arrived.record()
+
+    def read(self) -> list[float]:
+        """The numbers; waits until they are there."""
+        if self.arrived:
+            self.arrived.synchronize()
+        numbers: list[float] = self.host.tolist()
+        return numbers

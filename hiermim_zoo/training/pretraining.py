@@ -6,17 +6,17 @@ resumed ends like one that was not.
 
 from __future__ import annotations
 
-import math
 import signal
-import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
@@ -28,6 +28,8 @@ from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
 from .defaults import family_values, pretraining_of
 from .distributed import (
+    SIGNALS,
+    OnItsWay,
     World,
     agree_on_step,
     gather_objects,
@@ -37,9 +39,10 @@ from .distributed import (
     unsynchronised,
 )
 from .export import ENCODER, export
+from .graphs import begin_pass, hold_gradients
 from .masks import keep_of, planned_ahead, visible_units
-from .optimizer import check_optimizer, lr_at, make_optimizer, set_lr
-from .precision import autocast
+from .optimizer import check_optimizer, decides_on_device, gradient_norm, lr_at, make_optimizer, set_lr, take_step
+from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
 from .run_log import Meter, RunLog, peak_memory
 
@@ -73,6 +76,7 @@ def pretrain(options: PretrainOptions) -> Path:
     chosen = options.filled(family_values(options.model))
     check_optimizer(chosen.opt)
     with processes(chosen.device, chosen.fsdp) as world, noted_signals() as caught:
+        chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         begun = begun_run(chosen, world)
         torch.manual_seed(chosen.seed)
         mae = build_autoencoder(chosen)
@@ -88,14 +92,14 @@ def pretrain(options: PretrainOptions) -> Path:
             return run.export(options.command("pretrain"))
         with run.recorded():
             for step in range(run.first + 1, run.last + 1):
-                outcome = run.step(step, caught)
-                run.log(step, outcome)
-                if run.is_to_save(step) or outcome.signal:
+                run.step(step, caught)
+                number = run.read_on(step)
+                if run.is_to_save(step) or number:
                     run.save(step)
                 if run.is_to_look(step):
                     run.look(step)
-                if outcome.signal:
-                    raise run.stopped(step, outcome.signal)
+                if number:
+                    raise run.stopped(step, number)
         if run.last < run.total:
             return gather_objects(run.snapshot)[0]
         return run.export(options.command("pretrain"))
@@ -159,15 +163,21 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
 # ---- the run
 
 
+class Taken(NamedTuple):
+    """A step that the device was told to take; what comes of it is on its way to the host."""
+
+    step: int
+    lr: float
+    numbers: OnItsWay  # those of agree_on_step, and the norm of the gradient before it was clipped
+    positions: tuple[Tensor, ...]  # of the images that this process saw, in the data
+
+
 class StepOutcome(NamedTuple):
     """What came of a step."""
 
-    lr: float
     loss: float  # the mean over all processes; not finite in some steps that were skipped
-    norm: Tensor  # of the gradient, before it was clipped: []
     skipped: bool
-    signal: int  # that some process caught; 0: none
-    seconds: float
+    norm: float  # of the gradient, before it was clipped
 
 
 class Run:
@@ -194,6 +204,9 @@ class Run:
         no_decay = undecayed(mae, pretraining_of(options.model))
         self.optimizer = make_optimizer(mae, options.opt, options.weight_decay, options.betas, no_decay=no_decay)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
+        self.taken: deque[Taken] = deque()  # steps of which the host knows nothing yet
+        # The host prepares a step while the device is still at the one before, and reads of that one only then.
+        self.behind = 0 if world.device.type == "cpu" else 1
 
     def resume(self, begun: Begun) -> None:
         """Put everything where it was after the step of a snapshot."""
@@ -219,10 +232,13 @@ class Run:
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
             f"{options.model}: {len(source)} {source.noun}, steps {self.first} to {self.last} of {self.total}, "
-            f"{self.batching.per_epoch} an epoch"
+            f"{self.batching.per_epoch} an epoch; computed in {train_in(self.world.device, options.amp)}"
         )
+        if self.behind and not decides_on_device(self.optimizer):
+            self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
         self.stream = self.batches()
         self.meter = Meter(self.first, self.batching.batch)
+        self.holds_gradients = hold_gradients(self.mae.parameters(), options.compile, options.accumulate)
         self.model.train()
         try:
             yield
@@ -257,36 +273,27 @@ class Run:
             prepare=planned_ahead(mae, self.world.device, options.compile),
         )
 
-    def step(self, step: int, caught: list[int]) -> StepOutcome:
+    def step(self, step: int, caught: list[int]) -> None:
         """One step of the optimiser, left out where the loss or a gradient is not finite.
+
+        Nothing here waits for the device: :meth:`read_on` tells what came of it.
 
         Args:
             step: counted from 1.
             caught: signals that this process has caught.
-
-        Raises:
-            ValueError: too many steps in a row were left out.
         """
-        options, began = self.options, time.perf_counter()
+        options = self.options
         warmup = round(options.warmup * self.batching.per_epoch)
         lr = lr_at(step - 1, self.total, warmup, options.lr)
         set_lr(self.optimizer, lr)
         passes = [self.backward(more=n < options.accumulate) for n in range(1, options.accumulate + 1)]
         losses, positions = zip(*passes, strict=True)
         self.scaler.unscale_(self.optimizer)
-        trained = [p for p in self.mae.parameters() if p.requires_grad]
-        norm: Any = nn.utils.clip_grad_norm_(trained, options.clip or math.inf)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        # The one place in a step where the host waits for the device; the next batch is on its way already.
-        total, bad, number = agree_on_step(torch.stack(losses).sum(), norm, caught, self.scaler.is_enabled())
-        if not bad or self.scaler.is_enabled():  # the scaler itself skips steps whose gradients are not finite
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        self.optimizer.zero_grad()
-        self.skipped = self.skipped + 1 if bad else 0
-        if bad:
-            self.complain(step, torch.cat(positions))
-        return StepOutcome(lr, total / self.world.size, norm, bad, number, time.perf_counter() - began)
+        norm = gradient_norm(self.mae.parameters(), options.clip)
+        agreed = agree_on_step(torch.stack(losses).sum(), norm, caught, self.scaler.is_enabled())
+        take_step(self.optimizer, self.scaler, agreed[1] > 0)
+        self.optimizer.zero_grad(set_to_none=not self.holds_gradients)
+        self.taken.append(Taken(step, lr, OnItsWay(torch.cat([agreed, norm.float()[None]])), positions))
 
     def backward(self, more: bool) -> tuple[Tensor, Tensor]:
         """The gradients of one batch are added to those that are there.
@@ -298,11 +305,37 @@ class Run:
             Its share of the step's loss, and the positions of its images in the data.
         """
         images, columns, plans = self.meter.next_of(self.stream)
+        begin_pass(self.options.compile)
         with unsynchronised(self.model, more), autocast(self.world.device, self.options.amp):
             keep = keep_of(columns, self.mae.recipe.shared_mask)
             loss = self.model(images, keep, plans).loss / self.options.accumulate
             self.scaler.scale(loss).backward()
         return loss.detach(), columns[:, WANTED]
+
+    def read_on(self, step: int) -> int:
+        """Learn what came of the steps so far: of ``step`` too where the run stands still after it, or on a CPU.
+
+        Returns:
+            The signal because of which the run is to end after this step; 0: none. Then all steps have been read.
+
+        Raises:
+            ValueError: too many steps in a row were left out.
+        """
+        stands = self.is_to_save(step) or self.is_to_look(step)
+        number = self.read_until(step if stands else step - self.behind)
+        if number:
+            self.read_until(step)
+        return number
+
+    def read_until(self, step: int) -> int:
+        """Log what came of the steps up to this one; the last signal that some process caught, or 0."""
+        number = 0
+        while self.taken and self.taken[0].step <= step:
+            taken = self.taken.popleft()
+            total, bad, *signals, norm = taken.numbers.read()
+            number = next((n for n, processes in zip(SIGNALS, signals, strict=True) if processes), number)
+            self.note(taken, StepOutcome(total / self.world.size, bad > 0, norm))
+        return number
 
     def complain(self, step: int, positions: Tensor) -> None:
         """List the images of a step that was not finite.
@@ -323,24 +356,31 @@ class Run:
                 f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {options.max_nonfinite})"
             )
 
-    def log(self, step: int, outcome: StepOutcome) -> None:
-        """Show that a step is done; now and then write a line."""
-        if not outcome.skipped:
+    def note(self, taken: Taken, outcome: StepOutcome) -> None:
+        """Show that a step is done; now and then write a line.
+
+        Raises:
+            ValueError: it was left out, and is one such step too many.
+        """
+        step, memory = taken.step, peak_memory(self.world.device)
+        self.skipped = self.skipped + 1 if outcome.skipped else 0
+        if outcome.skipped:
+            self.complain(step, torch.cat(taken.positions))
+        else:
             self.meter.losses.append(outcome.loss)
-        memory = peak_memory(self.world.device)
         if step % self.options.log_steps == 0 or step == self.last:
             reading = self.meter.read(step)
             self.record.note(
                 step,
                 epoch=step / self.batching.per_epoch,
                 loss=reading.loss,
-                lr=outcome.lr,
-                norm=outcome.norm.item(),
+                lr=taken.lr,
+                norm=outcome.norm,
                 images_s=reading.images_s,
                 waiting=reading.waiting,
                 gib=memory,
             )
-        speed = self.batching.batch / outcome.seconds
+        speed = self.meter.lap()
         self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
 
     def is_to_save(self, step: int) -> bool:

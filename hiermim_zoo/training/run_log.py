@@ -83,6 +83,7 @@ class Meter:
 
     def __init__(self, step: int, batch: int) -> None:
         self.batch = batch
+        self.shown = time.perf_counter()  # when the last step was
         self._start(step)
 
     def _start(self, step: int) -> None:
@@ -101,7 +102,14 @@ class Meter:
         """What is done inside takes no time."""
         began = time.perf_counter()
         yield
-        self.since += time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        self.since, self.shown = self.since + seconds, self.shown + seconds
+
+    def lap(self) -> float:
+        """Images a second since the last step that was shown."""
+        now = time.perf_counter()
+        speed, self.shown = self.batch / (now - self.shown), now
+        return speed
 
     def read(self, step: int) -> Rates:
         """Everything up to a step; what comes is measured anew."""
