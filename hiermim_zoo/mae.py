@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import create_model
+from timm.models import checkpoint_seq, create_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -122,6 +122,7 @@ class Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(recipe.dim, eps=EPS)
         self.pred = nn.Linear(recipe.dim, values)
+        self.grad_checkpointing = False
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -146,8 +147,9 @@ class Decoder(nn.Module):
         x = _raster(x, self.layout)  # [B, N, D]
         if prefix is not None:
             x = torch.cat([self.embed(prefix), x], dim=1)
-        x = self.norm(self.blocks(x + self.pos_embed))
-        return self.pred(x[:, self.layout.prefix :])
+        x = x + self.pos_embed
+        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
+        return self.pred(self.norm(x)[:, self.layout.prefix :])
 
 
 # ---- the autoencoder
@@ -207,6 +209,15 @@ class MaskedAutoencoder(nn.Module):
         """Pixels (and frames) along each axis of the images that it was built for."""
         grid = _token_grid(self.layout)
         return tuple(tokens * pixels for tokens, pixels in zip(grid, self.layout.stride, strict=True))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations of blocks again in the backward pass instead of keeping them.
+
+        Raises:
+            ValueError: the encoder cannot.
+        """
+        self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
+        self.decoder.grad_checkpointing = enable
 
     def forward(self, images: Tensor, keep: Tensor | None = None, plans: Any = None) -> MAEOutput:
         """Hide units, predict their pixels.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -13,6 +14,7 @@ import torch
 from ..checkpoints.atomic import replacing
 from ..checkpoints.folder import check_target
 from ..training.distributed import World, gather_objects, processes
+from ..training.precision import chosen_amp
 from ..training.probe import interval
 from ..version import __version__
 from .evaluating_finetune import finetune
@@ -34,6 +36,8 @@ def evaluate(options: EvaluateOptions) -> Outcome:
     began = time.perf_counter()
     with processes(options.device) as world:
         check_outputs(options, world)
+        amp = options.amp or ("auto" if options.method == "finetune" else "none")
+        options = replace(options, amp=chosen_amp(amp, world.device))
         score, settings = METHODS[options.method](options, world)
         result = {}
         if world.first:

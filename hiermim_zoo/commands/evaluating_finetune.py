@@ -59,7 +59,8 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
 
     tuning.train(options.output and options.output / "log.jsonl", report)
     score = count(tuning.result, test, world, how)
-    settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings), "processes": world.size}
+    settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
+    settings |= {"processes": world.size, "computed in": tuning.computed}
     if options.output and world.first:
         export(options, options.output, tuning.result, arch, config, train, settings, score)
     return score, settings

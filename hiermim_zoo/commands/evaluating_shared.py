@@ -85,7 +85,9 @@ def reading(options: EvaluateOptions, config: dict[str, Any], world: World, batc
     Args:
         config: its preprocessing.
     """
-    return Inference(config, world.device, batch_size, options.workers, options.amp, options.max_bad, world.first)
+    return Inference(
+        config, world.device, batch_size, options.workers, options.amp or "none", options.max_bad, world.first
+    )
 
 
 def class_probabilities(model: nn.Module) -> Callable[[Tensor], Tensor]:

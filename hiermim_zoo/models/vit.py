@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import is_model, model_entrypoint, vision_transformer
+from timm.models import checkpoint_seq, is_model, model_entrypoint, vision_transformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -66,7 +66,8 @@ class MaskableViT:
         if model.cls_token is not None:
             token = (model.cls_token + positions[:, :prefix]).expand(x.shape[0], -1, -1)
             x = torch.cat([token, x], dim=1)
-        x = model.norm(model.blocks(model.norm_pre(x)))
+        x = model.norm_pre(x)
+        x = model.norm(checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x))
         return Visible(prefix=x[:, :prefix] if prefix else None, stages=(x[:, prefix:, None, None],))
 
 

@@ -41,6 +41,8 @@ def build_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
         )
     if options.compile:
         check_compilable(mae.encoder)
+    if options.grad_checkpointing:
+        mae.set_grad_checkpointing()
     return mae
 
 

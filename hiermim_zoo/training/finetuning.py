@@ -9,6 +9,7 @@ import json
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,10 @@ from ..data.transforms import make_transform
 from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
-from .distributed import World, summed, unsynchronised
-from .optimizer import lr_at, make_optimizer, set_lr
-from .precision import autocast
+from .distributed import OnItsWay, World, summed, unsynchronised
+from .graphs import begin_pass, hold_gradients
+from .optimizer import gradient_norm, lr_at, make_optimizer, set_lr
+from .precision import autocast, train_in
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class TuningSettings:
     ema: float | None = None  # decay of the average of the weights
     amp: str = "none"
     compile: str | None = None  # mode of torch.compile
+    grad_checkpointing: bool = False
     accumulate: int = 1
     workers: int = 0
     max_bad: float = 0.0
@@ -86,6 +89,18 @@ def new_classifier(
     trunc_normal_(head.weight, std=recipe.head_std)
     nn.init.zeros_(head.bias)
     return model
+
+
+def save_memory(model: Any) -> None:
+    """Let a model compute the activations of its blocks again in the backward pass, as timm's models can.
+
+    Raises:
+        ValueError: this one cannot.
+    """
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError) as error:
+        raise ValueError(f"--grad-checkpointing: {type(model).__name__} has no gradient checkpointing") from error
 
 
 def augmentation(config: Mapping[str, Any], recipe: FineTuning, settings: TuningSettings) -> Any:
@@ -183,6 +198,8 @@ class FineTune:
                 f"a warm-up of {recipe.warmup} epochs leaves none of {recipe.epochs}; give --warmup less than --epochs"
             )
         self.model, self.recipe, self.settings, self.world = model, recipe, settings, world
+        if settings.grad_checkpointing:
+            save_memory(model)
         self.batching = Batching(
             len(source), recipe.batch, settings.accumulate, world.rank, world.size, settings.seed, source.repeat
         )
@@ -193,6 +210,7 @@ class FineTune:
         )
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
+        self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
         self.total = recipe.epochs * self.batching.per_epoch
         self.batches = batches(
             source,
@@ -232,6 +250,7 @@ class FineTune:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
+        self.computed = train_in(self.world.device, self.settings.amp)
         with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
             for epoch in range(self.recipe.epochs):
                 line = {"epoch": epoch, **self._epoch(epoch, bar), **report(epoch)}
@@ -244,9 +263,14 @@ class FineTune:
         start, steps = time.perf_counter(), self.batching.per_epoch
         self.model.train()
         total = 0.0
+        coming: deque[tuple[int, OnItsWay]] = deque()  # losses; on a GPU they are read while the next step is computed
+        behind = 0 if self.world.device.type == "cpu" else 1
         for step in range(epoch * steps, (epoch + 1) * steps):
-            total += self._step(step)
+            coming.append((step, self._step(step)))
+            if len(coming) > behind:
+                total += self._read(*coming.popleft())
             bar.update()
+        total += sum(self._read(*late) for late in coming)
         mean = summed(torch.tensor([total], device=self.world.device)).item() / (steps * self.world.size)
         seconds = time.perf_counter() - start
         speed = steps * self.batching.batch / seconds
@@ -267,27 +291,37 @@ class FineTune:
             recipe.min_lr,
         )
 
-    def _step(self, step: int) -> float:
+    def _step(self, step: int) -> OnItsWay:
         """One step of the optimiser; the mean loss of its batches in this process."""
         set_lr(self.optimizer, self._lr(step))
-        self.optimizer.zero_grad(set_to_none=True)
         losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
-        total = torch.stack(losses).sum().item()
-        if not math.isfinite(total):
-            raise ValueError(f"the loss of step {step} is {total}; a lower --lr, --clip 1 or --amp none may help")
         if self.settings.clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            gradient_norm(self.model.parameters(), self.settings.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=not self.holds_gradients)
         if self.ema:
             self.ema.update(self.model, step=step + 1)
+        return OnItsWay(torch.stack(losses).sum()[None])
+
+    @staticmethod
+    def _read(step: int, loss: OnItsWay) -> float:
+        """The loss of a step.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        [total] = loss.read()
+        if not math.isfinite(total):
+            raise ValueError(f"the loss of step {step} is {total}; a lower --lr, --clip 1 or --amp none may help")
         return total
 
     def _backward(self, more: bool) -> Tensor:
         """Gradients of one batch; ``more`` are to come in this step."""
         images, columns, _ = next(self.batches)
         images, target = self.mix(images, columns[:, LABEL])
+        begin_pass(self.settings.compile)
         with unsynchronised(self.parallel, more):
             with autocast(images.device, self.settings.amp):
                 logits = self.net(images)

@@ -71,11 +71,11 @@ def make_optimizer(
         groups = param_groups_layer_decay(
             model, weight_decay, no_weight_decay_list=set(no_decay), layer_decay=layer_decay
         )
-    info = get_optimizer_info(name)
-    extra: dict[str, Any] = {"betas": tuple(betas)} if info.has_betas else {}
-    if info.opt_class in FUSED and all(p.device.type in FUSED_DEVICES for p in model.parameters()):
-        extra["fused"] = True
     try:
+        info = get_optimizer_info(name)
+        extra: dict[str, Any] = {"betas": tuple(betas)} if info.has_betas else {}
+        if info.opt_class in FUSED and all(p.device.type in FUSED_DEVICES for p in model.parameters()):
+            extra["fused"] = True
         return create_optimizer_v2(groups, name, lr=0.0, **extra)
     except (ValueError, AssertionError, TypeError) as error:
         raise ValueError(f"optimiser {name!r} cannot be made: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
-from .shared import LARGEST_SEED, amp, compile_mode, device, frame_stride, square_size, workers
+from .shared import LARGEST_SEED, amp, compile_mode, device, frame_stride, grad_checkpointing, square_size, workers
 from .values import FRACTION, PATH, POSITIVE, number, whole
 
 METHODS = ("classify", "knn", "linear", "finetune")
@@ -82,7 +82,7 @@ class EvaluateOptions(OptionSet):
         group=COMPUTING,
     )
     workers: int = workers(group=COMPUTING)
-    amp: str = amp(group=COMPUTING)
+    amp: str | None = amp(None, auto="auto with --method finetune, else none", group=COMPUTING)
     device: str | None = device(group=COMPUTING)
     seed: int = option("of everything random", default=0, kind=whole(0, LARGEST_SEED), metavar="N", group=COMPUTING)
 
@@ -216,6 +216,7 @@ class EvaluateOptions(OptionSet):
         "batches of an optimiser's step", default=None, kind=whole(1), metavar="N", auto="1", group=TUNING
     )
     compile: str | None = compile_mode(group=TUNING)
+    grad_checkpointing: bool = grad_checkpointing(group=TUNING)
 
     def check_together(self) -> None:
         """Refuse options of other methods, and what contradicts itself.

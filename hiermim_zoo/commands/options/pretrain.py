@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
-from .shared import LARGEST_SEED, amp, compile_mode
+from .shared import LARGEST_SEED, amp, compile_mode, grad_checkpointing
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
 
 OWN_ARGS = (
@@ -20,8 +20,9 @@ OWN_ARGS = (
     "num_classes",
 )  # arguments of the model with an option of their own
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
-    "data", "data_dir", "output", "resume", "workers", "device", "compile", "fsdp", "accumulate", "max_bad",
-    "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "stop_after", "export_only", "license",
+    "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
+    "max_bad", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "stop_after", "export_only",
+    "license",
 }  # fmt: skip
 REMEMBERED = "the checkpoint's, else the family's"
 
@@ -131,6 +132,7 @@ class PretrainOptions(OptionSet):
     )
     amp: str = amp("auto", group="computation")
     compile: str | None = compile_mode(group="computation")
+    grad_checkpointing: bool = grad_checkpointing(group="computation")
     fsdp: bool = flag("spread weights and optimiser over the processes, for what does not fit", group="computation")
 
     output: Path = _run("folder that the run writes", flags=("-o",), kind=PATH, metavar="DIR")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from . import option
+from . import flag, option
 from .values import whole
 
 WORKERS = min(4, os.cpu_count() or 1)
@@ -30,7 +30,7 @@ def workers(**about: Any) -> Any:
     return option("processes that read images", default=WORKERS, kind=whole(0), metavar="N", **about)
 
 
-def amp(default: str = "none", **about: Any) -> Any:
+def amp(default: str | None = "none", **about: Any) -> Any:
     help = "mixed precision; auto: bf16 on GPUs that have it, else none"
     return option(help, default=default, choices=AMP, **about)
 
@@ -38,6 +38,10 @@ def amp(default: str = "none", **about: Any) -> Any:
 def compile_mode(**about: Any) -> Any:
     help = "torch.compile; without a word its default mode"
     return option(help, default=None, choices=COMPILE, many="?", const=COMPILE[0], auto="eager", **about)
+
+
+def grad_checkpointing(**about: Any) -> Any:
+    return flag("less memory, more time: compute activations of blocks again in the backward pass", **about)
 
 
 def device(**about: Any) -> Any:
