@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 
+def on_host(keep: Tensor) -> bool:
+    """Whether the values of a mask may be looked at: not where the host would wait for a device, nor inside a graph."""
+    return keep.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_keep(keep: Tensor, batch: int, units: int) -> None:
     """Refuse a ``keep`` that does not fit.
 
-    Shape and type are always checked. Values are checked on the CPU only, and not while a graph is being
-    captured: on an accelerator looking at them would make the host wait for the device in every step.
+    Shape and type are always checked, values only :func:`on_host`.
 
     Args:
         keep: int64 [B, K].
@@ -30,7 +34,7 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
         raise ValueError(
             f"keep must be int64 [{batch}, K] with 1 <= K <= {units} units, got {keep.dtype} {list(keep.shape)}"
         )
-    if keep.device.type != "cpu" or torch.compiler.is_compiling():
+    if not on_host(keep):
         return
     low, high = int(keep.min()), int(keep.max())
     if low < 0 or high >= units:

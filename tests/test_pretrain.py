@@ -497,12 +497,6 @@ def test_mixed_precision_learns_the_same_more_or_less(tmp_path: Path, amp: str) 
     assert all(tensor.dtype == torch.float32 for tensor in mixed.values())
 
 
-@pytest.mark.slow
-def test_compiled_training_learns_the_same(tmp_path: Path) -> None:
-    argv = ("--steps", "2", "--opt", "momentum", "--lr", "0.1")
-    assert largest_difference(train(tmp_path / "a", *argv), train(tmp_path / "b", *argv, "--compile")) < 1e-5
-
-
 def test_a_plain_vit_is_trained_too(tmp_path: Path) -> None:
     argv = ("--model", "vit_tiny_patch16_224", "--img-size", "32", "64", "--steps", "2", "--mask-ratio", "0.5")
     trained = train(tmp_path / "out", *argv, "--model-kwargs", "embed_dim=96", "depth=2", "num_heads=3")

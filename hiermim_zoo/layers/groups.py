@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..masking import on_host
 from .packing import Packing, apart, cost, pack
 from .position import relative_position_bias
 
@@ -95,11 +96,9 @@ def make_plans(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
         ValueError: an unknown method.
     """
     check_method(method)
-    graph = torch.compiler.is_compiling()
-    on_host = keep.device.type == "cpu" and not graph
-    if on_host and bool((keep == keep[:1]).all()):
+    if on_host(keep) and bool((keep == keep[:1]).all()):
         keep = keep[:1]
-    make = METHODS[method or ("pack" if on_host else "sort")]
+    make = METHODS[method or ("pack" if on_host(keep) else "sort")]
     return {geometry: make(keep, geometry) for geometry in dict.fromkeys(geometries)}
 
 

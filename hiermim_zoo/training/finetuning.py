@@ -91,18 +91,6 @@ def new_classifier(
     return model
 
 
-def save_memory(model: Any) -> None:
-    """Let a model compute the activations of its blocks again in the backward pass, as timm's models can.
-
-    Raises:
-        ValueError: this one cannot.
-    """
-    try:
-        model.set_grad_checkpointing()
-    except (AssertionError, AttributeError) as error:
-        raise ValueError(f"--grad-checkpointing: {type(model).__name__} has no gradient checkpointing") from error
-
-
 def augmentation(config: Mapping[str, Any], recipe: FineTuning, settings: TuningSettings) -> Any:
     """timm's training transform; erasing, which wants normalised batches, is not in it.
 
@@ -199,7 +187,7 @@ class FineTune:
             )
         self.model, self.recipe, self.settings, self.world = model, recipe, settings, world
         if settings.grad_checkpointing:
-            save_memory(model)
+            model.set_grad_checkpointing()  # type: ignore[operator]
         self.batching = Batching(
             len(source), recipe.batch, settings.accumulate, world.rank, world.size, settings.seed, source.repeat
         )

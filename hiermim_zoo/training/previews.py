@@ -24,11 +24,11 @@ PROBED = 6000  # images at most, drawn once and for all; a sixth asks, the other
 
 @contextmanager
 def at_rest(mae: MaskedAutoencoder) -> Iterator[None]:
-    """Evaluation mode, no gradients; weights that no block of its own gathers are gathered."""
+    """Evaluation mode, no gradients, no graphs; weights that no block of its own gathers are gathered."""
     mae.eval()
     if isinstance(mae, FSDPModule):
         mae.unshard()
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # graphs are for the batches of the training
         yield
     if isinstance(mae, FSDPModule):
         mae.reshard()
