@@ -239,6 +239,20 @@ def test_a_bad_step_changes_nothing(name: str, on_device: bool) -> None:
         assert not any(map(torch.equal, before, everything()))
 
 
+def test_a_run_of_another_device_goes_on_with_the_kernels_of_this_one(tmp_path: Path) -> None:
+    argv = [*HIVIT, "--steps", "4"]
+    trained(tmp_path, *argv, "--stop-after", "2")
+    [file] = snapshots.found(tmp_path / "checkpoints")
+    state = snapshots.load(file)
+    assert state["optimizer"]["param_groups"]
+    for group in state["optimizer"]["param_groups"]:
+        assert group["fused"] is True
+        group["fused"] = None  # of a device without such kernels, or of an older version
+    run = run_of(tmp_path / "other", *argv)
+    run.resume(pretraining.Begun(file, state))
+    assert decides_on_device(run.optimizer)
+
+
 def test_a_first_step_that_is_left_out_leaves_a_fresh_optimiser() -> None:
     """The second step is then the first one."""
     torch.manual_seed(0)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 # kernel too, but its first step, left out, would leave its momentum as it was allocated.
 FUSED = (torch.optim.Adam, torch.optim.AdamW)
 FUSED_DEVICES = ("cpu", "cuda")
+KERNELS = ("fused", "foreach", "capturable")  # what a group of parameters says of how it is computed
 
 
 def lr_at(step: int, total: int, warmup: int, peak: float, floor: float = 0.0) -> float:
@@ -98,6 +100,15 @@ def gradient_norm(parameters: Iterable[nn.Parameter], most: float | None = None)
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step can be left out because of a number that the host does not know."""
     return type(optimizer) in FUSED and all(group["fused"] for group in optimizer.param_groups)
+
+
+@contextmanager
+def own_kernels(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, a saved state may be loaded: what was computed counts, not by which kernels it was."""
+    kept = [{key: group[key] for key in KERNELS if key in group} for group in optimizer.param_groups]
+    yield
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def take_step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: Tensor) -> None:

@@ -41,7 +41,16 @@ from .distributed import (
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .masks import keep_of, planned_ahead, visible_units
-from .optimizer import check_optimizer, decides_on_device, gradient_norm, lr_at, make_optimizer, set_lr, take_step
+from .optimizer import (
+    check_optimizer,
+    decides_on_device,
+    gradient_norm,
+    lr_at,
+    make_optimizer,
+    own_kernels,
+    set_lr,
+    take_step,
+)
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
 from .run_log import Meter, RunLog, peak_memory
@@ -211,7 +220,8 @@ class Run:
     def resume(self, begun: Begun) -> None:
         """Put everything where it was after the step of a snapshot."""
         state = begun.state
-        snapshots.restore(self.mae, self.optimizer, state)
+        with own_kernels(self.optimizer):
+            snapshots.restore(self.mae, self.optimizer, state)
         self.scaler.load_state_dict(state["scaler"])
         self.first, self.skipped, self.snapshot = state["step"], state["skipped"], begun.snapshot
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
