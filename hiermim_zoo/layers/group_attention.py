@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .groups import BLOCK, Plan, aligned, check_flex_dropout
 from .position import relative_position_bias
@@ -171,6 +170,8 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, band: Band, ta
     Returns:
         [B, n, g, d].
     """
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention  # not loaded where it is not used
+
     size = plan.window.shape[1]
     seen, biased = pair_functions(plan, table)
     mask = BlockMask(
