@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo.checkpoints.layouts import find_layout
 from hiermim_zoo.checkpoints.unconvert import to_published
+from hiermim_zoo.layers import group_attention
 from hiermim_zoo.layers.groups import METHODS, make_plans
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
@@ -122,8 +123,32 @@ def test_ways_to_plan_agree_and_plans_can_be_made_beforehand(kind: str) -> None:
     for method in METHODS:
         (found,) = model.forward_visible(images, keep, make_plans(keep, model.geometries((4, 4)), method)).stages
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    other = make_plans(random_keep(3, 16, 6), model.geometries((4, 4)), "sort")  # negative control
-    assert not torch.allclose(model.forward_visible(images, keep, other).stages[0], expected, atol=1e-3)
+    for method in ("sort", "flex"):  # negative control
+        other = make_plans(random_keep(3, 16, 6), model.geometries((4, 4)), method)
+        assert not torch.allclose(model.forward_visible(images, keep, other).stages[0], expected, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TOYS)
+@torch.no_grad()
+def test_flex_attention_gives_equal_numbers_and_is_part_of_one_graph(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its backward pass it runs on GPUs alone."""
+    model = toy(kind, plan_method="flex", depths=(1, 1, 1, 1))
+    images, keep = torch.randn(3, 3, 128, 128), random_keep(3, 16, 6)
+    (expected,) = model.forward_visible(images, keep).stages
+    monkeypatch.setattr(group_attention, "FLEXIBLE", ("cpu",))
+    followed = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        nonlocal followed
+        followed += sum("flex_attention" in str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    compiled = torch.compile(model.forward_visible, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(images, keep).stages[0], expected, rtol=1e-5, atol=1e-5)
+    assert followed == 1  # in the first stage; the others have few tokens
 
 
 @pytest.mark.parametrize("kind", TOYS)
@@ -206,6 +231,14 @@ def test_drop_path_acts_on_samples(kind: str) -> None:
         (lambda: toy("twins", wss=(40, 7, 7, 7)), "a window is larger than the grid of 32 x 32"),
         (lambda: toy("swin", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
         (lambda: toy("twins", plan_method="knapsack"), "plan_method='knapsack' is unknown, use 'pack'"),
+        (
+            lambda: toy("swin", plan_method="flex", num_heads=(2, 4, 4, 8)),
+            "flex' needs heads of at least 16 channels, these have .*: use 'sort'",
+        ),
+        (
+            lambda: toy("twins", plan_method="flex", attn_drop_rate=0.1),
+            r"flex' cannot drop attention weights \(dropout 0.1\): use 'sort'",
+        ),
         (
             lambda: other_plans(toy_mae("swin"), toy_mae("twins"), 2),
             "the plans are of other windows: they lack Geometry",

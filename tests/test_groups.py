@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
+from torch.nn.attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hiermim_zoo.layers.groups import (
-    METHODS,
-    Geometry,
-    Plan,
+from hiermim_zoo.layers import group_attention as following
+from hiermim_zoo.layers import groups
+from hiermim_zoo.layers.group_attention import (
+    Band,
+    banded_attention,
     group_attention,
-    make_plans,
+    make_band,
     pair_bias,
+    pair_functions,
     pair_mask,
     pair_rows,
 )
+from hiermim_zoo.layers.groups import BLOCK, METHODS, ON_HOST, Geometry, Plan, make_plans
 from hiermim_zoo.layers.packing import cost, pack
 from hiermim_zoo.layers.sparse import halo_conv, make_halo, patch_conv
 from hiermim_zoo.masking import random_keep
@@ -29,6 +37,7 @@ from hiermim_zoo.masking import random_keep
 INSTANCES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden" / "grouping.json").read_text())[
     "instances"
 ]
+graph_of_flex = torch.compile(banded_attention, dynamic=False, backend="eager")  # needs no compiler
 GEOMETRIES = [
     Geometry((7, 7), 8, (7, 7)),
     Geometry((7, 7), 8, (7, 7), (3, 3)),
@@ -98,6 +107,12 @@ def one_by_one(qkv: Tensor, keep: Tensor, geometry: Geometry, table: Tensor, hea
     return out
 
 
+def inputs(batch: int, tokens: int, geometry: Geometry, heads: int = 2) -> tuple[Tensor, Tensor]:
+    """Queries, keys and values of heads of 16 channels, and a table."""
+    h, w = geometry.window
+    return torch.randn(batch, tokens, 3 * 16 * heads), torch.randn((2 * h - 1) * (2 * w - 1), heads)
+
+
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("masks", ["own", "shared"])
 def test_attention_in_groups_is_attention_in_windows(geometry: Geometry, masks: str) -> None:
@@ -111,10 +126,8 @@ def test_attention_in_groups_is_attention_in_windows(geometry: Geometry, masks: 
     for method in METHODS:
         plan = make_plans(keep, [geometry], method)[geometry]
         plan = pickle.loads(pickle.dumps(plan))
-        rows = pair_rows(plan)
-        torch.testing.assert_close(
-            group_attention(qkv, plan, heads, pair_bias(rows, table)), expected, rtol=1e-5, atol=1e-5
-        )
+        found = group_attention(qkv, plan, heads, pair_rows(plan), table)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(group_attention(qkv, plan, heads, pair_mask(plan)), unbiased, rtol=1e-5, atol=1e-5)
         blind = plan._replace(window=torch.zeros_like(plan.window))  # negative control: no window but one
         if plan.reach or bool((plan.window != plan.window[:, :1]).any()):
@@ -135,17 +148,252 @@ def test_one_mask_is_planned_once_and_masks_of_their_own_are_packed_together() -
     assert together.window.numel() < min(1.01 * 16 * 12 * 64, sum(plan.window.numel() for plan in alone))
 
 
-def test_shapes_of_sorted_plans_do_not_depend_on_the_mask() -> None:
+BLIND = [method for method in METHODS if method not in ON_HOST]
+
+
+@pytest.mark.parametrize("method", BLIND)
+def test_shapes_do_not_depend_on_the_mask(method: str) -> None:
     shapes = set()
     for _ in range(5):
-        plans = make_plans(random_keep(4, 49, 12), GEOMETRIES[:5], "sort")
-        shapes.add(tuple(tuple(plan.window.shape) for plan in plans.values()))
+        plans = make_plans(random_keep(4, 49, 12), GEOMETRIES[:5], method)
+        shapes.add(tuple((tuple(plan.window.shape), plan.band) for plan in plans.values()))
     assert len(shapes) == 1
 
 
+class NoLook(TorchDispatchMode):
+    """Refuses what makes the host wait for the device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        looks = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "bincount")
+        assert func.overloadpacket.__name__ not in looks, f"{func} looks at the values"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_looks_at_the_mask_but_what_is_made_on_the_host(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "FLEXIBLE", ("cpu",))
+    monkeypatch.setattr(following, "_compiled", lambda: emulated)
+    geometry, keep = GEOMETRIES[1], random_keep(3, 49, 12)
+    qkv, table = torch.randn(3, 12 * 64, 48), torch.randn(13 * 13, 2)
+
+    def step() -> None:
+        plan = METHODS[method](keep, geometry)
+        group_attention(qkv, plan, 2, pair_rows(plan), table)
+        group_attention(qkv, plan, 2, pair_mask(plan))
+
+    with NoLook():
+        if method in BLIND:
+            step()
+        else:  # negative control
+            with pytest.raises(AssertionError, match="looks at the values"):
+                step()
+
+
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="method='knapsack' is unknown, use 'pack', 'sort', 'window', 'sequence'"):
+    with pytest.raises(ValueError, match="'knapsack' is unknown, use 'pack', 'sort', 'flex', 'window', 'sequence'"):
         make_plans(random_keep(1, 49, 12), GEOMETRIES, "knapsack")
+
+
+# ---- devices: a bias whose rows begin at multiples of 8 numbers is not copied
+
+
+@pytest.mark.parametrize("method", BLIND)
+def test_on_devices_a_bias_is_stored_as_fused_attention_wants_it(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    attend = F.scaled_dot_product_attention
+
+    def noted(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float) -> Tensor:
+        seen.append(attn_mask)
+        return attend(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
+
+    monkeypatch.setattr(following.F, "scaled_dot_product_attention", noted)
+    for batch in (1, 3):  # of one mask
+        for geometry in (*GEOMETRIES[:4], Geometry((7, 7), 1, (7, 7))):
+            keep = random_keep(1, 49, 13).to("meta")
+            plan = make_plans(keep, [geometry], method)[geometry]
+            qkv = torch.empty(batch, 13 * geometry.tokens**2, 3 * 32, dtype=torch.bfloat16, device="meta")
+            table = torch.empty(2 * plan.centre + 1, 2, device="meta")
+            group_attention(qkv, plan, 2, pair_rows(plan), table)
+    for bias in seen:
+        assert bias.dtype == torch.bfloat16
+        assert bias.stride(-1) == 1
+        assert not any(stride % 8 for stride in bias.stride()[:-1])
+    plan = make_plans(random_keep(1, 49, 13), [GEOMETRIES[4]], method)[GEOMETRIES[4]]  # negative control: on a CPU
+    assert any(stride % 8 for stride in pair_rows(plan).stride()[:-1])  # type: ignore[union-attr]
+
+
+def test_slots_that_fill_up_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What devices do, on a CPU."""
+    for module in (groups, following):
+        monkeypatch.setattr(module, "aligned", lambda slots, device: slots + -slots % 8)
+    sizes = set()
+    for geometry in GEOMETRIES:
+        keep = random_keep(2, geometry.units[0] * geometry.units[1], 7)
+        qkv, table = inputs(2, 7 * geometry.tokens**2, geometry)
+        for method in METHODS:
+            plan = make_plans(keep, [geometry], method)[geometry]
+            expected = one_by_one(qkv, keep, geometry, table, 2)
+            found = group_attention(qkv, plan, 2, pair_rows(plan), table)
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+            sizes |= {plan.window.shape[1]} if plan.reach else set()
+    assert sizes
+    assert not any(size % 8 for size in sizes)
+
+
+def test_the_bias_is_rounded_once_and_its_gradients_are_summed_up_in_the_type_of_the_table() -> None:
+    geometry = GEOMETRIES[1]
+    _, table = inputs(1, 1, geometry)
+    rows = pair_rows(make_plans(random_keep(1, 49, 12), [geometry])[geometry])
+    assert isinstance(rows, Tensor)
+
+    def bias_and_gradient(table: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        bias = pair_bias(rows, table.requires_grad_(), dtype)
+        assert bias.is_contiguous()
+        return bias.detach(), torch.autograd.grad(bias.exp().sum(), table)[0]
+
+    half, found = bias_and_gradient(table, torch.bfloat16)
+    full, exact = bias_and_gradient(table, torch.float32)
+    assert torch.equal(half, full.bfloat16())
+    torch.testing.assert_close(found, exact, rtol=1e-2, atol=0)
+    _, lost = bias_and_gradient(table.detach().bfloat16(), torch.bfloat16)  # negative control
+    assert not torch.allclose(lost.float(), exact, rtol=1e-2, atol=0)
+
+
+# ---- FlexAttention
+
+
+def visible_blocks(band: Band) -> Tensor:
+    """Bool [blocks, blocks]: which blocks a block sees."""
+    count, blocks = band.counts[0, 0], band.blocks[0, 0].long()
+    shown = torch.arange(len(count)) < count[:, None]
+    return torch.zeros(shown.shape, dtype=torch.bool).scatter(1, blocks, shown)
+
+
+def emulated(q: Tensor, k: Tensor, v: Tensor, plan: Plan, band: Band, table: Tensor | None) -> Tensor:
+    """What FlexAttention is told, done with all pairs: it has no backward pass on CPUs."""
+    seen, biased = pair_functions(plan, table)
+    b, h, i, j = torch.meshgrid(
+        *map(torch.arange, (*q.shape[:3], q.shape[2])),
+        indexing="ij",
+    )
+    score = q @ k.mT / q.shape[-1] ** 0.5
+    score = score if biased is None else biased(score, b, h, i, j)
+    shown = seen(b, h, i, j) & visible_blocks(band)[i // BLOCK, j // BLOCK]
+    return score.masked_fill(~shown, -torch.inf).softmax(-1) @ v
+
+
+FLEX = [GEOMETRIES[1], GEOMETRIES[2], GEOMETRIES[5]]
+
+
+def planned(geometry: Geometry, masks: str) -> tuple[Tensor, Plan]:
+    units = geometry.units[0] * geometry.units[1]
+    keep = random_keep(3, units, units // 4)
+    keep = keep[:1].expand(3, -1) if masks == "shared" else keep
+    plan = make_plans(keep, [geometry], "flex")[geometry]
+    assert plan.band is not None
+    return keep, plan
+
+
+@pytest.mark.parametrize("geometry", FLEX, ids=str)
+@pytest.mark.parametrize("masks", ["own", "shared"])
+@torch.no_grad()
+def test_flex_attention_is_attention_in_windows(
+    geometry: Geometry, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "FLEXIBLE", ("cpu",))
+    monkeypatch.setattr(following, "_compiled", lambda: graph_of_flex)
+    keep, plan = planned(geometry, masks)
+    qkv, table = inputs(3, keep.shape[1] * geometry.tokens**2, geometry)
+    expected = one_by_one(qkv, keep, geometry, table, 2)
+    band = pair_rows(plan)
+    assert isinstance(band, Band)
+    torch.testing.assert_close(group_attention(qkv, plan, 2, band, table), expected, rtol=1e-5, atol=1e-5)
+    unbiased = one_by_one(qkv, keep, geometry, torch.zeros_like(table), 2)
+    torch.testing.assert_close(group_attention(qkv, plan, 2, pair_mask(plan)), unbiased, rtol=1e-5, atol=1e-5)
+    blind = plan._replace(window=torch.zeros_like(plan.window))  # negative control
+    assert not torch.allclose(group_attention(qkv, blind, 2, band, table), expected, atol=1e-2)
+    with pytest.raises(ValueError, match=r"cannot drop attention weights \(dropout 0.1\): use 'sort'"):
+        group_attention(qkv, plan, 2, band, table, 0.1)
+
+
+@torch.no_grad()
+def test_flex_attention_is_compiled_once_for_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "FLEXIBLE", ("cpu",))
+    counter = CompileCounter()
+    compiled = torch.compile(banded_attention, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr(following, "_compiled", lambda: compiled)
+    for _ in range(3):  # other masks, plans and tables
+        keep, plan = planned(GEOMETRIES[1], "own")
+        qkv, table = inputs(3, keep.shape[1] * 64, GEOMETRIES[1])
+        group_attention(qkv, plan, 2, pair_rows(plan), table)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("geometry", FLEX[:2], ids=str)
+@pytest.mark.parametrize("masks", ["own", "shared"])
+def test_gradients_of_what_flex_attention_is_told(
+    geometry: Geometry, masks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, plan = planned(geometry, masks)
+    qkv, table = (x.requires_grad_() for x in inputs(3, keep.shape[1] * geometry.tokens**2, geometry))
+    weight = torch.randn(3, qkv.shape[1], 32)
+
+    def gradients(plan: Plan, pairs: Tensor | Band) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((group_attention(qkv, plan, 2, pairs, table) * weight).sum(), (qkv, table))
+
+    plain = make_plans(keep, [geometry], "sequence")[geometry]
+    expected = gradients(plain, pair_rows(plain))
+    monkeypatch.setattr(following, "_compiled", lambda: emulated)
+    for a, b in zip(gradients(plan, make_band(plan)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    narrow = gradients(plan, make_band(plan._replace(band=0)))  # negative control
+    assert all(not torch.allclose(a, b, atol=1e-2) for a, b in zip(narrow, expected, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own look, while it compiles
+def test_gradients_of_flex_attention_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backward pass in plain operations, which torch has but refuses to use on CPUs."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    compiled = torch.compile(banded_attention, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(following, "_compiled", lambda: compiled)
+    keep, plan = planned(GEOMETRIES[1], "own")
+    qkv, table = (x.requires_grad_() for x in inputs(3, keep.shape[1] * 64, GEOMETRIES[1]))
+    weight = torch.randn(3, qkv.shape[1], 32)
+
+    def gradients(plan: Plan, pairs: Tensor | Band) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((group_attention(qkv, plan, 2, pairs, table) * weight).sum(), (qkv, table))
+
+    plain = make_plans(keep, [GEOMETRIES[1]], "sequence")[GEOMETRIES[1]]
+    for a, b in zip(gradients(plan, make_band(plan)), gradients(plain, pair_rows(plain)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    other = plan._replace(place=plan.place.flip(1))  # negative control
+    found = gradients(other, make_band(other))
+    assert not torch.allclose(found[1], gradients(plain, pair_rows(plain))[1], atol=1e-2)
+
+
+def test_the_band_covers_every_pair_of_a_window_and_none_narrower_would() -> None:
+    draw = random.Random(0)
+    reached: dict[int, int] = {}
+    for _ in range(150):
+        window = draw.randint(2, 16), draw.randint(2, 16)
+        shift = draw.randrange(window[0]), draw.randrange(window[1])
+        geometry = Geometry((draw.randint(2, 7), draw.randint(2, 7)), draw.choice((4, 8)), window, shift)
+        units = geometry.units[0] * geometry.units[1]
+        plan = METHODS["flex"](random_keep(draw.randint(1, 3), units, draw.randint(1, units)), geometry)
+        if plan.band is None:
+            assert plan.window.shape[1] <= BLOCK
+            continue
+        assert plan.slots is not None
+        assert torch.equal(plan.slots[plan.back], torch.arange(len(plan.slots[plan.back])))
+        same = plan.window[:, :, None] == plan.window[:, None]
+        pairs = same.unflatten(2, (-1, BLOCK)).unflatten(1, (-1, BLOCK)).any(dim=(0, 2, 4))  # of blocks
+        away = torch.arange(len(pairs))
+        away = (away[:, None] - away).abs()
+        assert torch.equal(visible_blocks(make_band(plan)), away <= plan.band)
+        assert int(away[pairs].max()) <= plan.band
+        reached[plan.band] = max(reached.get(plan.band, 0), int(away[pairs].max()))
+    assert reached == {1: 1, 2: 2}
 
 
 # ---- convolutions

@@ -1,26 +1,27 @@
-"""Window attention on visible tokens alone: a plan of who attends to whom, and one attention that follows it (arXiv
-2205.13515).
+"""Window attention on visible tokens alone: plans of who attends to whom (arXiv 2205.13515). group_attention.py follows
+them.
 
 A plan is made of the mask and the geometry; it knows no weights. Tokens are put into groups of one size, so that
 attention is dense; inside a group a token sees the tokens of its own window. Norms, projections and MLP run on the
-tokens themselves: empty slots cost attention and nothing else. There are four ways to make groups:
+tokens themselves: empty slots cost attention and nothing else. There are five ways to make groups:
 
 - "pack": windows are packed into groups that they fill almost completely; one group a sample, where that costs less.
   Cheapest to follow, and made on the host: in a data loader's workers, or just before the step.
 - "sort": tokens in the order of their windows are cut into groups of at least a window's length, which look at their
   neighbours too; one group a sample, where few tokens are visible. Nothing looks at the mask and no shape depends on
   it: for masks on a device, where a look would stop it, and for graphs.
+- "flex": tokens in the order of their windows, one group a sample, for FlexAttention: of each block of slots it looks
+  at the blocks around alone, and it stores no bias. Nothing looks at the mask. For GPUs; elsewhere the group is dense.
 - "window": every window is a group, filled up to the size of the largest. Made on the host.
 - "sequence": all tokens of a sample are one group. Nothing looks at the mask.
 
-The last two are what the first two are measured against (docs/green.md).
+The last two are what the others are measured against (docs/green.md).
 
 Samples with one mask share one plan, which is made of the one row of it. Otherwise the windows of all samples are
 packed together.
 
 Letters: B samples; K visible units, t tokens along a side of one; N = K t t tokens of a sample; M tokens that a plan is
-for: N where the samples share it, else B N; R = B N / M; G groups; g slots of one; S slots that a slot can see, g or 3
-g; n heads; C channels, d of one head.
+for: N where the samples share it, else B N; G groups; g slots of one.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from torch.nn import functional as F
 
 from ..masking import on_host
 from .packing import Packing, apart, cost, pack
-from .position import relative_position_bias
 
 SLOT_COST = 48  # what moving a token into a slot and back costs, in pairs of tokens of attention
+BLOCK = 128  # slots of a block of FlexAttention
+NARROWEST = 16  # channels of a head that FlexAttention can multiply on a GPU
 
 
 class Geometry(NamedTuple):
@@ -63,6 +65,7 @@ class Plan(NamedTuple):
     place: Tensor  # int32 [G, g]: the difference of two places of one window, plus centre, is a row of its bias table
     centre: int  # the middle row of that table
     reach: int  # groups on either side that a group sees too: 0 or 1
+    band: int | None = None  # for FlexAttention: blocks of slots on either side that a block sees; None: not for it
 
     def to(self, device: torch.device) -> Plan:
         """The plan on a device."""
@@ -113,6 +116,32 @@ def check_method(method: str | None, name: str = "method") -> str | None:
     return method
 
 
+def check_encoder_method(method: str | None, attentions: Iterable[Any]) -> str | None:
+    """The ``plan_method`` of an encoder, or None.
+
+    Args:
+        method: as the user names it.
+        attentions: the window attentions of the encoder, modules with qkv, num_heads and attn_drop.
+
+    Raises:
+        ValueError: it is unknown, or cannot do what these modules ask for.
+    """
+    for attn in attentions if check_method(method, "plan_method") == "flex" else ():
+        channels = attn.qkv.out_features // (3 * attn.num_heads)
+        if channels < NARROWEST:
+            raise ValueError(
+                f"plan_method='flex' needs heads of at least {NARROWEST} channels, these have {channels}: use 'sort'"
+            )
+        check_flex_dropout(attn.attn_drop.p)
+    return method
+
+
+def check_flex_dropout(dropout: float) -> None:
+    """Refuse dropout of attention weights, which FlexAttention does not have."""
+    if dropout:
+        raise ValueError(f"plan_method='flex' cannot drop attention weights (dropout {dropout:g}): use 'sort'")
+
+
 def plan_ahead(keep: Tensor, geometries: Iterable[Geometry], method: str | None = None) -> Plans:
     """As :func:`make_plans`, for another process: plans of arrays."""
     return {geometry: plan.arrays() for geometry, plan in make_plans(keep, geometries, method).items()}
@@ -141,6 +170,13 @@ def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> P
             )
         ready[geometry] = plan
     return ready
+
+
+def aligned(slots: int, device: torch.device) -> int:
+    """So many slots or a few more: on devices fused attention copies a bias whose rows do not begin at multiples of 8
+    numbers.
+    """
+    return slots if device.type == "cpu" else slots + -slots % 8
 
 
 # ---- windows
@@ -222,10 +258,8 @@ def _grouped(ids: Tensor, place: Tensor, sizes: np.ndarray, packing: Packing, ge
 def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
     """Tokens in the order of their windows, cut into groups; no shape depends on the mask, and nothing looks at it."""
     window, place = _windows(keep, geometry)
-    tokens, size = (
-        window.shape[1],
-        geometry.window[0] * geometry.window[1],
-    )  # a window ends in its group or in the next one
+    tokens = window.shape[1]
+    size = aligned(geometry.window[0] * geometry.window[1], keep.device)  # a window ends in its group or in the next
     if tokens <= 3 * size + SLOT_COST:
         return _one_sequence(window, place, geometry)
     ids = _window_ids(window, geometry)
@@ -235,6 +269,32 @@ def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
     window = F.pad(ids[order], (0, empty), value=-1).int().view(-1, size)
     slots = F.pad(order, (0, empty))
     return Plan(slots, back, window, place.flatten()[slots].int().view(-1, size), _centre(geometry), 1)
+
+
+def _banded(keep: Tensor, geometry: Geometry) -> Plan:
+    """The tokens of each sample in the order of their windows, and empty slots up to a whole number of blocks. No shape
+    depends on the mask, and nothing looks at it.
+
+    Other tokens of a window of s slots are at most s - 1 slots away: the blocks that a block sees are known beforehand.
+    """
+    window, place = _windows(keep, geometry)
+    samples, tokens = window.shape
+    if tokens <= BLOCK:
+        return _one_sequence(window, place, geometry)
+    order = window.argsort(dim=1, stable=True)
+    empty = (0, -tokens % BLOCK)
+    sample = torch.arange(samples, device=order.device)[:, None]
+    slot = torch.arange(tokens, device=order.device) + sample * (tokens + empty[1])
+    back = torch.zeros_like(order).scatter(1, order, slot)
+    return Plan(
+        slots=F.pad(order + sample * tokens, empty).flatten(),
+        back=back.flatten(),
+        window=F.pad(window.gather(1, order), empty, value=-1).int(),
+        place=F.pad(place.gather(1, order), empty).int(),
+        centre=_centre(geometry),
+        reach=0,
+        band=-(-(geometry.window[0] * geometry.window[1] - 1) // BLOCK),
+    )
 
 
 def _sequence(keep: Tensor, geometry: Geometry) -> Plan:
@@ -250,92 +310,8 @@ def _one_sequence(window: Tensor, place: Tensor, geometry: Geometry) -> Plan:
 METHODS: dict[str, Callable[[Tensor, Geometry], Plan]] = {
     "pack": _packed,
     "sort": _sorted,
+    "flex": _banded,
     "window": _one_window_each,
     "sequence": _sequence,
 }
 ON_HOST = ("pack", "window")  # those that look at the mask
-
-
-# ---- attention
-
-
-def _around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
-    """Put the slots of the groups on either side next to those of each group.
-
-    Args:
-        x: [..., G, ..., g, ...].
-        groups: axis of the groups.
-        slots: axis of the slots.
-        beyond: what the slots before the first group and behind the last one hold.
-
-    Returns:
-        [..., G, ..., 3 g, ...].
-    """
-    edge = torch.full_like(x.narrow(groups, 0, 1), beyond)
-    x = torch.cat([edge, x, edge], dim=groups)
-    return torch.cat([x.narrow(groups, i, x.shape[groups] - 2) for i in range(3)], dim=slots)
-
-
-def pair_rows(plan: Plan) -> Tensor:
-    """Row of the bias table for each pair of slots: int64 [G, g, S]; for pairs of different windows the row behind the
-    last.
-    """
-    window, place = plan.window, plan.place
-    if plan.reach:
-        window, place = _around(window, 0, 1, -2), _around(place, 0, 1, 0)  # [G, 3 g]
-    same = plan.window[:, :, None] == window[:, None]
-    return torch.where(same, plan.place[:, :, None] - place[:, None] + plan.centre, 2 * plan.centre + 1).long()
-
-
-def pair_bias(rows: Tensor, table: Tensor) -> Tensor:
-    """Bias of every pair, minus infinity between windows.
-
-    Args:
-        rows: int64 [G, g, S], of :func:`pair_rows`.
-        table: [(2 h - 1)(2 w - 1), n] of windows of h x w tokens.
-
-    Returns:
-        [G, n, g, S].
-    """
-    return relative_position_bias(F.pad(table, (0, 0, 0, 1), value=-torch.inf), rows)
-
-
-def pair_mask(plan: Plan) -> Tensor:
-    """Which pairs of slots see each other: bool [G, 1, g, S]."""
-    window = _around(plan.window, 0, 1, -2) if plan.reach else plan.window
-    return (plan.window[:, :, None] == window[:, None])[:, None]
-
-
-def group_attention(qkv: Tensor, plan: Plan, heads: int, bias: Tensor, dropout: float = 0.0) -> Tensor:
-    """Attention of every token to those of its window.
-
-    Args:
-        qkv: [B, N, 3 C], queries, keys and values side by side.
-        plan: of these tokens.
-        heads: n.
-        bias: [G, n or 1, g, S], of :func:`pair_bias` or :func:`pair_mask`.
-        dropout: of attention weights.
-
-    Returns:
-        [B, N, C].
-    """
-    batch, tokens, _ = qkv.shape
-    groups, size = plan.window.shape
-    if plan.slots is None or plan.back is None:
-        x = qkv.reshape(-1, groups * size, qkv.shape[-1])  # [R, G g, 3 C]
-    else:
-        x = qkv.reshape(-1, len(plan.back), qkv.shape[-1]).index_select(1, plan.slots)  # [R, M, 3 C] -> [R, G g, 3 C]
-    x = x.unflatten(2, (3, heads, -1)).unflatten(1, (groups, size))  # [R, G, g, 3, n, d]
-    q, k, v = x.permute(3, 0, 1, 4, 2, 5).unbind(0)  # [R, G, n, g, d]
-    if plan.reach:
-        k, v = _around(k, 1, 3, 0), _around(v, 1, 3, 0)  # [R, G, n, 3 g, d]
-    if q.shape[0] == 1:  # groups are the batch
-        q, k, v = q[0], k[0], v[0]  # [G, n, g, d]
-    else:  # the batch is one of samples, which share groups and bias
-        q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)  # [R, G n, g, d]
-        bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)[None]  # [1, G n, g, S]
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-    x = x.reshape(-1, groups, heads, size, x.shape[-1]).transpose(2, 3).reshape(-1, groups * size, heads * x.shape[-1])
-    if plan.back is not None:
-        x = x.index_select(1, plan.back)  # [R, M, C]
-    return x.reshape(batch, tokens, -1)

@@ -42,15 +42,19 @@ def resample_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int
     return grid.flatten(2)[0].T.to(table.dtype)
 
 
-def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
+def relative_position_bias(table: Tensor, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Look the bias up in the form that fused attention wants.
 
     Args:
         table: [rows, n].
         index: int64 [B or 1, K, K].
+        dtype: of the bias; None: the table's. Gradients are summed up in the table's.
 
     Returns:
         [B or 1, n, K, K], contiguous.
     """
     bias = table.T.contiguous().index_select(1, index.flatten())  # [n, B K K]
-    return bias.unflatten(1, index.shape).transpose(0, 1).contiguous()
+    bias = bias.unflatten(1, index.shape).transpose(0, 1)
+    if dtype in (None, bias.dtype):
+        return bias.contiguous()
+    return bias.to(dtype, memory_format=torch.contiguous_format)  # one copy for both

@@ -23,18 +23,8 @@ from timm.models import checkpoint
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from ..layers.groups import (
-    Geometry,
-    Plan,
-    Plans,
-    check_method,
-    group_attention,
-    make_plans,
-    pair_bias,
-    pair_rows,
-    plan_ahead,
-    ready_plans,
-)
+from ..layers.group_attention import Band, group_attention, pair_rows
+from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
@@ -43,24 +33,24 @@ from ..protocol import MaskLayout, Stage, Visible
 class GreenSwinBlock(SwinTransformerBlock):
     """timm's block, which can be given visible tokens and their plan."""
 
-    def forward(self, x: Tensor, plan: Plan | None = None, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, plan: Plan | None = None, pairs: Tensor | Band | None = None) -> Tensor:
         """Attention inside windows and MLP.
 
         Args:
             x: [B, h, w, C]; with a plan, visible tokens [B, N, C].
             plan: of these tokens.
-            rows: of :func:`pair_rows`; blocks of one geometry share it.
+            pairs: of :func:`pair_rows`; blocks of one geometry share it.
 
         Returns:
             Like ``x``.
         """
-        if plan is None or rows is None:
+        if plan is None or pairs is None:
             out: Tensor = super().forward(x)
             return out
         attn: Any = self.attn
-        bias = pair_bias(rows, attn.relative_position_bias_table)
         dropout = attn.attn_drop.p if attn.training else 0.0
-        attended = group_attention(attn.qkv(self.norm1(x)), plan, attn.num_heads, bias, dropout)
+        qkv, table = attn.qkv(self.norm1(x)), attn.relative_position_bias_table
+        attended = group_attention(qkv, plan, attn.num_heads, pairs, table, dropout)
         x = x + self.drop_path1(attn.proj_drop(attn.proj(attended)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
@@ -75,7 +65,7 @@ class GreenSwin(SwinTransformer):
         **kwargs: timm's; ``dynamic_img_size`` is on unless ``strict_img_size`` asks otherwise.
 
     Raises:
-        ValueError: a window larger than the grid of the first stage, an unknown way to plan.
+        ValueError: a window larger than the grid of the first stage, a way to plan that is unknown or does not fit.
     """
 
     patch_embed: Any
@@ -93,7 +83,7 @@ class GreenSwin(SwinTransformer):
         _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
         for block in self.called_blocks:
             block.__class__ = GreenSwinBlock  # timm's Swin takes no class of blocks
-        self.plan_method = check_method(plan_method, "plan_method")
+        self.plan_method = check_encoder_method(plan_method, (block.attn for block in self.called_blocks))
         self.resample_windows = resample_windows
         set_norm_eps(self, norm_eps)
 
@@ -160,12 +150,12 @@ class GreenSwin(SwinTransformer):
                 0, keep.shape
             )  # units are images of their own: [B, K, t, t, C]
             shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
-            rows: dict[Geometry, Tensor] = {}
+            pairs: dict[Geometry, Tensor | Band] = {}
             for block in layer.blocks:
                 geometry = next(geometry_of)
-                if geometry not in rows:
-                    rows[geometry] = pair_rows(plans[geometry])
-                args = (x, plans[geometry], rows[geometry])
+                if geometry not in pairs:
+                    pairs[geometry] = pair_rows(plans[geometry])
+                args = (x, plans[geometry], pairs[geometry])
                 x = checkpoint(block, *args) if layer.grad_checkpointing else block(*args)
             x = x.view(shape)
         return Visible(prefix=None, stages=(self.norm(x),))

@@ -21,17 +21,8 @@ from timm.models.twins import Block, LocallyGroupedAttn, Twins
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers.groups import (
-    Geometry,
-    Plan,
-    Plans,
-    check_method,
-    group_attention,
-    make_plans,
-    pair_mask,
-    plan_ahead,
-    ready_plans,
-)
+from ..layers.group_attention import Band, group_attention, pair_mask
+from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
@@ -41,23 +32,23 @@ from .green_swin import set_norm_eps, unit_layout
 class GreenTwinsBlock(Block):
     """timm's block, which can be given visible tokens and their plan."""
 
-    def forward(self, x: Tensor, size: Any, plan: Plan | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, size: Any, plan: Plan | None = None, pairs: Tensor | Band | None = None) -> Tensor:
         """Attention, local or global, and MLP.
 
         Args:
             x: [B, h w, C]; with a plan, visible tokens [B, N, C].
             size: (h, w); with a plan (K, t, t).
             plan: of these tokens.
-            mask: of :func:`pair_mask`; blocks of a stage share it.
+            pairs: of :func:`pair_mask`; blocks of a stage share it.
 
         Returns:
             Like ``x``.
         """
-        if plan is None or mask is None:
+        if plan is None or pairs is None:
             out: Tensor = super().forward(x, size)
             return out
         local, y = isinstance(self.attn, LocallyGroupedAttn), self.norm1(x)
-        x = x + self.drop_path1(_local(self.attn, y, plan, mask) if local else _global(self.attn, y, size))
+        x = x + self.drop_path1(_local(self.attn, y, plan, pairs) if local else _global(self.attn, y, size))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
@@ -71,7 +62,8 @@ class GreenTwins(Twins):
         **kwargs: timm's.
 
     Raises:
-        ValueError: no windows, or one larger than the grid of the first stage; an unknown way to plan.
+        ValueError: no windows, or one larger than the grid of the first stage; a way to plan that is unknown or does
+            not fit.
     """
 
     patch_embeds: Any
@@ -85,7 +77,8 @@ class GreenTwins(Twins):
         if wss is None or min(wss) < 2:
             raise ValueError(f"wss={wss} must name the windows of each stage, of at least 2 tokens")
         super().__init__(block_cls=GreenTwinsBlock, **kwargs)
-        self.plan_method = check_method(plan_method, "plan_method")
+        local = (block.attn for block in self.called_blocks if isinstance(block.attn, LocallyGroupedAttn))
+        self.plan_method = check_encoder_method(plan_method, local)
         for level, info in enumerate(self.feature_info):
             info["module"] = f"blocks.{level}"
         embed: Any = self.patch_embed
@@ -167,20 +160,20 @@ class GreenTwins(Twins):
             x = drop(embed.norm(patch_conv(x, embed.proj)))  # [B, K, t, t, C]
             shape, x = x.shape, x.flatten(1, 3)  # [B, N, C]
             plan = plans[geometry]
-            mask = pair_mask(plan)
+            pairs = pair_mask(plan)
             halo = make_halo(keep, units, geometry.tokens)
             for j, block in enumerate(blocks):
-                x = block(x, tuple(shape[1:4]), plan, mask)
+                x = block(x, tuple(shape[1:4]), plan, pairs)
                 if j == 0:
                     x = x + halo_conv(x, position.proj[0], halo)
             x = x.view(shape)
         return Visible(prefix=None, stages=(self.norm(x),))
 
 
-def _local(attn: Any, x: Tensor, plan: Any, mask: Tensor) -> Tensor:
+def _local(attn: Any, x: Tensor, plan: Plan, pairs: Tensor | Band) -> Tensor:
     """Attention inside windows: [B, N, C] -> the same."""
     dropout = attn.attn_drop.p if attn.training else 0.0
-    return attn.proj_drop(attn.proj(group_attention(attn.qkv(x), plan, attn.num_heads, mask, dropout)))
+    return attn.proj_drop(attn.proj(group_attention(attn.qkv(x), plan, attn.num_heads, pairs, dropout=dropout)))
 
 
 def _global(attn: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
