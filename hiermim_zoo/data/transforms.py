@@ -76,7 +76,7 @@ def random_part(input_size: tuple[int, ...], scale: tuple[float, float], interpo
 
 
 class RandomPart:
-    """An image -> a random part of it, resized: uint8 [C, H, W]. timm's random resized crop, in half the time.
+    """An image -> a random part of it, resized: uint8 [C, H, W]. timm's random resized crop, in less time.
 
     The part is drawn first, with the same random numbers. Then a JPEG that is not decoded yet is decoded at 1/2, 1/4 or
     1/8 of its size, if the part still has ``ENOUGH`` pixels. Then torch resizes it: it is faster than PIL, and its
