@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import tarfile
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
+from hiermim_zoo.data import transforms
 from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, batches
 from hiermim_zoo.data.kinds import open_images
-from hiermim_zoo.data.seeds import seed_of
-from hiermim_zoo.data.transforms import make_transform
+from hiermim_zoo.data.seeds import seed_of, seeded
+from hiermim_zoo.data.transforms import ENOUGH, RandomPart, make_transform, random_part
 
 MEAN = STD = (0.5, 0.5, 0.5)
 SIZE = (3, 16, 16)
@@ -39,7 +41,7 @@ def plan(length: int = 12, batch: int = 4, **kwargs: int) -> Batching:
 def stream(
     source: object, cut: Batching, steps: range, workers: int = 0, **kwargs: object
 ) -> list[tuple[Tensor, Tensor]]:
-    transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
+    transform = random_part(SIZE, (0.2, 1.0), "bicubic")
     device = torch.device("cpu")
     options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": device, "workers": workers, **kwargs}
     return [(images, columns) for images, columns, _ in batches(source, transform, cut, steps, **options)]
@@ -97,6 +99,7 @@ def test_images_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(tmp
     for (images, columns), (again, columns_again) in zip(whole[2:], later, strict=True):
         assert torch.equal(images, again)
         assert torch.equal(columns, columns_again)
+        assert images.is_contiguous() == again.is_contiguous() is True  # kernels differ in bits with the layout
     assert not torch.equal(whole[0][0], whole[3][0])  # another epoch, other crops
 
 
@@ -216,6 +219,135 @@ def test_a_stream_is_read_again_up_to_where_the_run_goes_on(shards: dict[str, st
     assert set(torch.cat([columns[:, LABEL] for _, columns in whole]).tolist()) == {0, 1}
 
 
+# ---- parts of images
+
+
+SCALE = (0.2, 1.0)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph of 640 x 427 pixels as JPEGs of several kinds."""
+    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn comes with the extra probe")
+    folder = tmp_path_factory.mktemp("photographs")
+    photograph = Image.fromarray(datasets.load_sample_image("china.jpg"))
+    photograph.save(folder / "china.jpg", quality=90)
+    photograph.save(folder / "china-progressive.jpg", quality=90, progressive=True)
+    photograph.convert("L").save(folder / "china-grey.jpg", quality=90)
+    photograph.convert("CMYK").save(folder / "china-cmyk.jpg", quality=90)
+    return folder
+
+
+def timms(size: tuple[int, int, int], interpolation: str) -> Any:
+    return make_transform(
+        size, is_training=True, scale=SCALE, color_jitter=0.0, interpolation=interpolation, use_prefetcher=True
+    )
+
+
+def differences(ours: Any, theirs: Any, image: Any) -> Tensor:
+    """Levels between what two transforms make of an image, with the same random numbers, for some seeds."""
+    found = []
+    for seed in range(8):
+        made = []
+        for transform in (ours, theirs):
+            with seeded(seed):
+                made.append(torch.as_tensor(transform(image())).int())
+        found.append(made[0] - made[1])
+    return torch.stack(found).abs()
+
+
+def psnr(levels: Tensor) -> float:
+    """Of 8-bit values that are so many levels apart, in dB."""
+    return 20 * math.log10(255 / levels.double().pow(2).mean().sqrt().item())
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_part_is_that_of_timm_but_for_rounding(photographs: Path, mode: str, interpolation: str) -> None:
+    whole = Image.open(photographs / "china.jpg").convert(mode)
+    size = (len(whole.getbands()), 160, 192)
+    ours, theirs = random_part(size, SCALE, interpolation), timms(size, interpolation)
+    apart = differences(ours, theirs, lambda: whole)
+    assert (apart <= 1).float().mean() > 0.9995  # others are beside hard edges of parts that are enlarged
+    assert psnr(apart) > 58
+    aside = ImageChops.offset(whole, 1, 0)
+    assert psnr(differences(ours, lambda _: theirs(aside), lambda: whole)) < 35
+
+
+@pytest.mark.parametrize(("mode", "interpolation"), [("RGBA", "bicubic"), ("RGB", "lanczos"), ("L", "nearest")])
+def test_what_torch_cannot_resize_is_exactly_that_of_timm(photographs: Path, mode: str, interpolation: str) -> None:
+    whole = Image.open(photographs / "china.jpg").convert(mode)
+    if mode == "RGBA":
+        whole.putalpha(whole.getchannel("G"))
+    size = (len(whole.getbands()), 64, 48)
+    assert not differences(random_part(size, SCALE, interpolation), timms(size, interpolation), lambda: whole).any()
+
+
+@pytest.mark.parametrize("kind", ["", "-progressive", "-grey", "-cmyk"])
+def test_parts_of_jpegs_for_training_look_like_those_of_whole_images(photographs: Path, kind: str) -> None:
+    source = open_images(str(photographs))
+    (position,) = (n for n in range(len(source)) if source.name_of(n).endswith(f"china{kind}.jpg"))
+    widths = set()
+
+    def for_training(_: Any) -> Tensor:
+        image = source.read(position, seed=0)[0]
+        made: Tensor = random_part((3, 32, 32), SCALE, "bicubic")(image)
+        widths.add(image.width)
+        return made
+
+    apart = differences(for_training, timms((3, 32, 32), "bicubic"), lambda: source.read(position)[0])
+    assert psnr(apart) > 33  # their edges are up to a quarter of a pixel aside
+    assert widths == ({640} if kind in ("-grey", "-cmyk") else {320, 160})  # no mode but that of the model
+
+
+@pytest.mark.parametrize(("factor", "mode"), [(2, "RGB"), (4, "RGB"), (8, "RGB"), (2, "L"), (8, "L")])
+def test_decoding_less_changes_values_by_less_than_two_levels(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, mode: str
+) -> None:
+    whole = Image.open(photographs / "china.jpg").convert(mode).crop((0, 0, 512, 384))
+    whole.save(tmp_path / "whole.jpg", quality=90)
+    part = RandomPart((192 // factor, 256 // factor), (1.0, 1.0), "bicubic")  # all of it: no other fits
+
+    def apart() -> float:
+        image, complete = (Image.open(tmp_path / "whole.jpg") for _ in range(2))
+        complete.load()
+        levels = part(image).int() - part(complete).int()
+        assert complete.width == 512 > image.width
+        return psnr(levels)
+
+    assert apart() > 43  # two levels are 42 dB
+    monkeypatch.setattr(transforms, "ENOUGH", 1)
+    assert factor == 8 or apart() < 39  # there is no way to decode less than an eighth
+
+
+def test_no_more_is_decoded_than_enough(photographs: Path) -> None:
+    parts: list[tuple[int, int]] = []
+
+    class Noted(RandomPart):
+        def resized(self, image: Image.Image) -> Tensor:
+            parts.append(image.size)
+            return super().resized(image)
+
+    factors = set()
+    for seed in range(30):
+        with seeded(seed):
+            image = Image.open(photographs / "china.jpg")
+            Noted((24, 40), SCALE, "bicubic")(image)
+            factors.add(factor := round(640 / image.width))
+        (width, height) = parts[-1]
+        assert factor == 1 or (width >= ENOUGH * 40 - 1 and height >= ENOUGH * 24 - 1)
+        assert factor == 8 or width < 2 * ENOUGH * 40 + 2 or height < 2 * ENOUGH * 24 + 2
+    assert factors == {2, 4}
+
+
+def test_images_for_evaluation_are_decoded_as_a_whole(photographs: Path) -> None:
+    source = open_images(str(photographs))
+    for image in (source.read(0)[0], source.some(1)[0], next(iter(source))[0]):
+        assert image.draft(None, (80, 53)) is None
+        assert image.size == (640, 427)
+    assert source.read(1)[0].tobytes() == Image.open(source.name_of(1)).convert("RGB").tobytes()
+
+
 # ---- what cannot be read
 
 
@@ -238,6 +370,24 @@ def test_an_unreadable_image_is_named_once_and_replaced(tmp_path: Path, capsys: 
     assert capsys.readouterr().err.count(str(broken)) == 1
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_jpeg_that_ends_too_early_is_replaced(
+    tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n in range(4):
+        noise = np.random.default_rng(n).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{n}.jpg")
+    broken = tmp_path / "2.jpg"
+    broken.write_bytes(broken.read_bytes()[:-500])  # its header is whole
+    source = open_images(str(tmp_path))
+    with pytest.raises(OSError, match="truncated"):
+        source.read(2)
+    columns = torch.cat([columns for _, columns in stream(source, plan(length=4), range(2), workers, max_bad=0.25)])
+    assert sorted(columns[:, WANTED].tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert 2 not in columns[:, READ]
+    assert str(broken) in capsys.readouterr().err
+
+
 def test_too_many_unreadable_images_stop_the_run(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path, 12)))
     spoil(tmp_path, 2)
@@ -256,7 +406,9 @@ def test_watching_counts_images_not_occasions(tmp_path: Path) -> None:
 def test_data_without_any_readable_image_says_so(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path, 12)))
     spoil(tmp_path, 12)
-    with pytest.raises(ValueError, match="one after the other cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"one after the other cannot be read, .*; the last one: UnidentifiedImageError"
+    ):
         stream(source, plan(), range(1), max_bad=1.0)
 
 

@@ -21,11 +21,11 @@ from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
-from timm.data.loader import PrefetchLoader, fast_collate
+from timm.data.loader import PrefetchLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from .seeds import seed_of, seeded
+from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
 from .transforms import samples_of
 
@@ -138,24 +138,29 @@ class SamplesByPosition(Dataset[tuple[Any, Tensor]]):
         self.source, self.transform, self.extra = source, transform, extra
 
     def __getitems__(self, readings: list[Reading]) -> list[tuple[Any, Tensor]]:
-        return [sample for reading in readings for sample in self.samples(*reading)]
+        with undisturbed():  # once for all of them: to keep the states takes longer than to seed
+            return [sample for reading in readings for sample in self.samples(*reading)]
 
     def samples(self, wanted: int, seed: int, step: int) -> list[tuple[Any, Tensor]]:
+        samples, label, position = self.seen(wanted, seed)
+        seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
+        columns = [torch.tensor([label, wanted, position, *self.extra(own, step)]) for own in seeds]
+        return list(zip(samples, columns, strict=True))
+
+    def seen(self, wanted: int, seed: int) -> tuple[list[Any], int, int]:
+        """Samples of the item at a position or of another in its place, the label, and the position that was read."""
         position, others = wanted, random.Random(seed)
+        reason = ""
         for _ in range(TRIES):
             try:
                 item, label = self.source.read(position, seed)
-                break
-            except Exception:  # decoders of damaged files raise whatever comes up; CheckedBatches names the item
+                seed_all(seed)
+                return samples_of(self.transform(item)), label, position  # it may be the transform that decodes
+            except Exception as error:  # decoders of damaged files raise whatever comes up; CheckedBatches names it
+                reason = f"{type(error).__name__}: {error}"
                 position = others.randrange(len(self.source))
-        else:
-            bad = f"{TRIES} {self.source.noun} one after the other cannot be read"
-            raise ValueError(f"{bad}, {self.source.name_of(wanted)} among them")
-        with seeded(seed):
-            samples = samples_of(self.transform(item))
-            seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
-            columns = [torch.tensor([label, wanted, position, *self.extra(own, step)]) for own in seeds]
-            return list(zip(samples, columns, strict=True))
+        bad = f"{TRIES} {self.source.noun} one after the other cannot be read"
+        raise ValueError(f"{bad}, {self.source.name_of(wanted)} among them; the last one: {reason}")
 
 
 class SamplesOfStream(IterableDataset[tuple[Any, Tensor]]):
@@ -200,8 +205,8 @@ class Collate:
         self.prepare = prepare
 
     def __call__(self, samples: list[tuple[Any, Tensor]]) -> tuple[Tensor, Companions]:
-        images, columns = fast_collate(samples)
-        return images, Companions(columns, self.prepare(columns) if self.prepare else None)
+        images, columns = default_collate(samples)  # in a worker it writes into memory that the processes share
+        return images.contiguous(), Companions(columns, self.prepare(columns) if self.prepare else None)
 
 
 # ---- batches
@@ -290,7 +295,8 @@ def batches(
     """The batches of this process on the device, normalised, one batch ahead.
 
     Args:
-        transform: gives uint8 arrays [C, H, W] or [C, T, H, W] (from ``make_transform`` with ``use_prefetcher=True``).
+        transform: gives uint8 tensors [C, H, W] or [C, T, H, W] (``random_part``, or ``make_transform`` with
+            ``use_prefetcher=True``).
         batching: cuts batches.
         steps: of the optimiser; each has ``batching.accumulate`` batches.
         **loading: the fields of :class:`Loading`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions
 
@@ -30,9 +32,20 @@ def decoded(file: Any, mode: str) -> Image.Image:
     Raises:
         Exception: of any kind; it cannot be decoded, or is so large that decoding it may take all memory.
     """
+    image = opened(file, mode)
+    image.load()
+    return image
+
+
+def opened(file: Any, mode: str) -> Image.Image:
+    """As :func:`decoded`; but a JPEG of that mode is decoded when its pixels are asked for, and may fail only then.
+
+    Until then ``Image.draft`` can have it decoded at a part of its size, which takes less time.
+    """
     with file, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(file).convert(mode)
+        image = Image.open(io.BytesIO(file.read()))
+        return image if isinstance(image, JpegImageFile) and image.mode == mode else image.convert(mode)
 
 
 def timm_dataset(spec: str, request: Request) -> Any:
@@ -81,7 +94,8 @@ class TimmImages(Source):
 
     def read(self, position: int, seed: int | None = None) -> tuple[Image.Image, int]:
         file, label = self.reader[position]  # timm's dataset would read a neighbour in place of what it cannot read
-        return decoded(file, self.mode), -1 if label is None else int(label)
+        image = (decoded if seed is None else opened)(file, self.mode)
+        return image, -1 if label is None else int(label)
 
     def name_of(self, position: int) -> str:
         return self.reader.filename(position, absolute=True)

@@ -15,14 +15,26 @@ from torch import Tensor
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, the random numbers of libraries that transforms use follow from the seed; outside all is as before."""
+    with undisturbed():
+        seed_all(seed)
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Random numbers may be seeded and drawn inside; outside all is as before."""
     state = random_states()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look at every device
     try:
         yield
     finally:
         set_random_states(state)
+
+
+def seed_all(seed: int) -> None:
+    """From here on, the random numbers of libraries that transforms use follow from the seed."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would look at every device
 
 
 def random_states() -> tuple[Any, Any, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
 from ..data.kinds import open_source
-from ..data.transforms import data_config, make_transform
+from ..data.transforms import data_config, random_part
 from ..mae import MaskedAutoencoder
 from ..version import __version__
 from . import snapshots
@@ -260,14 +260,7 @@ class Run:
         """Images, what goes with each of them, and plans; as many batches as the steps to be taken have passes."""
         options, mae, config = self.options, self.mae, self.data.config
         # A random part of the image, mirrored or not, and nothing else (arXiv 2111.06377, section 4).
-        transform = make_transform(
-            config["input_size"],
-            is_training=True,
-            scale=options.crop_scale,
-            color_jitter=0.0,
-            interpolation=config["interpolation"],
-            use_prefetcher=True,
-        )
+        transform = random_part(config["input_size"], options.crop_scale, config["interpolation"])
         return batches(
             self.data.source,
             transform,
