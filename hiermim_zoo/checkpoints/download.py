@@ -7,19 +7,21 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
-import requests
 from huggingface_hub.utils import tqdm
 
 from .files import sha256_of
+
+if TYPE_CHECKING:
+    import requests  # what downloads nothing, such as a benchmark on a bare machine, does without it
 
 DRIVE_URL = "https://drive.usercontent.google.com/download"  # what serves the files of drive.google.com
 _TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
 _BLOCK = 1 << 15  # bytes; what has come of an unfinished block is lost when a connection breaks
 _TRIES = 4  # connections in a row that bring nothing new before giving up
 _PAUSE = 1.0  # seconds before the second of them, twice that before the third, ...
-_BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
 
 class DownloadError(OSError):
@@ -40,6 +42,8 @@ def download(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None
     Raises:
         DownloadError: unreachable, refused, cut off again and again, a page instead of a file, wrong size or digest.
     """
+    import requests
+
     part = target.with_name(target.name + ".part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -69,6 +73,9 @@ def _direct(url: str) -> str:
 
 def _fetch(session: requests.Session, url: str, part: Path) -> None:
     """Bring ``part`` to completion, reconnecting as long as each connection brings something."""
+    import requests
+
+    broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     fruitless = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -76,7 +83,7 @@ def _fetch(session: requests.Session, url: str, part: Path) -> None:
             if _one_connection(session, url, part):
                 return
             reason = "the connection was cut off"
-        except _BROKEN as error:
+        except broken as error:
             reason = _reason(error)
         gained = (part.stat().st_size if part.exists() else 0) > before
         fruitless = 0 if gained else fruitless + 1
@@ -134,6 +141,8 @@ def _confirmed(page: str, url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    import requests
+
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
