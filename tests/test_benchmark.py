@@ -81,10 +81,10 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
         (["hpvit_atto,window"], "'hpvit_atto,window': window is not of the form NAME=VALUE"),
         (["hpvit_atto,colour=1"], "unexpected keyword argument 'colour'"),
         (["hpvit_atto", "--img-size", "64", "64", "64"], "--img-size 64 64 64: one number, or height and width"),
-        (["simmim/resnet18:pretrain"], "only Swins of timm are masked this way"),
+        (["simmim/resnet18:pretrain"], "only Swins and Twins of timm are masked this way"),
         (["hiera-transformer/hiera_nano"], "hiera-transformer has no 'hiera_nano', it has"),
         (["hiera-transformer/hiera_tiny_224:pretrain"], "its mode is inference or train"),
-        (["hiera-transformer/hiera_tiny_224,depth=3"], "is measured as it comes: leave out depth"),
+        (["hiera-transformer/hiera_tiny_224,depth=3"], "unexpected keyword argument 'depth'"),
         (
             ["green_swin_atto,plan_method='pack':pretrain", "--compile"],
             "plan_method='pack' looks at the mask",

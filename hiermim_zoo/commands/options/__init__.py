@@ -269,8 +269,9 @@ def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
             kwargs["const"] = about.const
     if about.positional:
         kwargs["metavar"] = about.metavar or field.name.upper()
-        if about.many is None and field.default is not MISSING:
-            kwargs["nargs"] = "?"
+        if field.default is not MISSING:
+            kwargs["nargs"] = about.many or "?"
+            kwargs["default"] = argparse.SUPPRESS  # or argparse would ask for a "*"
         group.add_argument(field.name, **kwargs)
         return
     if about.adds:

@@ -30,7 +30,7 @@ def workers(**about: Any) -> Any:
     return option("processes that read images", default=WORKERS, kind=whole(0), metavar="N", **about)
 
 
-def amp(default: str = "none", **about: Any) -> Any:
+def amp(default: str | None = "none", **about: Any) -> Any:
     help = "mixed precision; auto: bf16 on GPUs that have it, else none"
     return option(help, default=default, choices=AMP, **about)
 
