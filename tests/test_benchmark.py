@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hiermim_zoo import benchmark
-from hiermim_zoo.commands.baselines import make_peer
+from hiermim_zoo.commands.baselines import make_peer, through_twins
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models.measure import measure
 
@@ -72,6 +72,36 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
     assert loss.item() == pytest.approx(images.abs().mean().item(), rel=0.01)  # of hidden pixels: like all of them
     loss.backward()
     assert model.head.weight.grad.abs().sum() > 0
+
+
+def test_simmim_runs_through_twins_as_timm_does() -> None:
+    """All of it: only what is done to the embedded patches differs."""
+    encoder = make_peer("simmim/twins_svt_small", depths=(1, 2, 1, 1)).encoder.eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = encoder.forward_features(images)
+        torch.testing.assert_close(
+            through_twins(encoder, images, lambda x: x).flatten(1, 2), expected, rtol=1e-4, atol=1e-4
+        )
+        assert not torch.allclose(through_twins(encoder, images, torch.zeros_like).flatten(1, 2), expected, atol=1e-2)
+    loss = make_peer("simmim/twins_svt_small")(images).loss
+    assert loss.isfinite()
+
+
+def test_hiera_optim_computes_what_it_optimises() -> None:
+    """The same weights and masks, the same loss."""
+    pytest.importorskip("hiera_optim")
+    ours, theirs = (make_peer(f"{package}/mae_hiera_tiny_224") for package in ("hiera-optim", "hiera-transformer"))
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    mask, kept = ours.draw(2, 0.6, images.device)
+    assert mask.sum(1).tolist() == [19, 19] == [kept.shape[1]] * 2
+    with torch.no_grad():
+        loss = ours.encoder(images, mask_ratio=0.6, mask=mask, keep_idx=kept)[0]
+        assert loss.item() == pytest.approx(theirs.encoder(images, mask_ratio=0.6, mask=mask)[0].item(), rel=1e-5)
+        other = theirs.encoder(images, mask_ratio=0.6, mask=mask.roll(1, 1))[0].item()
+    assert loss.item() != pytest.approx(other, rel=1e-5)
+    assert ours(images).loss.isfinite()
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,8 @@ def spec_of(row: Row) -> str:
 
 
 def same_way(row: Row, peer: str, rows: list[Row]) -> Row | None:
-    """The row of a peer (NAME[:MODE]) that a model is put beside: compiled in the same mode if there is one, else compiled
-    at all or not as the model is, else as it ran.
+    """The row of a peer (NAME[:MODE]) that a model is put beside: compiled in the same mode if there is one, else one
+    that is compiled, or not, as the model is, else the one that there is; None if it was not measured.
     """
     measured = [other for other in rows if spec_of(other) == peer and other.seconds]
     far = [(other.compile != row.compile, bool(other.compile) != bool(row.compile)) for other in measured]

@@ -17,8 +17,8 @@ from ..data.transforms import make_transform
 from .suites import Reading
 from .verify import sample_folder
 
-TILE = 64  # pixels along a side of a small photograph in a large one
-QUALITY = 92  # of JPEGs: files as large as those of ImageNet at this size, about 110 kB
+TILE = 50  # pixels along a side of a small photograph in a large one
+QUALITY = 96  # of JPEGs: files as large as those of ImageNet at this size, about 110 kB
 PHOTOGRAPHS = 64
 FIRST = 2  # batches that are not timed: a worker has to start
 SIZE = 224  # pixels along a side of what a model sees

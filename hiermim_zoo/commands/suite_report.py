@@ -40,16 +40,15 @@ class Report:
     Args:
         folder: for them.
         titles: of all rows of the suite.
-        rehearsal: the figures mean nothing.
+        about: the run: see suite_run.about_run.
     """
 
     FILES = ("results.md", "results.json")
 
-    def __init__(self, folder: Path, titles: list[str], rehearsal: bool) -> None:
+    def __init__(self, folder: Path, titles: list[str], about: dict[str, Any]) -> None:
         self.markdown, self.json = (folder / name for name in self.FILES)
-        self.rehearsal = rehearsal
+        self.about, self.rehearsal = about, about["rehearsal"]
         self.entries = [Entry(title, missing=NOT_REACHED) for title in titles]
-        self.about: dict[str, Any] = {}
         self.started = time.time()
 
     @property

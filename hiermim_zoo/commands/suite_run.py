@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,24 +70,13 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     assert folder is not None
     suite = rehearsed(SUITES[name]) if options.rehearse else SUITES[name]
     device = chosen_device(options, suite)
+    check_folder(folder)
     clock = Clock(options.minutes or MINUTES[name])
     with restored():
         pick_device(device)
         if suite.threads:
             torch.set_num_threads(suite.threads)
-        report = Report(check_folder(folder), [row.title for row in suite.rows], options.rehearse)
-        report.about = {
-            "suite": name,
-            "rehearsal": options.rehearse,
-            "command": options.command("benchmark"),
-            "minutes": clock.minutes,
-            "amp": chosen_amp(suite.amp, torch.device(device)),
-            "threads": torch.get_num_threads(),
-            "float32_products": torch.get_float32_matmul_precision(),
-            "machine": machine(device),
-            "versions": versions(),
-        }
-        report.about["matrix_product"] = matrix_product(suite.product, device, suite.amp)
+        report = Report(folder, [row.title for row in suite.rows], about_run(options, clock, device, suite))
         report.write()
         for number, row in enumerate(suite.rows):
             if clock.over:
@@ -101,6 +91,22 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
 
 
+def about_run(options: BenchmarkOptions, clock: Clock, device: str, suite: Suite) -> dict[str, Any]:
+    """What a run was told, and what it runs on."""
+    return {
+        "suite": options.suite,
+        "rehearsal": options.rehearse,
+        "command": options.command("benchmark"),
+        "minutes": clock.minutes,
+        "amp": chosen_amp(suite.amp, torch.device(device)),
+        "threads": torch.get_num_threads(),
+        "float32_products": torch.get_float32_matmul_precision(),
+        "machine": machine(device),
+        "versions": versions(),
+        "matrix_product": matrix_product(suite.product, device, suite.amp),
+    }
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -113,7 +119,7 @@ def chosen_device(options: BenchmarkOptions, suite: Suite) -> str:
     """
     there = torch.cuda.is_available() or suite.device == "cpu"
     device = options.device or (suite.device if there else "cpu")
-    if torch.device(device).type != suite.device and not options.rehearse:
+    if device.partition(":")[0] != suite.device and not options.rehearse:
         raise ValueError(
             f"--suite {options.suite} measures on {suite.device}, not on {device}; "
             "with --rehearse it shows on any device whether all of it runs"
@@ -121,8 +127,8 @@ def chosen_device(options: BenchmarkOptions, suite: Suite) -> str:
     return device
 
 
-def check_folder(folder: Path) -> Path:
-    """The folder for results, made if need be.
+def check_folder(folder: Path) -> None:
+    """Make the folder for results, if need be.
 
     Raises:
         ValueError: it cannot be written to, or has results already.
@@ -136,7 +142,6 @@ def check_folder(folder: Path) -> Path:
         raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
     for name in Report.FILES:
         check_writable(folder / name, str(folder))
-    return folder
 
 
 # ---- one row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import OptionSet, flag, flag_of, img_size, option, option_of
 from .shared import amp, compile_mode
@@ -25,6 +26,8 @@ _OF_SUITES = ("minutes", "rehearse")
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(OptionSet):
+    """What is to be measured. Where :meth:`filled` has a default, the types are those afterwards."""
+
     models: tuple[str, ...] | None = option(
         "of this package, of timm (with arguments of the model if need be) or of hiera-transformer/, hiera-optim/, "
         f"simmim/; modes: {', '.join(MODES)}",
@@ -110,5 +113,6 @@ class BenchmarkOptions(OptionSet):
                 raise ValueError(f"{flag_of(name, about[name])}: {why}")
 
     def filled(self) -> BenchmarkOptions:
-        """With the default of every option that was not given."""
-        return dataclasses.replace(self, **{k: v for k, v in _DEFAULTS.items() if getattr(self, k) is None})
+        """With the default of every option that was not given; for models, not for a suite."""
+        missing: Any = {name: value for name, value in _DEFAULTS.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
