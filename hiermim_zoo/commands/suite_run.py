@@ -70,10 +70,10 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     assert folder is not None
     suite = rehearsed(SUITES[name]) if options.rehearse else SUITES[name]
     device = chosen_device(options, suite)
-    check_folder(folder)
     clock = Clock(options.minutes or MINUTES[name])
     with restored():
         pick_device(device)
+        check_folder(folder)
         if suite.threads:
             torch.set_num_threads(suite.threads)
         report = Report(folder, [row.title for row in suite.rows], about_run(options, clock, device, suite))
