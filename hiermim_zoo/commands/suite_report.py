@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ class Report:
         parts = [self.head()]
         parts += [part for entry in self.entries if not entry.missing for part in self.section(entry)]
         missing = [f"- {entry.title}: {entry.missing}" for entry in self.entries if entry.missing]
-        parts += ["### Not measured", "\n".join(missing)] if missing else []
+        parts += ["### Not measured", "\n".join(map(wrapped, missing))] if missing else []
         return "\n\n".join(parts)
 
     def head(self) -> str:
@@ -106,26 +107,26 @@ class Report:
             "- GFLOP are those of matrix products, convolutions and attention that really run, without a compiler. "
             "Peak memory is what a step needs in addition to the weights.",
         ]
-        return "\n\n".join([title, *lines[:2], "\n".join(lines[2:])])
+        return "\n\n".join([title, *lines[:2], "\n".join(map(wrapped, lines[2:]))])
 
     def type(self) -> str:
         return {"none": "float32", "bf16": "bf16 (autocast)", "fp16": "fp16 (autocast)"}[self.about["amp"]]
 
     def section(self, entry: Entry) -> list[str]:
         """Title, note, table, and what is to be said of it."""
-        parts = [f"### {entry.title}", *([entry.note] if entry.note else [])]
+        parts = [f"### {entry.title}", *([wrapped(entry.note)] if entry.note else [])]
         if entry.loader:
             return [*parts, self.loader(entry, entry.loader)]
         measured = [row for row in entry.rows if row.seconds]
         if measured:
             parts.append(self.table(entry, measured))
             rounds = max(len(row.seconds) for row in measured)
-            parts.append(" ".join([f"Batch {entry.batch_size}, {rounds} rounds.", *entry.remarks]))
+            parts.append(wrapped(" ".join([f"Batch {entry.batch_size}, rounds: {rounds}.", *entry.remarks])))
         bullets = [f"- Goal: {verdict_line(verdict)}" for verdict in entry.goals]
         bullets += [
             f"- Not measured: `{spec_of(row)}`, {way_of(row)}: {row.missing}" for row in entry.rows if row.missing
         ]
-        return [*parts, "\n".join(bullets)] if bullets else parts
+        return [*parts, "\n".join(map(wrapped, bullets))] if bullets else parts
 
     def table(self, entry: Entry, measured: list[Row]) -> str:
         peers = [peer for peer in entry.peers if any(spec_of(row) == peer for row in measured)]
@@ -146,7 +147,8 @@ class Report:
         return line
 
     def loader(self, entry: Entry, rate: Rate) -> str:
-        steps = [(row.images_per_second, row.model) for other in self.entries for row in other.rows if row.seconds]
+        rows = [row for entry in self.entries for row in entry.rows if row.seconds and row.mode == "pretrain"]
+        steps = [(row.images_per_second, row.model) for row in rows]
         head = ["images/s of one process", "processes", "cores of the machine", "kB a photograph", "batch"]
         line = [f"{rate.images_per_second:.1f}", str(rate.workers), str(self.about["machine"]["cores"])]
         text = markdown(head, [[*line, f"{rate.kilobytes:.0f}", str(entry.batch_size)]])
@@ -154,7 +156,8 @@ class Report:
             return text
         fastest, model = max(steps)
         need = f"as many as {fastest / rate.images_per_second:.1f} such processes read"
-        return f"{text}\n\nThe fastest step so far is that of `{model}` with {fastest:.0f} images/s, {need}."
+        said = f"The fastest step of pre-training so far is that of `{model}` with {fastest:.0f} images/s, {need}."
+        return f"{text}\n\n{wrapped(said)}"
 
 
 def short(peer: str) -> str:
@@ -165,7 +168,13 @@ def short(peer: str) -> str:
 def verdict_line(verdict: Verdict) -> str:
     if verdict.found is None:
         return f"{verdict.goal}: not measured"
-    return f"{verdict.goal}: {verdict.found:.2f} ({verdict.way}), {'reached' if verdict.reached else 'missed'}"
+    return f"{verdict.goal}: {verdict.found:.2f}, {verdict.way}: {'reached' if verdict.reached else 'missed'}"
+
+
+def wrapped(text: str) -> str:
+    """Lines as long as those of the pages in docs/; of a list, indented."""
+    indent = "  " if text.startswith("- ") else ""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _clock(seconds: float) -> str:

@@ -28,7 +28,8 @@ from .turns import Contender, Row, in_one_line, make_ready, row_of, take_turns
 
 FEWEST_ROUNDS = 3  # that are run although the time is used up
 HALVINGS = 3  # of a batch that does not fit
-RECOMPILATIONS = 64  # of one function: all sides of a comparison share the code of their blocks
+# All sides of a comparison share the code of their blocks; what gave up would run without a compiler, unnoticed.
+COMPILING = {"recompile_limit": 64, "fail_on_recompile_limit_hit": True}
 
 
 @dataclass
@@ -208,7 +209,7 @@ class Measuring:
 
         contenders: list[Contender] = []
         counts: dict[str, int] = {}  # of operations, by model
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILATIONS, fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(COMPILING):
             for side, measured in zip(row.sides, entry.rows, strict=True):
                 if not self.clock.fits(side.compile is not None):
                     measured.missing = self.clock.why
