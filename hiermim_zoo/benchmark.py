@@ -2,9 +2,13 @@
 
     python -m hiermim_zoo.benchmark hivit_base --versus vit_base_patch16_224 --batch-size 4
     python -m hiermim_zoo.benchmark hivit_base:pretrain --versus hivit_base:dense --batch-size 8
+    python -m hiermim_zoo.benchmark --suite gpu -o results
 
 A model is "NAME" or "NAME:MODE". Modes: inference; train (forward and backward of the classifier); pretrain (forward
 and backward of the masked autoencoder, masked as its family's recipe says); dense (the same with all units visible).
+
+A suite is all that this project claims for a GPU or for a CPU, in one run. Its results are written after every
+comparison, so a run that is cut off has what it has; what is not installed is left out and named.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ EXAMPLES = (
 
 
 def execute(options: BenchmarkOptions) -> Outcome:
+    if options.suite:
+        from .commands.suite_run import run_suite
+
+        return run_suite(options)
     from .commands.benchmarking import benchmark
 
     return benchmark(options)

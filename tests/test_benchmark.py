@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hiermim_zoo import benchmark
-from hiermim_zoo.commands.baselines import make_peer
+from hiermim_zoo.commands.baselines import make_peer, through_twins
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models.measure import measure
 
@@ -74,6 +74,36 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
     assert model.head.weight.grad.abs().sum() > 0
 
 
+def test_simmim_runs_through_twins_as_timm_does() -> None:
+    """All of it: only what is done to the embedded patches differs."""
+    encoder = make_peer("simmim/twins_svt_small", depths=(1, 2, 1, 1)).encoder.eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = encoder.forward_features(images)
+        torch.testing.assert_close(
+            through_twins(encoder, images, lambda x: x).flatten(1, 2), expected, rtol=1e-4, atol=1e-4
+        )
+        assert not torch.allclose(through_twins(encoder, images, torch.zeros_like).flatten(1, 2), expected, atol=1e-2)
+    loss = make_peer("simmim/twins_svt_small")(images).loss
+    assert loss.isfinite()
+
+
+def test_hiera_optim_computes_what_it_optimises() -> None:
+    """The same weights and masks, the same loss."""
+    pytest.importorskip("hiera_optim")
+    ours, theirs = (make_peer(f"{package}/mae_hiera_tiny_224") for package in ("hiera-optim", "hiera-transformer"))
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    mask, kept = ours.draw(2, 0.6, images.device)
+    assert mask.sum(1).tolist() == [19, 19] == [kept.shape[1]] * 2
+    with torch.no_grad():
+        loss = ours.encoder(images, mask_ratio=0.6, mask=mask, keep_idx=kept)[0]
+        assert loss.item() == pytest.approx(theirs.encoder(images, mask_ratio=0.6, mask=mask)[0].item(), rel=1e-5)
+        other = theirs.encoder(images, mask_ratio=0.6, mask=mask.roll(1, 1))[0].item()
+    assert loss.item() != pytest.approx(other, rel=1e-5)
+    assert ours(images).loss.isfinite()
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -81,10 +111,10 @@ def test_simmim_hides_three_quarters_and_learns_from_these() -> None:
         (["hpvit_atto,window"], "'hpvit_atto,window': window is not of the form NAME=VALUE"),
         (["hpvit_atto,colour=1"], "unexpected keyword argument 'colour'"),
         (["hpvit_atto", "--img-size", "64", "64", "64"], "--img-size 64 64 64: one number, or height and width"),
-        (["simmim/resnet18:pretrain"], "only Swins of timm are masked this way"),
+        (["simmim/resnet18:pretrain"], "only Swins and Twins of timm are masked this way"),
         (["hiera-transformer/hiera_nano"], "hiera-transformer has no 'hiera_nano', it has"),
         (["hiera-transformer/hiera_tiny_224:pretrain"], "its mode is inference or train"),
-        (["hiera-transformer/hiera_tiny_224,depth=3"], "is measured as it comes: leave out depth"),
+        (["hiera-transformer/hiera_tiny_224,depth=3"], "unexpected keyword argument 'depth'"),
         (
             ["green_swin_atto,plan_method='pack':pretrain", "--compile"],
             "plan_method='pack' looks at the mask",

@@ -230,7 +230,7 @@ SHORTEST = {  # command lines
     "extract": "x --model x -o x",
     "reconstruct": "x --model x -o x",
     "convert": "x --model hivit_atto --dry-run",
-    "benchmark": "x",
+    "benchmark": "--suite cpu -o x",
     "cards": "",
 }
 

@@ -1,4 +1,4 @@
-"""What one step costs: time, and memory at its peak."""
+"""What one step costs: time, floating point operations, and memory at its peak."""
 
 from __future__ import annotations
 
@@ -10,20 +10,41 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+# Fused attention of CPUs, which torch's counter does not know.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
 
 
-def seconds_of(step: Callable[[], object], device: str) -> float:
-    """Duration of one step; on a GPU by its own events."""
+def seconds_of(step: Callable[[], object], device: str, steps: int = 1) -> float:
+    """Duration of one step, as the mean of several in a row; on a GPU by its own events."""
     if not device.startswith("cuda"):
         start = time.perf_counter()
-        step()
-        return time.perf_counter() - start
+        for _ in range(steps):
+            step()
+        return (time.perf_counter() - start) / steps
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    step()
+    for _ in range(steps):
+        step()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
+    return begin.elapsed_time(end) / 1000 / steps
+
+
+def flop_of(step: Callable[[], object]) -> int:
+    """Floating point operations of matrix products, convolutions and attention in one step, which must not be compiled.
+
+    What runs is counted: kernels of attention that compute weights once more in their backward pass count these twice.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        step()
+    return counter.get_total_flops()
 
 
 def peak_of(step: Callable[[], object], device: str) -> float:

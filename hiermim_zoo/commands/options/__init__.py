@@ -233,6 +233,8 @@ def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet])
     must = [(field.name, option_of(field)) for field in _fields(options) if field.default is MISSING]
     words = [flag_of(*one) for one in must if one[1].positional]
     words += [f"{flag_of(*one)} {one[1].metavar or one[0].upper()}" for one in must if not one[1].positional]
+    may = [(field.name, option_of(field)) for field in _fields(options) if field.default is not MISSING]
+    words += [f"[{flag_of(*one)}]" for one in may if one[1].positional]
     parser = Parser(
         prog=f"python -m hiermim_zoo.{verb.name}",
         usage=" ".join(["%(prog)s", *words, "[options]"]),
@@ -269,8 +271,9 @@ def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
             kwargs["const"] = about.const
     if about.positional:
         kwargs["metavar"] = about.metavar or field.name.upper()
-        if about.many is None and field.default is not MISSING:
-            kwargs["nargs"] = "?"
+        if field.default is not MISSING:
+            kwargs["nargs"] = about.many or "?"
+            kwargs["default"] = argparse.SUPPRESS  # or argparse would ask for a "*"
         group.add_argument(field.name, **kwargs)
         return
     if about.adds:

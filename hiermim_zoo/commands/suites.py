@@ -1,0 +1,288 @@
+"""What ``benchmark --suite`` measures, as data: for each device its comparisons, in the order of their worth."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..layers.groups import METHODS
+from .steps import TRACED, Side
+
+DEFAULT, GRAPHS = "default", "reduce-overhead"  # modes of torch.compile; the second records CUDA graphs
+
+
+class Goal(NamedTuple):
+    """What a model is to reach, run in the way that suits it best."""
+
+    of: str  # NAME[:MODE]
+    measure: str  # a key of judging.MEASURES
+    limit: float
+    beside: str = ""  # NAME[:MODE] of the peer
+
+
+class Comparison(NamedTuple):
+    """Models in one setting. Each is put beside the peers that ran in the same way; see judging.same_way."""
+
+    title: str
+    ours: tuple[Side, ...]
+    peers: tuple[Side, ...]
+    batch: int
+    img_size: tuple[int, int] | None = None
+    rounds: int = 15
+    goals: tuple[Goal, ...] = ()
+    note: str = ""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """All models; first those that need no compiler, which is slow."""
+        return tuple(sorted((*self.ours, *self.peers), key=lambda side: side.compile is not None))
+
+
+class Reading(NamedTuple):
+    """Photographs through the data loader of pre-training."""
+
+    title: str
+    pixels: tuple[int, int]  # width and height of a photograph
+    batch: int
+    batches: int  # that are timed
+    note: str = ""
+
+
+class Suite(NamedTuple):
+    device: str
+    amp: str
+    product: int  # side of the matrices whose product is the peak
+    rows: tuple[Comparison | Reading, ...]
+    warmup: int
+    sample: float  # seconds
+    threads: int | None = None
+
+
+def ways(spec: str, *compile: str | None) -> tuple[Side, ...]:
+    return tuple(Side(spec, mode) for mode in compile or (None,))
+
+
+def methods(name: str, *compile: str | None) -> tuple[Side, ...]:
+    """Every way to group windows."""
+    return tuple(side for method in METHODS for side in ways(f"{name},plan_method={method}:pretrain", *compile))
+
+
+# ---- rows of both suites: names of models
+
+HIERA, HIERA_MAE = "hiera_base", "hiera_base:pretrain"
+AUTHORS, AUTHORS_MAE = "hiera-transformer/hiera_base_224", "hiera-transformer/mae_hiera_base_224:pretrain"
+OPTIM_MAE = "hiera-optim/mae_hiera_base_224:pretrain"
+HIVIT_MAE = "hivit_base:pretrain"
+SWIN, VIT, TIMM_HIERA = "swin_base_patch4_window7_224", "vit_base_patch16_224", "hiera_base_224"
+SIMMIM = f"simmim/{SWIN}:pretrain"
+GREEN, TWINS = "green_swin_base", "green_twins_large"
+HPVIT = ("hpvit_base", "hpvit_base,window_size=0")
+CLIPS, AUTHORS_CLIPS = "hiera_base_video:pretrain", "hiera-transformer/mae_hiera_base_16x224:pretrain"
+
+LOADER = Reading(
+    "The data loader",
+    pixels=(500, 375),
+    batch=64,
+    batches=12,
+    note="JPEGs put together from the photographs that come with the package, read, decoded, cut at random and resized "
+    "to 224 x 224 by one process.",
+)
+METHODS_NOTE = (
+    "`pack` and `window` look at the mask, so they cannot be compiled. Without an argument, `pack` is used on CPUs and "
+    "`sort` on GPUs and inside graphs."
+)
+
+# ---- GPUs
+
+SHARE = 0.45  # of the peak of a matrix product, in a masked step
+
+GPU = (
+    Comparison(
+        "Hiera-B, a step of masked pre-training",
+        ways(HIERA_MAE, None, DEFAULT, GRAPHS),
+        ways(AUTHORS_MAE) + ways(OPTIM_MAE, GRAPHS),
+        batch=128,
+        goals=(
+            Goal(HIERA_MAE, "speed", 2.5, AUTHORS_MAE),
+            Goal(HIERA_MAE, "speed", 1.1, OPTIM_MAE),
+            Goal(HIERA_MAE, "share", SHARE),
+        ),
+        note="19 of 49 units are visible. hiera-transformer runs as it comes; hiera-optim in the mode that its authors "
+        "recommend for training, with float32 weights as the others.",
+    ),
+    Comparison(
+        "HiViT-B, a step of masked pre-training",
+        ways(HIVIT_MAE, None, DEFAULT),
+        ways(SIMMIM, None, DEFAULT) + ways(f"{VIT}:pretrain", None, DEFAULT),
+        batch=128,
+        goals=(Goal(HIVIT_MAE, "speed", 2.5, SIMMIM), Goal(HIVIT_MAE, "share", SHARE)),
+        note="A quarter of the units is visible. SimMIM pre-trains Swin-B on all tokens; the authors of HiViT "
+        "report 1.9 times its speed.",
+    ),
+    Comparison(
+        "GreenMIM's Swin-B, a step of masked pre-training",
+        ways(f"{GREEN}:pretrain", None, DEFAULT),
+        ways(SIMMIM, None, DEFAULT),
+        batch=128,
+        goals=(
+            Goal(f"{GREEN}:pretrain", "speed", 3.2, SIMMIM),
+            Goal(f"{GREEN}:pretrain", "memory", 0.25, SIMMIM),
+            Goal(f"{GREEN}:pretrain", "share", SHARE),
+        ),
+        note="12 of 49 units are visible, the same ones in all images. SimMIM hides as many and computes on all "
+        "tokens; the authors of GreenMIM report 2.7 times its speed and 70 % less memory.",
+    ),
+    Comparison(
+        "Inference",
+        ways(HIERA, None, DEFAULT) + ways("hivit_base", None, DEFAULT),
+        ways(TIMM_HIERA, None, DEFAULT) + ways(SWIN, None, DEFAULT) + ways(VIT, None, DEFAULT),
+        batch=128,
+        goals=(Goal(HIERA, "speed", 1.3, TIMM_HIERA),),
+    ),
+    LOADER,
+    Comparison(
+        "GreenMIM's Swin-B, every way to group windows",
+        methods(GREEN, None, DEFAULT),
+        ways(SIMMIM),
+        batch=128,
+        note=METHODS_NOTE,
+    ),
+    Comparison(
+        "GreenMIM's Twins-L, a step of masked pre-training",
+        ways(f"{TWINS}:pretrain", None, DEFAULT) + methods(TWINS),
+        ways("simmim/twins_svt_large:pretrain", None, DEFAULT),
+        batch=64,
+        note="12 of 49 units are visible. SimMIM hides as many and computes on all tokens.",
+    ),
+    Comparison(
+        "HPViT-B and the plain ViT it is made from, inference at 224 x 224",
+        tuple(side for name in HPVIT for side in ways(name, None, DEFAULT)),
+        ways(VIT, None, DEFAULT),
+        batch=64,
+    ),
+    Comparison(
+        "HPViT-B and the plain ViT it is made from, inference at 512 x 768",
+        tuple(side for name in HPVIT for side in ways(name, None, DEFAULT)),
+        ways(VIT, None, DEFAULT),
+        batch=8,
+        img_size=(512, 768),
+    ),
+    Comparison(
+        "Hiera-B for video, a step of masked pre-training",
+        ways(CLIPS, None, DEFAULT),
+        ways(AUTHORS_CLIPS),
+        batch=16,
+        note="16 frames of 224 x 224; a tenth of the units is visible. An image here is a clip.",
+    ),
+)
+
+# ---- CPUs
+
+CPU = (
+    Comparison("HiViT-B and timm's ViT-B/16, inference", ways("hivit_base"), ways(VIT), batch=4),
+    Comparison(
+        "HiViT-B, pre-training with and without a mask",
+        ways(HIVIT_MAE),
+        ways("hivit_base:dense"),
+        batch=8,
+        rounds=5,
+        note="A quarter of the units is visible, or all of them (dense).",
+    ),
+    Comparison(
+        "Hiera-B, timm's Hiera-B and the package of its authors, inference",
+        ways(HIERA) + ways(TIMM_HIERA),
+        ways(AUTHORS),
+        batch=4,
+        rounds=11,
+    ),
+    Comparison(
+        "Hiera-B and the package of its authors, a step of masked pre-training",
+        ways(HIERA_MAE),
+        ways(AUTHORS_MAE),
+        batch=4,
+        rounds=9,
+        note="19 of 49 units are visible.",
+    ),
+    Comparison(
+        "GreenMIM's Swin-B and SimMIM, every way to group windows",
+        methods(GREEN),
+        ways(SIMMIM),
+        batch=8,
+        rounds=5,
+        note=f"A step with 12 of 49 units visible, the same ones in all images. {METHODS_NOTE}",
+    ),
+    LOADER,
+    Comparison(
+        "HPViT-B and the plain ViT it is made from, inference at 224 x 224",
+        ways(HPVIT[0]) + ways(HPVIT[1]),
+        ways(VIT),
+        batch=2,
+        rounds=7,
+    ),
+    Comparison(
+        "HPViT-B and the plain ViT it is made from, inference at 512 x 768",
+        ways(HPVIT[0]) + ways(HPVIT[1]),
+        ways(VIT),
+        batch=1,
+        img_size=(512, 768),
+        rounds=3,
+    ),
+)
+
+SUITES = {
+    "gpu": Suite("cuda", "bf16", 8192, GPU, warmup=3, sample=0.05),
+    "cpu": Suite("cpu", "none", 2048, CPU, warmup=1, sample=0.0, threads=2),
+}
+
+# ---- rehearsals
+
+_ONE = "(1,1,1,1)"
+_FEW_BLOCKS = f",embed_dim=24,num_heads=1,stages={_ONE}"
+_TINY_DECODER = ",decoder_embed_dim=24,decoder_depth=1,decoder_num_heads=1"
+_TINY_SWIN = f"swin_tiny_patch4_window7_224,embed_dim=24,depths={_ONE},num_heads={_ONE}"
+TOYS = {  # a tiny model of the same kind; names that are not here stay
+    "hiera_base": "hiera_atto",
+    "hiera_base_video": "hiera_atto_video",
+    "hivit_base": "hivit_atto",
+    "hpvit_base": "hpvit_atto",
+    "green_swin_base": "green_swin_atto",
+    "green_twins_large": f"green_twins_small,depths={_ONE}",
+    TIMM_HIERA: f"hiera_tiny_224{_FEW_BLOCKS}",
+    SWIN: _TINY_SWIN,
+    VIT: "vit_small_patch32_224,embed_dim=48,num_heads=1,depth=1",
+    AUTHORS: "hiera-transformer/hiera_tiny_224,input_size=(64,64)",
+    AUTHORS_MAE.partition(":")[0]: f"hiera-transformer/mae_hiera_tiny_224,input_size=(64,64){_TINY_DECODER}",
+    AUTHORS_CLIPS.partition(":")[0]: f"hiera-transformer/mae_hiera_base_16x224{_FEW_BLOCKS}{_TINY_DECODER}",
+    OPTIM_MAE.partition(":")[0]: f"hiera-optim/mae_hiera_tiny_224,input_size=(64,64){_TINY_DECODER}",
+    f"simmim/{SWIN}": f"simmim/{_TINY_SWIN}",
+    "simmim/twins_svt_large": f"simmim/twins_svt_small,embed_dims=(16,16,16,16),depths={_ONE},num_heads={_ONE}",
+}
+
+
+def rehearsed(suite: Suite) -> Suite:
+    """The same rows at toy size: every model is replaced by a tiny one and takes few steps with 2 images; graphs are
+    made, but no kernels for them.
+    """
+    rows = tuple(
+        row._replace(batch=2, batches=2)
+        if isinstance(row, Reading)
+        else row._replace(
+            ours=tuple(map(_toy, row.ours)),
+            peers=tuple(map(_toy, row.peers)),
+            batch=2,
+            rounds=1,
+            img_size=row.img_size and (64, 96),
+            goals=tuple(goal._replace(of=_toy_name(goal.of), beside=_toy_name(goal.beside)) for goal in row.goals),
+        )
+        for row in suite.rows
+    )
+    return suite._replace(amp="auto", product=256, rows=rows, warmup=0, sample=0.0)
+
+
+def _toy(side: Side) -> Side:
+    return Side(_toy_name(side.spec), side.compile and TRACED + side.compile)
+
+
+def _toy_name(spec: str) -> str:
+    model, colon, mode = spec.partition(":")
+    name, comma, given = model.partition(",")
+    return f"{TOYS.get(name, name)}{comma}{given}{colon}{mode}"
