@@ -51,12 +51,17 @@ def results(folder: Path) -> tuple[dict[str, Any], str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpu", "cpu"])
 def test_every_row_is_rehearsed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the compiler, which has tests of its own and takes long; of the second suite what the first one lacks."""
+    """Without the compiler, which has tests of its own and takes long, and so without the rows that differ in it alone;
+    of the second suite what the first one lacks.
+    """
     monkeypatch.setattr(steps, "compiled", lambda model, mode: model)
     known = {side.spec for row in suites.GPU if isinstance(row, Comparison) for side in row.sides}
     new = [row for row in suites.CPU if isinstance(row, Comparison) and {side.spec for side in row.sides} - known]
     assert len(new) > 1
-    monkeypatch.setitem(suites.SUITES, "cpu", suites.SUITES["cpu"]._replace(rows=tuple(new)))
+    without = tuple(row for row in suites.GPU if row not in map(suites.compiled, suites.EAGER))
+    assert len(suites.GPU) == len(without) + len(suites.EAGER)
+    for suite, rows in (("cpu", tuple(new)), ("gpu", without)):
+        monkeypatch.setitem(suites.SUITES, suite, suites.SUITES[suite]._replace(rows=rows))
     folder = benchmark.run(suite=name, rehearse=True, device="cpu", minutes=60, output=tmp_path / "new" / "out")
     content, text = results(folder)
     asked = rehearsed(suites.SUITES[name]).rows
@@ -137,14 +142,14 @@ def test_files_hold_all_that_was_measured(small: list[Any], tmp_path: Path, caps
 def test_a_run_that_is_cut_off_has_what_it_has(
     small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = suite_run.Measuring.entry
+    measure = suite_run.Measuring.measure
 
-    def cut(self: suite_run.Measuring, row: Comparison) -> Any:
+    def cut(self: suite_run.Measuring, row: Comparison) -> None:
         if row.title == "Other":
             raise KeyboardInterrupt
-        return entry(self, row)
+        measure(self, row)
 
-    monkeypatch.setattr(suite_run.Measuring, "entry", cut)
+    monkeypatch.setattr(suite_run.Measuring, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(suite="cpu", output=tmp_path)
     content, text = results(tmp_path)
@@ -157,15 +162,33 @@ def test_a_run_that_is_cut_off_has_what_it_has(
     assert results(tmp_path) == (content, text), "they are not touched"
 
 
+def test_a_row_that_is_cut_off_has_the_rounds_that_were_complete(
+    small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds, calls = turns.seconds_of, []
+
+    def cut(*args: Any) -> float:
+        calls.append(len(calls))
+        if len(calls) == 4:  # the second of two models in the second of two rounds
+            raise KeyboardInterrupt
+        return seconds(*args)
+
+    monkeypatch.setattr(turns, "seconds_of", cut)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(suite="cpu", output=tmp_path)
+    content, text = results(tmp_path)
+    assert [len(row["seconds"]) for row in content["comparisons"][0]["rows"]] == [1, 1]
+    assert "| `hivit_atto` | eager | 0.51 M |" in text
+
+
 def test_no_row_begins_when_time_is_up(small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = suite_run.Measuring.entry
+    measure = suite_run.Measuring.measure
 
-    def slow(self: suite_run.Measuring, row: Comparison) -> Any:
-        found = entry(self, row)
+    def slow(self: suite_run.Measuring, row: Comparison) -> None:
+        measure(self, row)
         self.clock.started -= 3600
-        return found
 
-    monkeypatch.setattr(suite_run.Measuring, "entry", slow)
+    monkeypatch.setattr(suite_run.Measuring, "measure", slow)
     benchmark.run(suite="cpu", output=tmp_path, minutes=30)
     content, text = results(tmp_path)
     assert [entry["missing"] for entry in content["comparisons"]] == ["", "the 30 minutes were used up"]

@@ -1,12 +1,13 @@
-"""A suite: its rows one after the other, each written down before the next begins."""
+"""A suite: its rows one after the other, each written down round by round."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +85,15 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
                 report.entries[number].missing = clock.why
                 continue
             say(f"{number + 1} of {len(suite.rows)}: {row.title}")
-            start = clock.seconds
-            report.entries[number] = Measuring(suite, device, clock, report.peak).entry(row)
-            report.entries[number].seconds = clock.seconds - start
-            report.write()
+            Measuring(suite, device, clock, partial(written, report, number), report.peak).measure(row)
         report.write()
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
+
+
+def written(report: Report, number: int, entry: Entry) -> None:
+    """Write a row as far as it has come."""
+    report.entries[number] = entry
+    report.write()
 
 
 def about_run(options: BenchmarkOptions, clock: Clock, device: str, suite: Suite) -> dict[str, Any]:
@@ -159,12 +163,17 @@ class Measuring:
     suite: Suite
     device: str
     clock: Clock
+    write: Callable[[Entry], None]
     peak: float  # of a matrix product, TFLOP/s
 
-    def entry(self, row: Comparison | Reading) -> Entry:
-        """What a row came to. Whatever goes wrong in it stands there."""
-        if isinstance(row, Comparison):
-            return self.compared(row)
+    def measure(self, row: Comparison | Reading) -> None:
+        """Measure a row. Whatever goes wrong in it stands there."""
+        start = self.clock.seconds
+        entry = self.compared(row) if isinstance(row, Comparison) else self.read(row)
+        entry.seconds = self.clock.seconds - start
+        self.write(entry)
+
+    def read(self, row: Reading) -> Entry:
         entry = Entry(row.title, row.note, batch_size=row.batch)
         try:
             entry.loader = loader_rate(row, self.device)
@@ -178,6 +187,8 @@ class Measuring:
             batch = max(1, row.batch >> halving)
             entry = Entry(row.title, row.note, batch, rows=[row_of(side) for side in row.sides])
             entry.peers = list(dict.fromkeys(peer.spec for peer in row.peers))
+            if batch < row.batch:
+                entry.remarks.append(f"A batch of {row.batch} did not fit into memory.")
             setup = Setup(self.device, batch, row.img_size, self.suite.amp)
             try:
                 self.attempt(row, entry, setup, last=halving == HALVINGS or batch == 1)
@@ -186,10 +197,11 @@ class Measuring:
                 entry.rows = []
             finally:
                 clean_up()
-        if batch < row.batch:
-            entry.remarks.append(f"A batch of {row.batch} did not fit into memory.")
-        entry.goals = [judged(goal, entry.rows, self.peak) for goal in row.goals]
+        self.judge(entry, row)
         return entry
+
+    def judge(self, entry: Entry, row: Comparison) -> None:
+        entry.goals = [judged(goal, entry.rows, self.peak) for goal in row.goals]
 
     def attempt(self, row: Comparison, entry: Entry, setup: Setup, last: bool) -> None:
         """Fill the rows of an entry.
@@ -219,7 +231,7 @@ class Measuring:
                     counts[side.spec] = measured.flop
                 except Exception as error:  # models of strangers and compilers fail in all ways
                     failed(measured, error)
-            take_turns(contenders, self.rounds(row.rounds), setup, failed)
+            take_turns(contenders, self.rounds(row, entry), setup, failed)
 
     def ready(self, measured: Row, side: Side, setup: Setup, flop: int | None) -> Contender:
         start = time.monotonic()
@@ -228,10 +240,14 @@ class Measuring:
         self.clock.note(side.compile is not None, time.monotonic() - start)
         return made
 
-    def rounds(self, most: int) -> Iterator[int]:
-        for n in range(most):
+    def rounds(self, row: Comparison, entry: Entry) -> Iterator[int]:
+        """Rounds for which there is time; what a run that is cut off leaves are those that were complete."""
+        for n in range(row.rounds):
             if n >= FEWEST_ROUNDS and self.clock.over:
                 return
+            if n:
+                self.judge(entry, row)
+                self.write(entry)
             yield n
 
 

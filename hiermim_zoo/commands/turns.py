@@ -119,11 +119,10 @@ def take_turns(
             row, step, steps = contender
             try:
                 row.seconds.append(seconds_of(step, setup.device, steps))
+                row.images_per_second = setup.batch_size / row.median
             except Exception as error:  # compilers and models of strangers fail in all ways
                 failed(row, error)
                 remaining.remove(contender)
-    for row, _, _ in remaining:
-        row.images_per_second = setup.batch_size / row.median
 
 
 def ratio(one: Row, other: Row) -> float:
