@@ -95,9 +95,11 @@ def pretrain(options: PretrainOptions) -> Path:
                 if run.is_to_look(step):
                     run.look(step)
                 if outcome.signal:
+                    run.writer.wait()
                     raise run.stopped(step, outcome.signal)
+            run.writer.wait()
         if run.last < run.total:
-            return gather_objects(run.snapshot)[0]
+            return gather_objects(run.writer.last)[0]
         return run.export(options.command("pretrain"))
 
 
@@ -108,7 +110,7 @@ class Begun(NamedTuple):
     """A run that goes on."""
 
     snapshot: Path
-    state: dict[str, Any]  # what is in there
+    state: dict[str, Any]  # what snapshots.load found in there
 
 
 class Data(NamedTuple):
@@ -186,7 +188,8 @@ class Run:
         self.total = min(options.steps or everything, everything)  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
-        self.snapshot: Path | None = None  # the last one
+        folder = options.output / snapshots.FOLDER
+        self.writer = snapshots.SnapshotWriter(folder, options.max_snapshots, world.first, options.fsdp)
         freeze_unreached(mae)
         if not options.fsdp:
             mae.to(world.device)
@@ -198,9 +201,9 @@ class Run:
     def resume(self, begun: Begun) -> None:
         """Put everything where it was after the step of a snapshot."""
         state = begun.state
-        snapshots.restore(self.mae, self.optimizer, state)
+        snapshots.restore(self.mae, self.optimizer, begun.snapshot, state)
         self.scaler.load_state_dict(state["scaler"])
-        self.first, self.skipped, self.snapshot = state["step"], state["skipped"], begun.snapshot
+        self.first, self.skipped, self.writer.last = state["step"], state["skipped"], begun.snapshot
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
             snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
 
@@ -347,8 +350,8 @@ class Run:
         return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last
 
     def save(self, step: int) -> None:
-        """Write a snapshot of the run after a step."""
-        state = snapshots.learned(self.mae, self.optimizer) | {
+        """Write a snapshot of the run after a step; of a model that is spread while the run goes on."""
+        rest = {
             "scaler": self.scaler.state_dict(),
             "step": step,
             "skipped": self.skipped,
@@ -357,9 +360,7 @@ class Run:
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
             "random": gather_objects(snapshots.random_state(self.world.device)),
         }
-        if self.world.first:
-            folder = self.options.output / snapshots.FOLDER
-            self.snapshot = snapshots.save(folder, step, state, self.options.max_snapshots)
+        self.writer.save(step, self.mae, self.optimizer, rest)
 
     def is_to_look(self, step: int) -> bool:
         between = self.options.look_every * self.batching.per_epoch
@@ -379,7 +380,7 @@ class Run:
     def stopped(self, step: int, number: int) -> Stopped:
         """What is raised because of a signal, once the step is saved."""
         self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
-        return Stopped(number, self.snapshot)
+        return Stopped(number, self.writer.last)
 
     def export(self, command: str) -> Path:
         """Write the encoder as it is now.
@@ -387,8 +388,10 @@ class Run:
         Args:
             command: the command line of the run, for the card.
         """
-        weights = snapshots.learned(self.mae, self.optimizer)["model"]
+        weights = None if self.options.fsdp else snapshots.learned(self.mae, self.optimizer)["model"]
         if self.world.first:
+            if weights is None:  # nobody holds all of them: they are in the last snapshot
+                weights = snapshots.weights_of(self.writer.last)
             step = self.first if self.options.export_only else self.last
             export(weights, self.options, self.data.config, step, command)
         return self.options.output / ENCODER
