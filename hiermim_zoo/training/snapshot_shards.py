@@ -22,6 +22,7 @@ import json
 import os
 import pickle
 import shutil
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,9 @@ def read_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
     if missing := sorted(tensors.keys() - known.keys()):
         raise ValueError(f"snapshot {folder} holds no {missing[0]}: it is of another model or optimiser")
     try:
-        dcp.load(tensors, storage_reader=TensorReader(folder), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # nobody has to be asked
+            dcp.load(tensors, storage_reader=TensorReader(folder), no_dist=True)
     except dcp.CheckpointException as error:
         raise ValueError(f"snapshot {folder} cannot be read: {_reason(error)}") from error
 
