@@ -44,6 +44,7 @@ from .previews import look, probe
 from .run_log import Meter, RunLog, peak_memory
 
 LOOKS = "looks"  # in the output folder
+AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
 
 
 class Stopped(SystemExit):
@@ -72,7 +73,7 @@ def pretrain(options: PretrainOptions) -> Path:
     """
     chosen = options.filled(family_values(options.model))
     check_optimizer(chosen.opt)
-    with processes(chosen.device, chosen.fsdp) as world, noted_signals() as caught:
+    with processes(chosen.device, chosen.fsdp, AGAIN) as world, noted_signals() as caught:
         begun = begun_run(chosen, world)
         torch.manual_seed(chosen.seed)
         mae = build_autoencoder(chosen)

@@ -164,7 +164,11 @@ def load_rest(folder: Path) -> dict[str, Any]:
 
 
 class TensorWriter(dcp.FileSystemWriter):
-    """torch's, but for a description that does not name the folder, which will be renamed."""
+    """torch's, but for a description that does not name the folder, which will be renamed, and a cheaper copy."""
+
+    def stage(self, state_dict: Any) -> Any:
+        """torch's way of copying looks at every part of every tensor's description."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state_dict.items()}
 
     def storage_meta(self) -> metadata.StorageMeta:
         return metadata.StorageMeta()
