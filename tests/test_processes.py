@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import queue
+import re
 import shlex
 import shutil
-from collections.abc import Callable
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +24,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from hiermim_zoo import pretrain
 from hiermim_zoo.checkpoints.files import sha256_of
 from hiermim_zoo.mae import create_mae
-from hiermim_zoo.training import snapshot_shards, snapshots
+from hiermim_zoo.training import snapshot_shards, snapshots, watch
 from hiermim_zoo.training.autoencoder import freeze_unreached
 from hiermim_zoo.training.optimizer import make_optimizer
+from hiermim_zoo.training.watch import Watch
 
 from .forks import COMMAND, Forks
 
@@ -38,6 +43,12 @@ def saved(output: Path) -> list[Path]:
 
 def weights(output: Path) -> dict[str, Tensor]:
     return snapshots.weights_of(saved(output)[-1])
+
+
+def errors(said: str) -> list[str]:
+    """The lines that are no part of a warning."""
+    assert "Traceback" not in said
+    return [line for line in said.splitlines() if line.startswith("error")]
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -214,7 +225,7 @@ def test_a_snapshot_that_cannot_be_written_is_one_line(train: Callable[..., str]
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     said = train(copied, "--fsdp", "--resume", "auto", code=2, before=full)
     wrong = "error: the snapshot of step 3 cannot be written: [Errno 27] File too large"
-    assert [line for line in said.splitlines() if "rror" in line] == [wrong, wrong]  # of either process
+    assert errors(said) == [wrong, wrong]  # of either process
     assert [snapshots.step_of(path) for path in saved(copied)] == [1, 2]
     assert not list(copied.rglob("*.part"))
 
@@ -237,19 +248,182 @@ Run.backward = failing
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [(), ("--fsdp",)])
 def test_a_process_that_is_killed_ends_the_run_in_one_line(
     train: Callable[..., str], whole: Path, tmp_path: Path, spread: tuple[str, ...]
 ) -> None:
     argv = ("--drop-path", "0.2", *spread)
-    said = train(tmp_path, *argv, code=-9, before=fails_at("os.kill(os.getpid(), signal.SIGKILL)"))
-    print(said)
-    assert [line for line in said.splitlines() if "error" in line.lower()] == [
-        "error: another process of this run failed; go on with --resume auto"
-    ]
-    train(tmp_path, *argv, "--resume", "auto")
-    if spread:
-        assert difference(weights(tmp_path), weights(whole)) == 0
-    else:
-        train(tmp_path / "whole", *argv)
-        assert difference(weights(tmp_path), weights(tmp_path / "whole")) == 0
+    said = train(tmp_path / "out", *argv, code=-9, before=fails_at("os.kill(os.getpid(), signal.SIGKILL)"))
+    assert errors(said) == ["error: another process of this run failed; go on with --resume auto"]
+    train(tmp_path / "out", *argv, "--resume", "auto")
+    if not spread:
+        whole = tmp_path / "whole"
+        train(whole, *argv)
+    assert difference(weights(tmp_path / "out"), weights(whole)) == 0
+
+
+def test_a_silent_process_ends_the_run_in_one_line(train: Callable[..., str], tmp_path: Path) -> None:
+    before = fails_at("os.kill(os.getpid(), signal.SIGSTOP)")
+    said = train(tmp_path, code=2, before=before, HIERMIM_PATIENCE="4")
+    silent = "error: process 1 of this run has not been heard of for 4 s: ended; go on with --resume auto"
+    assert errors(said)[0] == silent
+    assert [snapshots.step_of(path) for path in saved(tmp_path)] == [1, 2]
+
+
+def test_an_error_in_one_process_ends_the_others(train: Callable[..., str], tmp_path: Path) -> None:
+    said = train(tmp_path, code=2, before=fails_at("raise ValueError('the disk is full')"))
+    one, other = sorted(errors(said), key=lambda line: "disk" in line)
+    assert other == "error: the disk is full"
+    assert one.startswith("error: ")
+    assert "of this run failed" in one
+
+
+class Room:
+    """A store as that of torch, for threads."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.gone, self.lock = False, threading.Lock()
+
+    def add(self, key: str, more: int) -> int:
+        with self.lock:
+            if self.gone:
+                raise RuntimeError("Connection reset by peer")
+            self.values[key] = self.values.get(key, 0) + more
+            return int(self.values[key])
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return bytes(self.values[key])
+
+
+class Watched:
+    """Some watches in one room, and the lines that they would end their processes with."""
+
+    def __init__(self, size: int) -> None:
+        self.room, self.lines = Room(), queue.Queue[str]()
+        self.all = [Watch(self.room, rank, size, "start it again", 1.0, self.lines.put) for rank in range(size)]
+
+    def line(self) -> str:
+        return self.lines.get(timeout=60)
+
+
+@pytest.fixture()
+def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr(watch, "GRACE", 0.5)
+    watched = Watched(3)
+    yield watched
+    for one in watched.all:
+        one.stop()
+
+
+def test_processes_that_are_all_well_are_left_alone(three: Watched) -> None:
+    """Those that are ready first wait for the others; nobody is missed."""
+    leaving = [threading.Thread(target=one.leave) for one in three.all]
+    for thread in leaving[:2]:
+        thread.start()
+    leaving[0].join(3)
+    assert leaving[0].is_alive()
+    leaving[2].start()
+    for thread in leaving:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in [*leaving, *(t for one in three.all for t in one.threads)])
+    assert three.lines.empty()
+
+
+def test_whoever_falls_silent_is_named_by_all(three: Watched) -> None:
+    three.all[1].stop()
+    said = "process 1 of this run has not been heard of for 1 s: ended; start it again"
+    assert [three.line(), three.line()] == [said, said]
+
+
+def test_whoever_fails_is_named_by_the_others(three: Watched) -> None:
+    three.all[2].fail()
+    assert {three.line(), three.line()} == {"process 2 of this run failed: ended; start it again"}
+
+
+def test_a_run_ends_where_the_store_is_gone(three: Watched) -> None:
+    three.room.gone = True
+    assert "the process where this run met is gone" in three.line()
+
+
+def test_patience_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watch.patience() == 45
+    for said, seconds in (("0", 0), ("2.5", 2.5)):
+        monkeypatch.setenv("HIERMIM_PATIENCE", said)
+        assert watch.patience() == seconds
+    for said in ("-1", "long", "inf", "nan"):
+        monkeypatch.setenv("HIERMIM_PATIENCE", said)
+        with pytest.raises(ValueError, match=f"HIERMIM_PATIENCE={said}"):
+            watch.patience()
+
+
+# ---- processes that read
+
+
+KILL = """
+import glob, os, signal, time
+from hiermim_zoo.training import pretraining
+from hiermim_zoo.data.source import Source
+def kill_readers():
+    for file in glob.glob(f"/proc/{os.getpid()}/task/*/children"):
+        for child in open(file).read().split():
+            os.kill(int(child), signal.SIGKILL)
+    time.sleep(0.5)  # the signal arrives here, and must not be heeded here
+"""
+AMID = """
+make = pretraining.make_optimizer
+def making(*args, **kwargs):
+    optimizer, steps = make(*args, **kwargs), []
+    step = optimizer.step
+    def killing(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 2:
+            kill_readers()
+        return step(*args, **kwargs)
+    optimizer.step = killing
+    return optimizer
+pretraining.make_optimizer = making
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_reader_that_is_killed_ends_the_run_saved(
+    train: Callable[..., str], tmp_path: Path, accumulate: int
+) -> None:
+    """Even amid an update of the weights."""
+    argv = ("--drop-path", "0.2", "--workers", "2", "--save-steps", "9", "--steps", "20", "--accumulate", accumulate)
+    said = train(tmp_path / "out", *argv, processes=1, code=2, before=KILL + AMID)
+    (error,) = errors(said)
+    found = re.fullmatch(
+        r"error: a process that reads images was killed by a signal \(Killed\), often because memory ran out, of which "
+        r"fewer --workers need less; saved after step (\d+): go on with --resume auto",
+        error,
+    )
+    assert found, said
+    assert [snapshots.step_of(path) for path in saved(tmp_path / "out")] == [int(found[1])]
+    assert 2 <= int(found[1]) < 20
+    train(tmp_path / "out", *argv, "--resume", "auto", processes=1)
+    train(tmp_path / "whole", *argv, processes=1)
+    assert difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
+
+
+def test_a_reader_of_one_of_several_processes(train: Callable[..., str], tmp_path: Path) -> None:
+    argv = ("--workers", "1", "--steps", "20", "--save-steps", "1")
+    before = f"import os\nif os.environ['RANK'] == '1':\n" + textwrap.indent(KILL + AMID, "    ")
+    said = train(tmp_path, *argv, code=2, before=before)
+    one, other = sorted(errors(said), key=lambda line: "reads images" in line)
+    assert other.endswith("go on with --resume auto, from the last snapshot")
+    assert "of this run failed" in one
+    assert snapshots.load(saved(tmp_path)[-1])["step"] < 20
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "extract"])
+def test_readers_of_other_commands(forked: Forks, tmp_path: Path, verb: str) -> None:
+    ...

@@ -63,13 +63,14 @@ def processes(device: str | None = None, spread: bool = False, again: str = "sta
             yield world
         except BaseException as error:
             lost = isinstance(error, RuntimeError) and _is_connection(error)
-            if watch and isinstance(error, SystemExit):
-                watch.leave(PATIENCE)
-            elif watch:
-                watch.fail("another process" if lost else "")
-            # NCCL would wait for processes that may be waiting for this one, unless all of them were told to stop.
-            if world.device.type != "cuda" or isinstance(error, SystemExit):
-                stop()
+            with noted_signals():  # torchrun may end this process, too: not before it says why
+                if watch and isinstance(error, SystemExit):
+                    watch.leave(PATIENCE)
+                elif watch:
+                    watch.fail("another process" if lost else "")
+                # NCCL would wait for processes that may be waiting for this one, unless all of them were told to stop.
+                if world.device.type != "cuda" or isinstance(error, SystemExit):
+                    stop()
             if lost:
                 raise ValueError(f"another process of this run failed; {again}") from error
             raise

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
 from ..data.kinds import open_source
+from ..data.readers import ReaderKilled
 from ..data.transforms import data_config, make_transform
 from ..mae import MaskedAutoencoder
 from ..version import __version__
@@ -87,9 +88,10 @@ def pretrain(options: PretrainOptions) -> Path:
             del begun  # it holds all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
-        with run.recorded():
+        with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
                 outcome = run.step(step, caught)
+                run.complete(step)
                 run.log(step, outcome)
                 if run.is_to_save(step) or outcome.signal:
                     run.save(step)
@@ -189,6 +191,7 @@ class Run:
         self.total = min(options.steps or everything, everything)  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
+        self.done = 0  # the last step that is complete
         folder = options.output / snapshots.FOLDER
         self.writer = snapshots.SnapshotWriter(folder, options.max_snapshots, world.first, options.fsdp)
         freeze_unreached(mae)
@@ -205,6 +208,7 @@ class Run:
         snapshots.restore(self.mae, self.optimizer, begun.snapshot, state)
         self.scaler.load_state_dict(state["scaler"])
         self.first, self.skipped, self.writer.last = state["step"], state["skipped"], begun.snapshot
+        self.done = self.first
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
             snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
 
@@ -233,6 +237,29 @@ class Run:
         finally:
             del self.stream  # and with it the processes that read
             self.record.close()
+
+    @contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Inside, a process that reads may be killed: what the run has learned by then is saved.
+
+        Its images are missed where a step asks for them, so no update of the weights is under way.
+
+        Raises:
+            ValueError: one was killed; says from where the run goes on.
+        """
+        try:
+            yield
+        except ReaderKilled as error:
+            if self.world.size > 1:  # the others are on their way into the step, and cannot save
+                raise ValueError(f"{error}; {AGAIN}, from the last snapshot") from error
+            if self.done > self.first and not self.is_to_save(self.done):
+                self.save(self.done, self.random)
+            saved = f"saved after step {self.done}" if self.done else "before the first step was done"
+            raise ValueError(f"{error}; {saved}: {AGAIN}") from error
+
+    def complete(self, step: int) -> None:
+        """Note that a step is done, and where the random numbers stand."""
+        self.done, self.random = step, snapshots.random_state(self.world.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """Images, what goes with each of them, and plans; as many batches as the steps to be taken have passes."""
@@ -350,8 +377,12 @@ class Run:
     def is_to_save(self, step: int) -> bool:
         return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last
 
-    def save(self, step: int) -> None:
-        """Write a snapshot of the run after a step; of a model that is spread while the run goes on."""
+    def save(self, step: int, random: Any = None) -> None:
+        """Write a snapshot of the run after a step; of a model that is spread while the run goes on.
+
+        Args:
+            random: where the random numbers stood then; default: as they stand now.
+        """
         rest = {
             "scaler": self.scaler.state_dict(),
             "step": step,
@@ -359,7 +390,7 @@ class Run:
             "epoch": list(divmod(step, self.batching.per_epoch)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
-            "random": gather_objects(snapshots.random_state(self.world.device)),
+            "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }
         self.writer.save(step, self.mae, self.optimizer, rest)
 
