@@ -9,6 +9,9 @@ import queue
 import re
 import shlex
 import shutil
+import socket
+import subprocess
+import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -26,11 +29,13 @@ from hiermim_zoo.checkpoints.files import sha256_of
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.training import snapshot_shards, snapshots, watch
 from hiermim_zoo.training.autoencoder import freeze_unreached
+from hiermim_zoo.training.distributed import processes
 from hiermim_zoo.training.optimizer import make_optimizer
 from hiermim_zoo.training.watch import Watch
 
-from .forks import COMMAND, Forks
+from .forks import COMMAND, ROOT, Forks
 
+PICTURES = ROOT / "examples" / "pictures"
 SMALL = shlex.split(
     "--model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 12 --epochs 1 "
     "--warmup 0 --workers 0 --device cpu --look-every 0 --lr 1e-2 --save-steps 1 --steps 3"
@@ -394,9 +399,7 @@ pretraining.make_optimizer = making
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_reader_that_is_killed_ends_the_run_saved(
-    train: Callable[..., str], tmp_path: Path, accumulate: int
-) -> None:
+def test_a_reader_that_is_killed_ends_the_run_saved(train: Callable[..., str], tmp_path: Path, accumulate: int) -> None:
     """Even amid an update of the weights."""
     argv = ("--drop-path", "0.2", "--workers", "2", "--save-steps", "9", "--steps", "20", "--accumulate", accumulate)
     said = train(tmp_path / "out", *argv, processes=1, code=2, before=KILL + AMID)
@@ -424,6 +427,100 @@ def test_a_reader_of_one_of_several_processes(train: Callable[..., str], tmp_pat
     assert snapshots.load(saved(tmp_path)[-1])["step"] < 20
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "extract"])
-def test_readers_of_other_commands(forked: Forks, tmp_path: Path, verb: str) -> None:
-    ...
+AT_FIRST = """
+import importlib
+place = importlib.import_module("hiermim_zoo.{module}")
+function = place.{name}
+def killing(*args, **kwargs):
+    kill_readers()
+    return function(*args, **kwargs)
+place.{name} = killing
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "argv"),
+    [
+        ("training.probe", "_mean_over_views", f"evaluate {PICTURES} --method knn --batch-size 16 --train {PICTURES}"),
+        ("commands.extracting", "features", f"extract {PICTURES} -o out --batch-size 2"),
+    ],
+)
+def test_readers_of_other_commands(forked: Forks, tmp_path: Path, module: str, name: str, argv: str) -> None:
+    verb, *words = argv.split()
+    code = KILL + AT_FIRST.format(module=module, name=name) + COMMAND
+    words = [f"hiermim_zoo.{verb}", *words, "--model", "hivit_atto", "--workers", "1", "--device", "cpu"]
+    done = forked.run(code, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    (error,) = errors(done.stderr)
+    assert "a process that reads images was killed by a signal (Killed)" in error
+    assert not list(tmp_path.glob("out*"))
+
+
+# ---- several machines
+
+
+@pytest.mark.slow
+def test_two_torchruns_are_one_run(tmp_path: Path) -> None:
+    """As on two machines that reach each other."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = f"127.0.0.1:{free.getsockname()[1]}"
+    start = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint {meeting} --local-addr 127.0.0.1"
+    argv = [*SMALL, *LINEAR, "--steps", "2"]
+    run = ["-m", "hiermim_zoo.pretrain", "digits", *argv, "-o", str(tmp_path / "two")]
+    words = [sys.executable, "-m", "torch.distributed.run", *start.split(), *run]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    machines = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    try:
+        pretrain.main(["digits", *argv, "-o", str(tmp_path / "one")])
+        said = [machine.communicate(timeout=240)[1] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-6
+    first, last = saved(tmp_path / "two")
+    assert difference(snapshots.weights_of(first), snapshots.weights_of(last)) > 1e-3
+    assert (tmp_path / "two" / "encoder" / "model.safetensors").is_file()
+
+
+SLURM = ROOT / "examples" / "slurm.sh"
+
+
+def test_the_script_for_slurm_is_one_that_bash_reads() -> None:
+    assert subprocess.run(["bash", "-n", str(SLURM)], capture_output=True, text=True, check=False).stderr == ""
+
+
+def test_the_options_in_the_script_for_slurm_exist(tmp_path: Path) -> None:
+    """The command line between -m hiermim_zoo.pretrain and the & behind it."""
+    (line,) = re.findall(
+        r"-m hiermim_zoo\.pretrain (\"\$data\".*) &$", SLURM.read_text().replace("\\\n", ""), re.MULTILINE
+    )
+    options = pretrain.VERB.parse(shlex.split(line))
+    assert (options.data, str(options.output), options.resume, options.fsdp) == ("$data", "$run", "auto", True)
+    with pytest.raises(ValueError, match="--colour"):  # negative control
+        pretrain.VERB.parse([*shlex.split(line), "--colour"])
+
+
+@pytest.mark.parametrize(
+    ("slurm", "told"),
+    [
+        ({}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, False),  # the first says it for all
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # a batch script that is one task
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "WORLD_SIZE": "1"}, False),  # torchrun
+    ],
+)
+def test_srun_without_torchrun_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], slurm: dict[str, str], told: bool
+) -> None:
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    with processes("cpu"):
+        pass
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == told
+    assert all("srun started 4 tasks without torchrun" in line and "slurm.sh" in line for line in said)

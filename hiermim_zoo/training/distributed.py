@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -121,11 +122,20 @@ def start(device: str | None = None, again: str = "start it again") -> tuple[Wor
     seconds = patience()
     chosen = pick_device(device)
     if size == 1:
+        _warn_of_srun()
         return World(rank, size, chosen), None
     meeting = f"hiermim_zoo/{next(_MEETINGS)}"
     _meet(meeting, rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     watch = Watch(_own_line(f"{meeting}/watch"), rank, size, again, seconds) if seconds else None
     return World(rank, size, chosen), watch
+
+
+def _warn_of_srun() -> None:
+    """srun starts tasks that do not know of each other; the first says so."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_PROCID") == "0":
+        alone = f"warning: srun started {tasks} tasks without torchrun: each does all of the work alone"
+        print(f"{alone}; examples/slurm.sh shows how they work together", file=sys.stderr)
 
 
 def _meet(name: str, rank: int, size: int, backend: str) -> None:

@@ -223,7 +223,10 @@ class ShardWriter:
         outcome: list[Any] = [None, failure]
         if self.rank == 0 and not failure:
             try:
-                outcome = [self._rename(part, rest, {name: value for files, _ in told for name, value in files.items()}), ""]
+                outcome = [
+                    self._rename(part, rest, {name: value for files, _ in told for name, value in files.items()}),
+                    "",
+                ]
             except OSError as error:
                 outcome = [None, _reason(error)]
         dist.broadcast_object_list(outcome, src=0, group=self.group)
