@@ -93,7 +93,7 @@ def half(train: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) ->
     return output
 
 
-@pytest.fixture()
+@pytest.fixture
 def copied(half: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(half, tmp_path / "copied"))
 
@@ -131,9 +131,9 @@ LINEAR = ("--opt", "momentum", "--lr", "0.1")  # rounding stays rounding
 def test_a_spread_run_goes_on_with_any_number_of_processes(train: Callable[..., str], tmp_path: Path) -> None:
     train(tmp_path / "half", *LINEAR, "--fsdp", "--stop-after", "2", "--save-steps", "2")
     pretrain.main(["digits", *SMALL, *LINEAR, "-o", str(tmp_path / "never")])
-    for processes, more in ((1, ()), (3, ("--fsdp",))):
-        output = Path(shutil.copytree(tmp_path / "half", tmp_path / f"{processes}"))
-        train(output, *LINEAR, *more, "--resume", "auto", processes=processes)
+    for number, more in ((1, ()), (3, ("--fsdp",))):
+        output = Path(shutil.copytree(tmp_path / "half", tmp_path / f"{number}"))
+        train(output, *LINEAR, *more, "--resume", "auto", processes=number)
         assert saved(output)[-1].is_dir() == bool(more)
         assert [snapshots.step_of(path) for path in saved(output)] == [2, 3]
         assert difference(weights(output), weights(tmp_path / "never")) < 1e-6
@@ -319,7 +319,7 @@ class Watched:
         return self.lines.get(timeout=60)
 
 
-@pytest.fixture()
+@pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
     monkeypatch.setattr(watch, "GRACE", 0.5)
     watched = Watched(3)
@@ -419,7 +419,7 @@ def test_a_reader_that_is_killed_ends_the_run_saved(train: Callable[..., str], t
 
 def test_a_reader_of_one_of_several_processes(train: Callable[..., str], tmp_path: Path) -> None:
     argv = ("--workers", "1", "--steps", "20", "--save-steps", "1")
-    before = f"import os\nif os.environ['RANK'] == '1':\n" + textwrap.indent(KILL + AMID, "    ")
+    before = "import os\nif os.environ['RANK'] == '1':\n" + textwrap.indent(KILL + AMID, "    ")
     said = train(tmp_path, *argv, code=2, before=before)
     one, other = sorted(errors(said), key=lambda line: "reads images" in line)
     assert other.endswith("go on with --resume auto, from the last snapshot")
@@ -441,7 +441,7 @@ place.{name} = killing
 @pytest.mark.parametrize(
     ("module", "name", "argv"),
     [
-        ("training.probe", "_mean_over_views", f"evaluate {PICTURES} --method knn --batch-size 16 --train {PICTURES}"),
+        ("training.probe", "_mean_over_views", f"evaluate {PICTURES} --method classify --batch-size 16"),
         ("commands.extracting", "features", f"extract {PICTURES} -o out --batch-size 2"),
     ],
 )

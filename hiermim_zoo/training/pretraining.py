@@ -420,10 +420,10 @@ class Run:
         Args:
             command: the command line of the run, for the card.
         """
-        weights = None if self.options.fsdp else snapshots.learned(self.mae, self.optimizer)["model"]
+        last = self.writer.last if self.options.fsdp else None  # of a model that is spread nobody holds all weights
+        weights = {} if last else snapshots.learned(self.mae, self.optimizer)["model"]
         if self.world.first:
-            if weights is None:  # nobody holds all of them: they are in the last snapshot
-                weights = snapshots.weights_of(self.writer.last)
+            weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
             export(weights, self.options, self.data.config, step, command)
         return self.options.output / ENCODER

@@ -25,7 +25,7 @@ import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ class TensorMetadata(pickle.Unpickler):
         ValueError: it asks for anything else than the description of tensors needs.
     """
 
-    KNOWN = {
+    KNOWN: ClassVar[dict[tuple[str, str], Any]] = {
         (known.__module__, known.__qualname__): known
         for known in (
             metadata.Metadata,
@@ -125,7 +125,8 @@ def restore_shards(model: nn.Module, optimizer: torch.optim.Optimizer, folder: P
     Args:
         rest: the entry "optimizer" of the snapshot's ``run.pt``.
     """
-    weights, moments = get_state_dict(model, optimizer)
+    parts: Any = get_state_dict(model, optimizer)
+    weights, moments = parts
     tensors = _tensors(weights, moments)
     read_tensors(folder, tensors)
     state: Any = {name: {**values} for name, values in rest["state"].items()}
@@ -179,7 +180,7 @@ class ShardWriter:
 
     def __init__(self) -> None:
         # The thread that writes talks to those of other processes while the run does: it needs a line of its own.
-        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT)
         self.rank = dist.get_rank()
         self.thread = ThreadPoolExecutor(1, "snapshots")
 
@@ -200,7 +201,8 @@ class ShardWriter:
             shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while it wrote
             part.mkdir(parents=True)
         dist.barrier(self.group)
-        weights, moments = get_state_dict(model, optimizer)
+        parts: Any = get_state_dict(model, optimizer)
+        weights, moments = parts
         tensors = _tensors(weights, moments)
         moments_rest = {
             name: {key: value for key, value in values.items() if not isinstance(value, Tensor)}
@@ -211,6 +213,7 @@ class ShardWriter:
         return self.thread.submit(self._complete, writing, part, step, rest)
 
     def _complete(self, writing: Future[Any], part: Path, step: int, rest: dict[str, Any]) -> Path:
+        """Wait until the tensors of all processes are written, and make a snapshot of them."""
         digests, failure = {}, ""
         try:
             writing.result()
@@ -223,11 +226,8 @@ class ShardWriter:
         outcome: list[Any] = [None, failure]
         if self.rank == 0 and not failure:
             try:
-                outcome = [
-                    self._rename(part, rest, {name: value for files, _ in told for name, value in files.items()}),
-                    "",
-                ]
-            except OSError as error:
+                outcome = [self._rename(part, rest, [files for files, _ in told]), ""]
+            except (OSError, RuntimeError) as error:  # the second is how torch.save tells of the first
                 outcome = [None, _reason(error)]
         dist.broadcast_object_list(outcome, src=0, group=self.group)
         path, failure = outcome
@@ -238,10 +238,16 @@ class ShardWriter:
         return path
 
     @staticmethod
-    def _rename(part: Path, rest: dict[str, Any], digests: dict[str, str]) -> Path:
-        """Add what is missing, and give the folder its name."""
+    def _rename(part: Path, rest: dict[str, Any], written: list[dict[str, str]]) -> Path:
+        """Add what is missing, and give the folder its name.
+
+        Args:
+            written: names of the files of each process, and their SHA-256.
+        """
         write_file(rest, part / REST)
-        digests |= {name: sha256_of(part / name) for name in (REST, ".metadata")}
+        digests = {name: sha256_of(part / name) for name in (REST, ".metadata")}
+        for files in written:
+            digests |= files
         with (part / COMPLETE).open("w", encoding="utf-8") as file:
             json.dump(digests, file, indent=1, sort_keys=True)
             file.flush()
