@@ -37,7 +37,7 @@ from .forks import COMMAND, ROOT, Forks
 
 PICTURES = ROOT / "examples" / "pictures"
 SMALL = shlex.split(
-    "--model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 12 --epochs 1 "
+    "--model hivit_atto --model-kwargs 'depths=(1, 0, 1)' --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 12 --epochs 1 "
     "--warmup 0 --workers 0 --device cpu --look-every 0 --lr 1e-2 --save-steps 1 --steps 3"
 )
 
@@ -141,7 +141,7 @@ def test_a_spread_run_goes_on_with_any_number_of_processes(train: Callable[..., 
 
 
 def test_one_process_finds_all_moments_of_a_spread_run(half: Path) -> None:
-    mae = create_mae("hivit_atto", img_size=32, recipe={"depth": 1, "dim": 32, "heads": 2})
+    mae = create_mae("hivit_atto", img_size=32, depths=(1, 0, 1), recipe={"depth": 1, "dim": 32, "heads": 2})
     freeze_unreached(mae)
     optimizer = make_optimizer(mae, "adamw", 0.05, (0.9, 0.95))
     last = saved(half)[-1]
