@@ -106,6 +106,7 @@ def all_tensors(snapshot: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 def test_a_spread_run_goes_on_bit_for_bit(train: Callable[..., str], whole: Path, tmp_path: Path) -> None:
     train(tmp_path, "--fsdp", "--drop-path", "0.2", "--stop-after", "2", "--save-steps", "2")
     assert [path.is_dir() for path in saved(tmp_path)] == [True]
@@ -128,6 +129,7 @@ def test_the_encoder_of_a_spread_run_is_the_trained_one(whole: Path) -> None:
 LINEAR = ("--opt", "momentum", "--lr", "0.1")  # rounding stays rounding
 
 
+@pytest.mark.slow
 def test_a_spread_run_goes_on_with_any_number_of_processes(train: Callable[..., str], tmp_path: Path) -> None:
     train(tmp_path / "half", *LINEAR, "--fsdp", "--stop-after", "2", "--save-steps", "2")
     pretrain.main(["digits", *SMALL, *LINEAR, "-o", str(tmp_path / "never")])
@@ -154,6 +156,7 @@ def test_one_process_finds_all_moments_of_a_spread_run(half: Path) -> None:
     assert {tensor.item() for name, tensor in moments.items() if name.endswith("/step")} == {2}
 
 
+@pytest.mark.slow
 def test_a_spread_run_goes_on_from_a_single_file(train: Callable[..., str], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     pretrain.main(["digits", *SMALL, *LINEAR, "-o", str(one), "--stop-after", "2", "--save-steps", "2"])
@@ -164,6 +167,7 @@ def test_a_spread_run_goes_on_from_a_single_file(train: Callable[..., str], tmp_
     assert difference(weights(two), weights(one)) < 1e-6
 
 
+@pytest.mark.slow
 def test_only_the_last_folders_stay_and_later_ones_are_set_aside(train: Callable[..., str], copied: Path) -> None:
     first, second = saved(copied)
     (copied / "checkpoints" / "step-00000002.part").mkdir()  # of a run that was killed while it wrote
@@ -226,6 +230,7 @@ def test_what_a_pickle_would_run_is_refused(copied: Path, tmp_path: Path, how: s
     assert trap.exists() == (how != "bytes")
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_cannot_be_written_is_one_line(train: Callable[..., str], copied: Path) -> None:
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     said = train(copied, "--fsdp", "--resume", "auto", code=2, before=full)
@@ -268,6 +273,7 @@ def test_a_process_that_is_killed_ends_the_run_in_one_line(
     assert difference(weights(tmp_path / "out"), weights(whole)) == 0
 
 
+@pytest.mark.slow
 def test_a_silent_process_ends_the_run_in_one_line(train: Callable[..., str], tmp_path: Path) -> None:
     before = fails_at("os.kill(os.getpid(), signal.SIGSTOP)")
     said = train(tmp_path, code=2, before=before, HIERMIM_PATIENCE="4")
@@ -398,6 +404,7 @@ pretraining.make_optimizer = making
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_reader_that_is_killed_ends_the_run_saved(train: Callable[..., str], tmp_path: Path, accumulate: int) -> None:
     """Even amid an update of the weights."""
