@@ -37,8 +37,9 @@ from .forks import COMMAND, ROOT, Forks
 
 PICTURES = ROOT / "examples" / "pictures"
 SMALL = shlex.split(
-    "--model hivit_atto --model-kwargs 'depths=(1, 0, 1)' --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 12 --epochs 1 "
-    "--warmup 0 --workers 0 --device cpu --look-every 0 --lr 1e-2 --save-steps 1 --steps 3"
+    "--model hivit_atto --model-kwargs 'depths=(1, 0, 1)' --img-size 32 --decoder-depth 1 --decoder-dim 32 "
+    "--decoder-heads 2 --batch-size 12 --epochs 1 --warmup 0 --workers 0 --device cpu --look-every 0 --lr 1e-2 "
+    "--save-steps 1 --steps 3"
 )
 
 
