@@ -194,6 +194,11 @@ def test_a_damaged_folder_is_named_and_the_one_before_offered(copied: Path, file
         snapshots.load(last)
 
 
+def test_a_folder_that_is_no_snapshot_is_refused(copied: Path) -> None:
+    with pytest.raises(ValueError, match="copied is no snapshot: those of a run are in its folder checkpoints"):
+        pretrain.main(["digits", *SMALL, "-o", str(copied / "other"), "--resume", str(copied)])
+
+
 class Evil:
     """Pickled, it is a call."""
 

@@ -44,6 +44,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.exists():
         raise ValueError(f"snapshot {path} does not exist")
+    if path.is_dir() and path not in found(path.parent):
+        raise ValueError(f"{path} is no snapshot: those of a run are in its folder {FOLDER}")
     if damage := damage_of_shards(path) if path.is_dir() else damage_of_file(path):
         before = [p for p in found(path.parent) if p.name < path.name]
         hint = f"the one before it is {before[-1]}: --resume {before[-1]}" if before else "there is none before it"
