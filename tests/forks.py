@@ -53,6 +53,7 @@ for line in sys.stdin:
         if status:  # as torchrun does
             for other in children:
                 os.kill(other, signal.SIGTERM)
+                os.kill(other, signal.SIGCONT)  # or one that was stopped would stay
     print(first, flush=True)
 """
 COMMAND = "import runpy, sys; sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"

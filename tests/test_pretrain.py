@@ -52,7 +52,7 @@ def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor
 
 
 def weights(output: Path) -> dict[str, Tensor]:
-    return snapshots.load(snapshots.found(output / "checkpoints")[-1])["model"]
+    return snapshots.weights_of(snapshots.found(output / "checkpoints")[-1])
 
 
 def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

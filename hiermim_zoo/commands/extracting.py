@@ -18,6 +18,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..data.readers import readings
 from ..data.transforms import data_config
 from ..models.build import make_model
 from ..training.distributed import World, gather_objects, processes
@@ -83,7 +84,8 @@ def write_part(model: Any, rows: ImageFiles, options: ExtractOptions, folder: Pa
     """Append the rows of this process's batches to files "RANK.KEY" in ``folder``.
 
     Raises:
-        ValueError: an unreadable image with ``--on-error stop``, or the model refuses the images.
+        ValueError: an unreadable image with ``--on-error stop``, the model refuses the images, or a process that reads
+            was killed.
     """
     count, step = len(rows.files), options.batch_size
     todo = [
@@ -96,7 +98,7 @@ def write_part(model: Any, rows: ImageFiles, options: ExtractOptions, folder: Pa
         hidden = None if world.first else True  # None: unless stderr is a terminal
         bar = stack.enter_context(tqdm(total=sum(map(len, todo)), unit="image", disable=hidden))
         written: dict[str, Any] = {}
-        for images, readable, unreadable in loader:
+        for images, readable, unreadable in readings(loader):
             complain(rows, unreadable, options.on_error)
             part.batches.append(readable)
             found = {} if images is None else features(model, images.to(world.device), options)

@@ -25,6 +25,7 @@ from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from .readers import readings
 from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
 from .transforms import samples_of
@@ -216,7 +217,8 @@ class CheckedBatches:
     """Batches as they come, before they go to the device: counts items that had to be replaced, looks at labels.
 
     Raises:
-        ValueError: while iterating: more items than the share ``max_bad`` cannot be read, or a label is no class.
+        ValueError: while iterating: more items than the share ``max_bad`` cannot be read, a label is no class, or a
+            process that reads was killed.
     """
 
     def __init__(self, loader: Any, source: Source, max_bad: float, classes: int | None = None) -> None:
@@ -322,7 +324,7 @@ def batches(
 
 def _position_loader(source: Source, transform: Transform, batching: Batching, steps: range, how: Loading) -> Any:
     samples = SamplesByPosition(source, transform, how.extra)
-    return DataLoader(samples, batch_sampler=MicroBatchSampler(batching, steps), **how.loader_options())
+    return readings(DataLoader(samples, batch_sampler=MicroBatchSampler(batching, steps), **how.loader_options()))
 
 
 def _stream_loader(
@@ -336,6 +338,7 @@ def _stream_loader(
         wanted = min(batching.per_epoch - skipped, steps.stop - step)
         samples.epoch = epoch
         source.begin_epoch(epoch, how.workers)
-        once_more = (batch for _ in count() for batch in DataLoader(samples, batching.micro, drop_last=True, **options))
+        loader: Any = DataLoader(samples, batching.micro, drop_last=True, **options)
+        once_more = (batch for _ in count() for batch in readings(loader))
         yield from islice(once_more, skipped * batching.accumulate, (skipped + wanted) * batching.accumulate)
         step += wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +20,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.seeds import random_states, set_random_states
+from .watch import PATIENCE, Watch, patience
 
-# One may finish hours before another; torchrun, not a timeout, ends those that wait in vain.
+# One may finish hours before another; torchrun and the watch, not a timeout, end those that wait in vain.
 TIMEOUT = timedelta(days=7)
 _MEETINGS = count()  # the same in all processes
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -40,30 +42,47 @@ class World:
 
 
 @contextmanager
-def processes(device: str | None = None, spread: bool = False) -> Iterator[World]:
+def processes(device: str | None = None, spread: bool = False, again: str = "start it again") -> Iterator[World]:
     """Inside, this process works together with the others of the run, if torchrun started several.
 
-    Outside, nothing has happened: see :func:`restored`.
+    When one of them fails, dies or falls silent, the others end too, each with one line. Outside, nothing has happened:
+    see :func:`restored`.
 
     Args:
         device: see :func:`start`.
         spread: the weights of a model are to be spread over the processes.
+        again: what the user is to do when the run has failed.
 
     Raises:
-        ValueError: the device cannot be used; there is but one process to spread weights over.
+        ValueError: the device cannot be used; there is but one process to spread weights over; another process failed.
     """
     if spread and int(os.environ.get("WORLD_SIZE", 1)) == 1:
         raise ValueError("--fsdp spreads a model over processes: start them with torchrun")
     with restored():
-        world = start(device)
+        world, watch = start(device, again)
         try:
             yield world
         except BaseException as error:
-            # NCCL would wait for processes that may be waiting for this one, unless all of them were told to stop.
-            if world.device.type != "cuda" or isinstance(error, SystemExit):
-                stop()
+            lost = isinstance(error, RuntimeError) and _is_connection(error)
+            with noted_signals():  # torchrun may end this process, too: not before it says why
+                if watch and isinstance(error, SystemExit):
+                    watch.leave(PATIENCE)
+                elif watch:
+                    watch.fail("another process" if lost else "")
+                # NCCL would wait for processes that may be waiting for this one, unless all of them were told to stop.
+                if world.device.type != "cuda" or isinstance(error, SystemExit):
+                    stop()
+            if lost:
+                raise ValueError(f"another process of this run failed; {again}") from error
             raise
+        if watch:
+            watch.leave()
         stop()
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another process cannot be reached; gloo's errors have no type of their own."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "by peer"))
 
 
 @contextmanager
@@ -89,28 +108,52 @@ def restored() -> Iterator[None]:
             torch.cuda.set_rng_state_all(gpu_numbers)
 
 
-def start(device: str | None = None) -> World:
+def start(device: str | None = None, again: str = "start it again") -> tuple[World, Watch | None]:
     """Join the other processes, if torchrun started several.
 
     Args:
         device: name of a device; default: CUDA where there is one, one GPU each.
+        again: see :func:`processes`.
+
+    Returns:
+        This process among them, and what watches over them.
 
     Raises:
         ValueError: the device cannot be used.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    seconds = patience()
     chosen = pick_device(device)
-    if size > 1:
-        _meet(rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    return World(rank, size, chosen)
+    if size == 1:
+        _warn_of_srun()
+        return World(rank, size, chosen), None
+    meeting = f"hiermim_zoo/{next(_MEETINGS)}"
+    _meet(meeting, rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    watch = Watch(_own_line(f"{meeting}/watch"), rank, size, again, seconds) if seconds else None
+    return World(rank, size, chosen), watch
 
 
-def _meet(rank: int, size: int, backend: str) -> None:
+def _warn_of_srun() -> None:
+    """srun starts tasks that do not know of each other; the first says so."""
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_PROCID") == "0":
+        alone = f"warning: srun started {tasks} tasks without torchrun: each does all of the work alone"
+        print(f"{alone}; examples/slurm.sh shows how they work together", file=sys.stderr)
+
+
+def _meet(name: str, rank: int, size: int, backend: str) -> None:
     """Connect the processes. They may have met before: what they left for each other then must not be found again."""
     store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=TIMEOUT)))
     store.set_timeout(TIMEOUT)
-    own = dist.PrefixStore(f"hiermim_zoo/{next(_MEETINGS)}", store)
+    own = dist.PrefixStore(name, store)
     dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+
+
+def _own_line(name: str) -> dist.Store:
+    """Another connection to the store where the processes have met: one that the main thread does not block."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    return dist.PrefixStore(f"{name}/{attempt}", dist.TCPStore(address, port, is_master=False, wait_for_workers=False))
 
 
 def stop() -> None:
@@ -138,18 +181,11 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """What every process of the run has to say, by rank; waits for all of them.
-
-    Raises:
-        ValueError: another process failed.
-    """
+    """What every process of the run has to say, by rank; waits for all of them."""
     values = [value]
     if dist.is_initialized():
         values *= dist.get_world_size()
-        try:
-            dist.all_gather_object(values, value)
-        except RuntimeError as error:  # the connection broke
-            raise ValueError("another process of this run failed") from error
+        dist.all_gather_object(values, value)
     return values
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
 from ..data.kinds import open_source
+from ..data.readers import ReaderKilled
 from ..data.transforms import data_config, random_part
 from ..mae import MaskedAutoencoder
 from ..version import __version__
@@ -56,6 +57,7 @@ from .previews import look, probe
 from .run_log import Meter, RunLog, peak_memory
 
 LOOKS = "looks"  # in the output folder
+AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
 
 
 class Stopped(SystemExit):
@@ -84,7 +86,7 @@ def pretrain(options: PretrainOptions) -> Path:
     """
     chosen = options.filled(family_values(options.model))
     check_optimizer(chosen.opt)
-    with processes(chosen.device, chosen.fsdp) as world, noted_signals() as caught:
+    with processes(chosen.device, chosen.fsdp, AGAIN) as world, noted_signals() as caught:
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         begun = begun_run(chosen, world)
         torch.manual_seed(chosen.seed)
@@ -99,18 +101,21 @@ def pretrain(options: PretrainOptions) -> Path:
             del begun  # it holds all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
-        with run.recorded():
+        with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
                 run.step(step, caught)
+                run.complete(step)
                 number = run.read_on(step)
                 if run.is_to_save(step) or number:
                     run.save(step)
                 if run.is_to_look(step):
                     run.look(step)
                 if number:
+                    run.writer.wait()
                     raise run.stopped(step, number)
+            run.writer.wait()
         if run.last < run.total:
-            return gather_objects(run.snapshot)[0]
+            return gather_objects(run.writer.last)[0]
         return run.export(options.command("pretrain"))
 
 
@@ -121,7 +126,7 @@ class Begun(NamedTuple):
     """A run that goes on."""
 
     snapshot: Path
-    state: dict[str, Any]  # what is in there
+    state: dict[str, Any]  # what snapshots.load found in there
 
 
 class Data(NamedTuple):
@@ -205,7 +210,9 @@ class Run:
         self.total = min(options.steps or everything, everything)  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
-        self.snapshot: Path | None = None  # the last one
+        self.done = 0  # the last step that is complete
+        folder = options.output / snapshots.FOLDER
+        self.writer = snapshots.SnapshotWriter(folder, options.max_snapshots, world.first, options.fsdp)
         freeze_unreached(mae)
         if not options.fsdp:
             mae.to(world.device)
@@ -221,9 +228,10 @@ class Run:
         """Put everything where it was after the step of a snapshot."""
         state = begun.state
         with own_kernels(self.optimizer):
-            snapshots.restore(self.mae, self.optimizer, state)
+            snapshots.restore(self.mae, self.optimizer, begun.snapshot, state)
         self.scaler.load_state_dict(state["scaler"])
-        self.first, self.skipped, self.snapshot = state["step"], state["skipped"], begun.snapshot
+        self.first, self.skipped, self.writer.last = state["step"], state["skipped"], begun.snapshot
+        self.done = self.first
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
             snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
 
@@ -255,6 +263,30 @@ class Run:
         finally:
             del self.stream  # and with it the processes that read
             self.record.close()
+
+    @contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Inside, a process that reads may be killed: what the run has learned by then is saved.
+
+        Its images are missed where a step asks for them, so no update of the weights is under way.
+
+        Raises:
+            ValueError: one was killed; says from where the run goes on.
+        """
+        try:
+            yield
+        except ReaderKilled as error:
+            if self.world.size > 1:  # the others are on their way into the step, and cannot save
+                raise ValueError(f"{error}; {AGAIN}, from the last snapshot") from error
+            self.read_until(self.done)
+            if self.done > self.first and not self.is_to_save(self.done):
+                self.save(self.done, self.random)
+            saved = f"saved after step {self.done}" if self.done else "before the first step was done"
+            raise ValueError(f"{error}; {saved}: {AGAIN}") from error
+
+    def complete(self, step: int) -> None:
+        """Note that a step is done, and where the random numbers stand."""
+        self.done, self.random = step, snapshots.random_state(self.world.device)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Any]]:
         """Images, what goes with each of them, and plans; as many batches as the steps to be taken have passes."""
@@ -389,20 +421,22 @@ class Run:
     def is_to_save(self, step: int) -> bool:
         return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last
 
-    def save(self, step: int) -> None:
-        """Write a snapshot of the run after a step."""
-        state = snapshots.learned(self.mae, self.optimizer) | {
+    def save(self, step: int, random: Any = None) -> None:
+        """Write a snapshot of the run after a step; of a model that is spread while the run goes on.
+
+        Args:
+            random: where the random numbers stood then; default: as they stand now.
+        """
+        rest = {
             "scaler": self.scaler.state_dict(),
             "step": step,
             "skipped": self.skipped,
             "epoch": list(divmod(step, self.batching.per_epoch)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
-            "random": gather_objects(snapshots.random_state(self.world.device)),
+            "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }
-        if self.world.first:
-            folder = self.options.output / snapshots.FOLDER
-            self.snapshot = snapshots.save(folder, step, state, self.options.max_snapshots)
+        self.writer.save(step, self.mae, self.optimizer, rest)
 
     def is_to_look(self, step: int) -> bool:
         between = self.options.look_every * self.batching.per_epoch
@@ -422,7 +456,7 @@ class Run:
     def stopped(self, step: int, number: int) -> Stopped:
         """What is raised because of a signal, once the step is saved."""
         self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
-        return Stopped(number, self.snapshot)
+        return Stopped(number, self.writer.last)
 
     def export(self, command: str) -> Path:
         """Write the encoder as it is now.
@@ -430,8 +464,10 @@ class Run:
         Args:
             command: the command line of the run, for the card.
         """
-        weights = snapshots.learned(self.mae, self.optimizer)["model"]
+        last = self.writer.last if self.options.fsdp else None  # of a model that is spread nobody holds all weights
+        weights = {} if last else snapshots.learned(self.mae, self.optimizer)["model"]
         if self.world.first:
+            weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
             export(weights, self.options, self.data.config, step, command)
         return self.options.output / ENCODER

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..data.batches import start_worker
+from ..data.readers import readings
 from ..data.source import Source
 from ..data.transforms import make_transform, samples_of
 from .precision import autocast
@@ -110,7 +111,8 @@ def outputs(
         positions: take only the items at these; a stream, which has none, is read as a whole.
 
     Raises:
-        ValueError: too many images cannot be read, or what the function gives is no finite matrix.
+        ValueError: too many images cannot be read, what the function gives is no finite matrix, or a process that
+            reads was killed.
     """
     chosen = None if source.streamed else list(range(len(source)) if positions is None else positions)
     found: list[Tensor] = []
@@ -118,7 +120,7 @@ def outputs(
     bad = 0
     total = len(source) if chosen is None else len(chosen)
     with tqdm(total=total, unit="image", disable=None if how.progress else True, leave=False) as bar:
-        for batch in _loader(source, chosen, how):
+        for batch in readings(_loader(source, chosen, how)):
             bad += _leave_out(source, batch, how.max_bad * total - bad)
             good = [(views, label) for _, views, label in batch if isinstance(views, Tensor)]
             if good:

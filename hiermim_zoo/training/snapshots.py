@@ -1,73 +1,61 @@
 """Snapshots of a training run: all that it needs to go on as if nothing had happened.
 
-A file is written beside its name and renamed: at any moment the folder holds the old state or the new one. The name has
-the step and the first digits of the content's SHA-256, so that damage is seen. Only tensors, numbers and strings go in:
-``weights_only=True`` reads everything.
+One is a file, or, of a run that spreads its model over processes, a folder. Either is written beside its name and
+renamed: at any moment there is the old state or the new one. The name has the step and the first digits of a SHA-256,
+so that damage is seen. Only tensors, numbers and strings go in: ``weights_only=True`` reads everything.
 """
 
 from __future__ import annotations
 
-import os
 import random
+import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from ..checkpoints.files import sha256_of
 from ..checkpoints.folder import check_target
+from .snapshot_files import damage_of_file, load_file, save_file
+from .snapshot_shards import ShardWriter, damage_of_shards, load_rest, read_weights, restore_shards
 
 FOLDER = "checkpoints"  # in the output folder of a run
-DIGITS = 16  # of the SHA-256, in hexadecimal
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def found(folder: Path) -> list[Path]:
     """The snapshots in a folder, the oldest first."""
-    return sorted(folder.glob("step-*.pt"), key=step_of)
+    return sorted([path for path in folder.glob("step-*-*") if path.suffix in ("", ".pt")], key=step_of)
 
 
 def step_of(path: Path) -> int:
     return int(path.name.split("-")[1])
 
 
-def save(folder: Path, step: int, state: dict[str, Any], most: int) -> Path:
-    """Write the snapshot of a step, then remove all but those of the last ``most`` steps."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"step-{step:08d}.part"
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    path = folder / f"step-{step:08d}-{sha256_of(part)[:DIGITS]}.pt"
-    part.replace(path)
-    last = sorted({step_of(p) for p in found(folder)})[-most:]
-    for old in found(folder):
-        if old != path and (step_of(old) == step or step_of(old) not in last):
-            old.unlink()
-    for leftover in folder.glob("*.part"):  # of a process that was killed while it wrote
-        leftover.unlink()
-    return path
-
-
 def load(path: Path) -> dict[str, Any]:
-    """Read a snapshot.
+    """Read a snapshot; all processes of a run call it. Of a folder: all but the tensors, see :func:`restore`.
 
     Raises:
         ValueError: it does not exist or is damaged; the message names the one before.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"snapshot {path} does not exist")
-    digest = sha256_of(path)[:DIGITS]
-    if not path.stem.endswith(f"-{digest}"):
+    if path.is_dir() and path not in found(path.parent):
+        raise ValueError(f"{path} is no snapshot: those of a run are in its folder {FOLDER}")
+    if damage := damage_of_shards(path) if path.is_dir() else damage_of_file(path):
         before = [p for p in found(path.parent) if p.name < path.name]
         hint = f"the one before it is {before[-1]}: --resume {before[-1]}" if before else "there is none before it"
-        raise ValueError(f"snapshot {path} is damaged: its SHA-256 begins with {digest}, not as its name says; {hint}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+        raise ValueError(f"snapshot {path} is damaged: {damage}; {hint}")
+    return load_rest(path) if path.is_dir() else load_file(path)
+
+
+def weights_of(path: Path) -> dict[str, Tensor]:
+    """The model's weights in a snapshot that is not damaged, by the names of its parameters, whole, on the CPU."""
+    return read_weights(path) if path.is_dir() else load_file(path)["model"]
 
 
 def set_aside(folder: Path, after: int) -> None:
@@ -75,6 +63,16 @@ def set_aside(folder: Path, after: int) -> None:
     for path in found(folder):
         if step_of(path) > after:
             path.rename(path.with_suffix(".abandoned"))
+
+
+def tidy(folder: Path, newest: Path, most: int) -> None:
+    """Remove all snapshots but the last ``most``, and what processes left that were killed while they wrote."""
+    last = sorted({step_of(path) for path in found(folder)})[-most:]
+    for old in found(folder):
+        if old != newest and (step_of(old) == step_of(newest) or step_of(old) not in last):
+            old.rename(old.with_suffix(".part"))  # half of a folder must not look like a snapshot
+    for leftover in folder.glob("*.part"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def where(output: Path, resume: str | None) -> Path | None:
@@ -119,8 +117,16 @@ def learned(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any
     return {"model": weights, "optimizer": moments}
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The inverse of :func:`learned`; model and optimiser may be spread over other processes than before."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path, state: dict[str, Any]) -> None:
+    """Give model and optimiser what they had learned; they may be spread over other processes than before.
+
+    Args:
+        path: of the snapshot.
+        state: what :func:`load` found in it.
+    """
+    if path.is_dir():
+        restore_shards(model, optimizer, path, state["optimizer"])
+        return
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_WHOLE
     )  # strict: names must agree
@@ -145,3 +151,53 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["device"] is not None:
         torch.cuda.set_rng_state(state["device"], device)
+
+
+# ---- writing
+
+
+class SnapshotWriter:
+    """Writes the snapshots of a run. All of its processes must call it alike.
+
+    Args:
+        folder: that holds them.
+        most: of them that stay.
+        first: this is the first process.
+        spread: the model is spread over the processes, and each writes its share, while the run goes on.
+    """
+
+    def __init__(self, folder: Path, most: int, first: bool, spread: bool) -> None:
+        self.folder, self.most, self.first = folder, most, first
+        self.shards = ShardWriter() if spread else None
+        self.writing: Future[Path] | None = None
+        self.last: Path | None = None  # that is complete; of one file, the first process alone knows it
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rest: dict[str, Any]) -> None:
+        """Write the snapshot of a step.
+
+        Args:
+            rest: everything that is not in model and optimiser.
+
+        Raises:
+            ValueError: the one before cannot be written.
+        """
+        self.wait()
+        if self.shards:
+            self.writing = self.shards.save(self.folder, step, model, optimizer, rest)
+            return
+        state = learned(model, optimizer) | rest
+        if self.first:
+            self.last = save_file(self.folder, step, state)
+            tidy(self.folder, self.last, self.most)
+
+    def wait(self) -> None:
+        """Return when everything is on the disk.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        writing, self.writing = self.writing, None
+        if writing:
+            self.last = writing.result()
+            if self.first:
+                tidy(self.folder, self.last, self.most)
