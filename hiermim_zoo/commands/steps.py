@@ -13,6 +13,7 @@ from torch import nn
 from ..mae import check_compilable, create_mae
 from ..models.build import input_shape, make_model
 from ..models.family import check_arch
+from ..training.graphs import begin_pass
 from ..training.precision import autocast
 from .baselines import is_peer, make_peer
 from .options.benchmark import MODES
@@ -20,7 +21,6 @@ from .options.values import ASSIGNMENT
 
 MASKED = ("pretrain", "dense")  # modes of the masked autoencoder
 TRACED = "traced "  # before a mode of torch.compile: graphs are made as for it and run as they are
-GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile that record CUDA graphs
 
 
 class Side(NamedTuple):
@@ -99,8 +99,7 @@ def prepare(model: Any, side: Side, setup: Setup) -> Callable[[], None]:
     call = compiled(model, side.compile)
 
     def step() -> None:
-        if side.compile in GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()  # what the last step left may be overwritten
+        begin_pass(side.compile)
         with autocast(device, setup.amp):
             if mode == "inference":
                 with torch.inference_mode():

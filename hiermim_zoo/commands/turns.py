@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..training.graphs import RECORDING
 from .step_costs import flop_of, peak_of, seconds_of
-from .steps import GRAPHS, Setup, Side, build, prepare, split
+from .steps import Setup, Side, build, prepare, split
 
 MOST_STEPS = 20  # of a sample
 LONGEST = 300  # characters of what an error says
@@ -83,7 +84,7 @@ def make_ready(row: Row, side: Side, setup: Setup, warmup: int, count: bool = Fa
         for _ in range(warmup):
             step()
 
-    if side.compile in GRAPHS:  # once recorded, they hold their memory for good
+    if side.compile in RECORDING:  # once recorded, they hold their memory for good
 
         def record() -> None:
             warm_up()
