@@ -133,3 +133,12 @@ def test_bad_input_is_one_line(args: list[str], message: str, capsys: pytest.Cap
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("size", ["64", "(64,96)"])
+def test_a_size_can_be_an_argument_of_the_model(size: str) -> None:
+    alone, common = (
+        benchmark.run(models=[name], img_size=both, rounds=1, warmup=0, batch_size=1, device="cpu")
+        for name, both in ((f"hivit_atto,img_size={size}", None), ("hivit_atto", (64, 96) if "," in size else (64, 64)))
+    )
+    assert alone[0]["gmacs"] == common[0]["gmacs"] != 0

@@ -236,6 +236,80 @@ def test_what_a_pickle_would_run_is_refused(copied: Path, tmp_path: Path, how: s
     assert trap.exists() == (how != "bytes")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (".metadata", pickle.dumps([1, 2]), "metadata is refused: it describes no tensors"),
+        (".metadata", b"no pickle", "metadata is refused"),
+        ("run.pt", pickle.dumps({"options": 1}, protocol=2), "cannot be read|is no snapshot"),
+        ("complete.json", b"{}", "its complete.json does not name all files"),
+        ("complete.json", b"[5]", "its complete.json does not name all files"),
+    ],
+)
+def test_what_is_signed_and_is_no_snapshot_is_refused(copied: Path, file: str, content: bytes, words: str) -> None:
+    *_, last = saved(copied)
+    (last / file).write_bytes(content)
+    if file == "complete.json":
+        last = last.rename(last.with_name(f"step-00000002-{sha256_of(last / file)[:16]}"))
+    else:
+        last = signed(last)
+    with pytest.raises(ValueError, match=words):
+        pretrain.main(["digits", *SMALL, "-o", str(copied), "--resume", "auto"])
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_what_another_kind_of_run_left_half_written_is_no_obstacle(
+    train: Callable[..., str], copied: Path, spread: bool
+) -> None:
+    left = copied / "checkpoints" / "step-00000003.part"
+    left.touch() if spread else left.mkdir()
+    how = {"processes": 2} if spread else {"processes": 1}
+    train(copied, *(["--fsdp"] if spread else []), "--resume", "auto", **how)
+    assert [(snapshots.step_of(path), path.is_dir()) for path in saved(copied)][-1] == (3, spread)
+    assert not left.exists()
+
+
+def test_folders_of_the_user_stay(copied: Path) -> None:
+    folder = copied / "checkpoints"
+    first, last = saved(copied)
+    own = [
+        f"{last.name}-keep",
+        f"{last.name}.copy",
+        "step-3-precious",
+        "step-x-y",
+        "step--1-abc",
+        "mine.part",
+        "step-1.part",
+    ]
+    for name in own:
+        (folder / name).mkdir()
+    assert saved(copied) == [first, last]
+    snapshots.tidy(folder, last, 1)
+    assert {path.name for path in folder.iterdir()} == {last.name, *own}
+    snapshots.set_aside(folder, 0)
+    assert {path.name for path in folder.iterdir()} == {f"{last.name}.abandoned", *own}
+
+
+def test_the_same_snapshot_is_set_aside_again_and_again(copied: Path) -> None:
+    *_, last = saved(copied)
+    for _ in range(3):
+        shutil.copytree(saved(copied)[0], folder := last.parent / last.name, dirs_exist_ok=True)
+        snapshots.set_aside(copied / "checkpoints", 1)
+        assert not folder.exists()
+    assert len(list((copied / "checkpoints").glob("*.abandoned*"))) == 3
+
+
+def test_a_single_file_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(state: Any, file: Any) -> None:
+        file.write(b"half")
+        raise RuntimeError("unexpected pos 64 vs 4")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ValueError, match="snapshot of step 1 cannot be written: the disk may be full"):
+        pretrain.main(["digits", *SMALL, "-o", str(tmp_path / "out")])
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_snapshot_that_cannot_be_written_is_one_line(train: Callable[..., str], copied: Path) -> None:
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
@@ -294,6 +368,15 @@ def test_an_error_in_one_process_ends_the_others(train: Callable[..., str], tmp_
     assert other == "error: the disk is full"
     assert one.startswith("error: ")
     assert "of this run failed" in one
+
+
+def test_a_process_that_fails_before_all_have_met_ends_the_others(train: Callable[..., str], tmp_path: Path) -> None:
+    """As a broken GPU on one of several machines does."""
+    before = "import os, sys; sys.argv += ['--device', 'abacus'] if os.environ['RANK'] == '1' else []"
+    before += "; import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"  # as if it were on another machine
+    said = errors(train(tmp_path, code=2, before=before))
+    assert any("device 'abacus' cannot be used" in line for line in said)
+    assert any("process 1 of this run failed: ended; go on with --resume auto" in line for line in said)
 
 
 class Room:
@@ -375,7 +458,7 @@ def test_patience_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     for said, seconds in (("0", 0), ("2.5", 2.5)):
         monkeypatch.setenv("HIERMIM_PATIENCE", said)
         assert watch.patience() == seconds
-    for said in ("-1", "long", "inf", "nan"):
+    for said in ("-1", "long", "inf", "nan", "0.5"):
         monkeypatch.setenv("HIERMIM_PATIENCE", said)
         with pytest.raises(ValueError, match=f"HIERMIM_PATIENCE={said}"):
             watch.patience()
@@ -521,6 +604,7 @@ def test_the_options_in_the_script_for_slurm_exist(tmp_path: Path) -> None:
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, True),
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}, False),  # the first says it for all
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "2(x3)", "SLURM_PROCID": "0"}, False),  # a warning must not stop a run
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # a batch script that is one task
         ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "WORLD_SIZE": "1"}, False),  # torchrun
     ],

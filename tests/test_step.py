@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -361,3 +362,35 @@ def test_gradients_of_several_passes_lie_outside_of_graphs(mode: str) -> None:
     assert [p.grad.data_ptr() for p in model.parameters() if p.grad is not None] == places
     assert model.bias.grad is not None
     assert model.bias.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (["--compile", "digits"], "default"),
+        (["digits", "--compile"], "default"),
+        (["--compile", "max-autotune", "digits"], "max-autotune"),
+        (["--compile=reduce-overhead", "digits"], "reduce-overhead"),
+        (["digits"], None),
+    ],
+)
+def test_a_mode_may_be_left_out_wherever_compile_stands(words: list[str], mode: str | None) -> None:
+    options = pretrain.VERB.parse([*words, "--model", "hivit_atto", "-o", "out"])
+    assert (options.data, options.compile) == ("digits", mode)
+    with pytest.raises(ValueError, match="fastest"):
+        pretrain.VERB.parse(["digits", "--compile", "fastest", "--model", "hivit_atto", "-o", "out"])
+
+
+def test_a_run_that_diverges_leaves_a_log_that_is_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"step 3: 2 steps in a row were not finite \(--max-nonfinite 1\)"):
+        trained(tmp_path, *HIVIT, *shlex.split("--steps 9 --lr 1e30 --max-nonfinite 1"))
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"] is None, line["norm"] is None) for line in lines] == [
+        (1, False, False),
+        (2, True, True),
+        (3, True, True),
+    ]

@@ -69,7 +69,8 @@ def imported(package: str) -> Any:
             warnings.simplefilter("ignore")  # one imports timm under its old names
             return importlib.import_module(MODULES[package])
     except ImportError as error:
-        raise ValueError(f"{package}/... needs another package: pip install {package} ({error})") from error
+        needed = "hiera-transformer hiera-optim" if package == "hiera-optim" else package
+        raise ValueError(f"{package}/... needs another package: pip install {needed} ({error})") from error
 
 
 MODULES = {"hiera-transformer": "hiera", "hiera-optim": "hiera_optim"}
@@ -99,6 +100,7 @@ def hiera_optim(name: str, **given: Any) -> nn.Module:
     Raises:
         ValueError: a package is not installed, or has no such model.
     """
+    optim = imported("hiera-optim")
     made: Any = hiera_transformer(name, **given)
     # It expects a later state of hiera-transformer than the released 0.1.4: one that exports this function ...
     package: Any = imported("hiera-transformer")
@@ -107,7 +109,7 @@ def hiera_optim(name: str, **given: Any) -> nn.Module:
     model = made.encoder if isinstance(made, HieraAutoencoder) else made
     if not hasattr(model, "_grad_checkpointing"):  # ... and can recompute blocks
         model._grad_checkpointing = False
-    optimized = imported("hiera-optim").optimize(model, graph_safe=True, verbose=False)
+    optimized = optim.optimize(model, graph_safe=True, verbose=False)
     return OptimizedHieraAutoencoder(optimized) if isinstance(made, HieraAutoencoder) else optimized
 
 

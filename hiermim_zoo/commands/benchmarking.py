@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
+from timm.layers import to_2tuple
 
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
 from ..training.distributed import pick_device, restored
+from ..training.precision import chosen_amp
 from ..version import __version__
 from .baselines import is_peer
 from .options import Outcome
@@ -62,7 +64,8 @@ def gmacs_of(name: str, img_size: tuple[int, int] | None) -> float:
     model, given, _ = split(name)
     if is_peer(model):
         return 0.0
-    return measure(model.partition(".")[0], img_size, **given).macs / 1e9
+    size = img_size or given.pop("img_size", None)
+    return measure(model.partition(".")[0], to_2tuple(size) if size else None, **given).macs / 1e9
 
 
 # ---- what is told of them
@@ -85,7 +88,8 @@ def table(rows: dict[str, Row], options: BenchmarkOptions, device: str) -> str:
             line += [f"{time:.3f}", memory, each]
         lines.append(line)
     how = f"compiled ({options.compile})" if options.compile else "eager"
-    what = f"batch {options.batch_size}, {device}, amp {options.amp}, {how}, "
+    amp = chosen_amp(options.amp, torch.device(device))
+    what = f"batch {options.batch_size}, {device}, amp {amp}, {how}, "
     what += f"{options.rounds} rounds, torch {torch.__version__}, {torch.get_num_threads()} threads"
     return f"{markdown(head, lines)}\n\n{what}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,17 +82,18 @@ def value_of(goal: Goal, row: Row, rows: list[Row], peak: float) -> float | None
     return row.peak_mib / peer.peak_mib if row.peak_mib and peer.peak_mib else None
 
 
-def judged(goal: Goal, rows: list[Row], peak: float) -> Verdict:
-    """Whether a goal was reached, in the way that suits its model best."""
+def judged(goal: Goal, comparisons: Iterable[list[Row]], peak: float) -> Verdict:
+    """Whether a goal was reached, in the way that suits its model best, in whichever comparison that was."""
     measure = MEASURES[goal.measure]
     words = f"`{goal.of}` {measure.words.format(goal.limit, f'`{goal.beside}`')}"
-    values = {
-        way_of(row): value
+    values = [
+        (value, way_of(row))
+        for rows in comparisons
         for row in rows
         if spec_of(row) == goal.of and (value := value_of(goal, row, rows, peak)) is not None
-    }
+    ]
     if not values:
         return Verdict(words, None, "", None)
-    found = measure.best(list(values.values()))
-    way = next(way for way, value in values.items() if value == found)
+    found = measure.best([value for value, _ in values])
+    way = next(way for value, way in values if value == found)
     return Verdict(words, found, way, measure.better(found, goal.limit))

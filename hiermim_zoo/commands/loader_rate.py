@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..data.batches import Batching, batches
 from ..data.kinds import open_images
-from ..data.transforms import make_transform
+from ..data.transforms import random_part
 from .suites import Reading
 from .verify import sample_folder
 
@@ -43,10 +43,7 @@ def loader_rate(row: Reading, device: str) -> Rate:
         rate = Rate(photographs(Path(folder), row.pixels) / 1000, workers=1)
         source = open_images(folder)
         batching = Batching(PHOTOGRAPHS, row.batch, 1, 0, 1, seed=0)
-        transform = make_transform(
-            (3, SIZE, SIZE), is_training=True, scale=(0.2, 1.0), color_jitter=0.0, interpolation="bicubic",
-            use_prefetcher=True,
-        )  # fmt: skip
+        transform = random_part((3, SIZE, SIZE), (0.2, 1.0), "bicubic")
         stream = batches(
             source, transform, batching, range(FIRST + row.batches), mean=HALF, std=HALF, input_size=(3, SIZE, SIZE),
             device=torch.device(device), workers=rate.workers,

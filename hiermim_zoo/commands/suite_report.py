@@ -12,8 +12,9 @@ from typing import Any
 
 from ..checkpoints.atomic import replacing
 from .benchmarking import markdown
-from .judging import Verdict, same_way, spec_of, speed, tflops, way_of
+from .judging import Verdict, judged, same_way, spec_of, speed, tflops, way_of
 from .loader_rate import Rate
+from .suites import Goal
 from .turns import Row
 
 NOT_REACHED = "not reached yet"
@@ -28,7 +29,6 @@ class Entry:
     batch_size: int = 0
     rows: list[Row] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)  # NAME[:MODE] of those among the rows
-    goals: list[Verdict] = field(default_factory=list)
     loader: Rate | None = None
     remarks: list[str] = field(default_factory=list)
     missing: str = ""  # why nothing was measured
@@ -41,16 +41,17 @@ class Report:
     Args:
         folder: for them.
         titles: of all rows of the suite.
+        goals: of the suite.
         about: the run: see suite_run.about_run.
     """
 
     FILES = ("results.md", "results.json")
 
-    def __init__(self, folder: Path, titles: list[str], about: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, titles: list[str], goals: list[Goal], about: dict[str, Any]) -> None:
         self.markdown, self.json = (folder / name for name in self.FILES)
         self.about, self.rehearsal = about, about["rehearsal"]
         self.entries = [Entry(title, missing=NOT_REACHED) for title in titles]
-        self.started = time.time()
+        self.goals, self.started = goals, time.time()
 
     @property
     def peak(self) -> float:
@@ -58,10 +59,15 @@ class Report:
         peak: float = self.about["matrix_product"]["tflops"]
         return peak
 
+    def verdicts(self) -> list[Verdict]:
+        """Of all goals, by what has been measured so far."""
+        return [judged(goal, (entry.rows for entry in self.entries), self.peak) for goal in self.goals]
+
     def write(self) -> None:
         """Both files, as things stand."""
         rows = [dataclasses.asdict(entry) for entry in self.entries]
-        content = {**self.about, "started": _clock(self.started), "written": _clock(time.time()), "comparisons": rows}
+        content = {**self.about, "started": _clock(self.started), "written": _clock(time.time())}
+        content |= {"goals": [dataclasses.asdict(verdict) for verdict in self.verdicts()], "comparisons": rows}
         for file, text in ((self.json, json.dumps(content, indent=1)), (self.markdown, self.text())):
             with replacing(file) as part:
                 part.write_text(text + "\n", encoding="utf-8")
@@ -69,14 +75,19 @@ class Report:
     def summary(self) -> str:
         """One line."""
         done = sum(not entry.missing for entry in self.entries)
-        goals = [verdict.reached for entry in self.entries for verdict in entry.goals]
         text = f"{done} of {len(self.entries)} comparisons measured"
-        return text if self.rehearsal else f"{text}, {goals.count(True)} of {len(goals)} goals reached"
+        if self.rehearsal or not self.goals:
+            return text
+        reached = sum(verdict.reached is True for verdict in self.verdicts())
+        return f"{text}, {reached} of {len(self.goals)} goals reached"
 
     # ---- Markdown
 
     def text(self) -> str:
         parts = [self.head()]
+        if self.goals:
+            goals = "\n".join(wrapped(f"- {verdict_line(verdict)}") for verdict in self.verdicts())
+            parts += ["### Goals, each in the way that suits the model best", goals]
         parts += [part for entry in self.entries if not entry.missing for part in self.section(entry)]
         missing = [f"- {entry.title}: {entry.missing}" for entry in self.entries if entry.missing]
         parts += ["### Not measured", "\n".join(map(wrapped, missing))] if missing else []
@@ -122,8 +133,7 @@ class Report:
             parts.append(self.table(entry, measured))
             rounds = max(len(row.seconds) for row in measured)
             parts.append(wrapped(" ".join([f"Batch {entry.batch_size}, rounds: {rounds}.", *entry.remarks])))
-        bullets = [f"- Goal: {verdict_line(verdict)}" for verdict in entry.goals]
-        bullets += [
+        bullets = [
             f"- Not measured: `{spec_of(row)}`, {way_of(row)}: {row.missing}" for row in entry.rows if row.missing
         ]
         return [*parts, "\n".join(map(wrapped, bullets))] if bullets else parts

@@ -15,7 +15,6 @@ import torch
 
 from ..training.distributed import pick_device, restored
 from ..training.precision import chosen_amp
-from .judging import judged
 from .loader_rate import loader_rate
 from .machine import machine, matrix_product, versions
 from .options import Outcome
@@ -78,14 +77,15 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
         check_folder(folder)
         if suite.threads:
             torch.set_num_threads(suite.threads)
-        report = Report(folder, [row.title for row in suite.rows], about_run(options, clock, device, suite))
+        about = about_run(options, clock, device, suite)
+        report = Report(folder, [row.title for row in suite.rows], suite.goals, about)
         report.write()
         for number, row in enumerate(suite.rows):
             if clock.over:
                 report.entries[number].missing = clock.why
                 continue
             say(f"{number + 1} of {len(suite.rows)}: {row.title}")
-            Measuring(suite, device, clock, partial(written, report, number), report.peak).measure(row)
+            Measuring(suite, device, clock, partial(written, report, number)).measure(row)
         report.write()
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
 
@@ -144,7 +144,8 @@ def check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder} cannot be made: {error.strerror}") from error
+        why = "it is a file, not a folder" if folder.is_file() else error.strerror
+        raise ValueError(f"-o {folder} cannot hold results: {why}") from error
     for name in Report.FILES:
         check_writable(folder / name, str(folder))
 
@@ -164,7 +165,6 @@ class Measuring:
     device: str
     clock: Clock
     write: Callable[[Entry], None]
-    peak: float  # of a matrix product, TFLOP/s
 
     def measure(self, row: Comparison | Reading) -> None:
         """Measure a row. Whatever goes wrong in it stands there."""
@@ -197,11 +197,7 @@ class Measuring:
                 entry.rows = []
             finally:
                 clean_up()
-        self.judge(entry, row)
         return entry
-
-    def judge(self, entry: Entry, row: Comparison) -> None:
-        entry.goals = [judged(goal, entry.rows, self.peak) for goal in row.goals]
 
     def attempt(self, row: Comparison, entry: Entry, setup: Setup, last: bool) -> None:
         """Fill the rows of an entry.
@@ -246,7 +242,6 @@ class Measuring:
             if n >= FEWEST_ROUNDS and self.clock.over:
                 return
             if n:
-                self.judge(entry, row)
                 self.write(entry)
             yield n
 

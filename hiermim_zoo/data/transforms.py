@@ -18,8 +18,9 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 from .seeds import random_states, set_random_states
 from .source import mode_of
 
-# Pixels that a JPEG is decoded to, for each that is wanted of it, along a side. With two, values change by less than
-# two levels of 255 (root mean square), and edges of parts move by at most a quarter of a pixel.
+# Pixels that a JPEG is decoded to, for each that is wanted of it, along a side. With two, values of
+# photographs change by less than two levels of 255 (root mean square), those of text by up to six, and edges of parts
+# move by at most a quarter of a pixel.
 ENOUGH = 2
 ASPECTS = (3 / 4, 4 / 3)  # width / height of random parts, from and to
 

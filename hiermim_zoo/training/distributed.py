@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .watch import PATIENCE, Watch, patience
 
 # One may finish hours before another; torchrun and the watch, not a timeout, end those that wait in vain.
 TIMEOUT = timedelta(days=7)
+MEETING = timedelta(minutes=10)  # from the first to the last that starts
 _MEETINGS = count()  # the same in all processes
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -75,9 +77,10 @@ def processes(device: str | None = None, spread: bool = False, again: str = "sta
             if lost:
                 raise ValueError(f"another process of this run failed; {again}") from error
             raise
-        if watch:
-            watch.leave()
-        stop()
+        with noted_signals():  # the run is complete, and the others count on this process
+            if watch:
+                watch.leave()
+            stop()
 
 
 def _is_connection(error: RuntimeError) -> bool:
@@ -122,31 +125,51 @@ def start(device: str | None = None, again: str = "start it again") -> tuple[Wor
         ValueError: the device cannot be used.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    seconds = patience()
-    chosen = pick_device(device)
     if size == 1:
         _warn_of_srun()
-        return World(rank, size, chosen), None
-    meeting = f"hiermim_zoo/{next(_MEETINGS)}"
-    _meet(meeting, rank, size, "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        return World(rank, size, pick_device(device)), None
+    seconds, meeting = patience(), f"hiermim_zoo/{next(_MEETINGS)}"
+    store = _meet(rank, size)
     watch = Watch(_own_line(f"{meeting}/watch"), rank, size, again, seconds) if seconds else None
+    try:
+        chosen = pick_device(device)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        # They may have met before: what they left for each other then must not be found again.
+        own = dist.PrefixStore(meeting, store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+    except BaseException:
+        if watch:
+            watch.fail()  # or the others would wait for this process
+        raise
     return World(rank, size, chosen), watch
 
 
 def _warn_of_srun() -> None:
     """srun starts tasks that do not know of each other; the first says so."""
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks > 1 and "WORLD_SIZE" not in os.environ and os.environ.get("SLURM_PROCID") == "0":
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if (
+        tasks.isdecimal()
+        and int(tasks) > 1
+        and "WORLD_SIZE" not in os.environ
+        and os.environ.get("SLURM_PROCID") == "0"
+    ):
         alone = f"warning: srun started {tasks} tasks without torchrun: each does all of the work alone"
         print(f"{alone}; examples/slurm.sh shows how they work together", file=sys.stderr)
 
 
-def _meet(name: str, rank: int, size: int, backend: str) -> None:
-    """Connect the processes. They may have met before: what they left for each other then must not be found again."""
-    store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=TIMEOUT)))
+def _meet(rank: int, size: int) -> dist.Store:
+    """The store by which the processes of a run find each other; waits for all of them.
+
+    Raises:
+        ValueError: not all came.
+    """
+    try:
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=MEETING)))
+    except RuntimeError as error:
+        minutes = MEETING.total_seconds() / 60
+        raise ValueError(f"the {size} processes of this run did not meet within {minutes:g} minutes") from error
     store.set_timeout(TIMEOUT)
-    own = dist.PrefixStore(name, store)
-    dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=TIMEOUT)
+    return store
 
 
 def _own_line(name: str) -> dist.Store:
@@ -176,7 +199,8 @@ def pick_device(name: str | None) -> torch.device:
         if name.startswith("cuda"):
             torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).partition(chr(10))[0]}") from error
+        why = shorten(str(error).partition("\n")[0], 200)
+        raise ValueError(f"device {name!r} cannot be used: {why}") from error
     return torch.device(name)
 
 

@@ -45,7 +45,8 @@ def check_optimizer(name: str) -> None:
     try:
         get_optimizer_info(name)
     except ValueError as error:
-        raise ValueError(f"optimiser {name!r} is unknown to timm: {error}") from error
+        hint = "; lookahead cannot be used here" if name.startswith("lookahead") else ""
+        raise ValueError(f"optimiser {name!r} is none of timm's registered ones{hint}: {error}") from error
 
 
 def make_optimizer(

@@ -377,19 +377,12 @@ class Run:
 
         Args:
             positions: in the data, of the images that this process saw.
-
-        Raises:
-            ValueError: it is one such step too many.
         """
-        options, source = self.options, self.data.source
-        file = options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
+        source = self.data.source
+        file = self.options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(f"{source.name_of(i)}\n" for i in positions.tolist()), encoding="utf-8")
         self.record.say(f"step {step}: loss or gradients are not finite, step skipped; its images are listed in {file}")
-        if self.skipped > options.max_nonfinite:
-            raise ValueError(
-                f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {options.max_nonfinite})"
-            )
 
     def note(self, taken: Taken, outcome: StepOutcome) -> None:
         """Show that a step is done; now and then write a line.
@@ -417,6 +410,8 @@ class Run:
             )
         speed = self.meter.lap()
         self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
+        if self.skipped > (most := self.options.max_nonfinite):
+            raise ValueError(f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {most})")
 
     def is_to_save(self, step: int) -> bool:
         return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -48,7 +49,8 @@ class RunLog:
         if not self.active:
             return
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+            line = {"step": step, "time": round(time.time(), 3), **_plain(values)}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         if self.board is not None:
             for key, value in values.items():
                 if isinstance(value, (int, float)):
@@ -131,6 +133,11 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return notes
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that JSON does not know become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def _forget(file: Path, start: int) -> None:

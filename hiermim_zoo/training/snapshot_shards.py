@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +36,7 @@ from torch.serialization import _get_layout
 
 from ..checkpoints.files import sha256_of
 from .distributed import TIMEOUT, gather_objects
-from .snapshot_files import DIGITS, load_file, write_file
+from .snapshot_files import DIGITS, load_file, remove, why_not, write_file
 
 REST, COMPLETE = "run.pt", "complete.json"
 MODEL, OPTIMIZER = "model/", "optimizer/"  # begin the names of tensors
@@ -85,8 +84,10 @@ class TensorReader(dcp.FileSystemReader):
         try:
             with file.open("rb") as stream:
                 found = TensorMetadata(stream).load()
-        except (ValueError, pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # what is no pickle can fail in all ways
             raise ValueError(f"{file} is refused: {error}") from error
+        if not isinstance(found, metadata.Metadata):
+            raise ValueError(f"{file} is refused: it describes no tensors")
         return found
 
 
@@ -148,7 +149,10 @@ def _damage(folder: Path, part: int, parts: int) -> str:
     complete = folder / COMPLETE
     if not complete.is_file() or not folder.name.endswith(f"-{sha256_of(complete)[:DIGITS]}"):
         return f"its {COMPLETE} is not the one that its name tells of"
-    for name, digest in sorted(json.loads(complete.read_text(encoding="utf-8")).items())[part::parts]:
+    digests = json.loads(complete.read_text(encoding="utf-8"))
+    if not isinstance(digests, dict) or not {REST, ".metadata"} < digests.keys():
+        return f"its {COMPLETE} does not name all files"
+    for name, digest in sorted(digests.items())[part::parts]:
         if not (folder / name).is_file():
             return f"{name} is missing"
         if sha256_of(folder / name) != digest:
@@ -198,7 +202,7 @@ class ShardWriter:
         """
         part = folder / f"step-{step:08d}.part"
         if self.rank == 0:
-            shutil.rmtree(part, ignore_errors=True)  # of a run that was killed while it wrote
+            remove(part)  # of a run that was killed while it wrote
             part.mkdir(parents=True)
         dist.barrier(self.group)
         parts: Any = get_state_dict(model, optimizer)
@@ -233,7 +237,7 @@ class ShardWriter:
         path, failure = outcome
         if failure:
             if self.rank == 0:
-                shutil.rmtree(part, ignore_errors=True)
+                remove(part)
             raise ValueError(f"the snapshot of step {step} cannot be written: {failure}")
         return path
 
@@ -271,4 +275,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, dcp.CheckpointException) and error.failures:
         failed, _ = next(iter(error.failures.values()))
         return _reason(failed)
-    return str(error).partition("\n")[0] or type(error).__name__
+    return why_not(error) if isinstance(error, Exception) else type(error).__name__

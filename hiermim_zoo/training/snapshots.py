@@ -7,10 +7,12 @@ so that damage is seen. Only tensors, numbers and strings go in: ``weights_only=
 
 from __future__ import annotations
 
+import pickle
 import random
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,22 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from ..checkpoints.folder import check_target
-from .snapshot_files import damage_of_file, load_file, save_file
+from .snapshot_files import DIGITS, damage_of_file, load_file, remove, save_file
 from .snapshot_shards import ShardWriter, damage_of_shards, load_rest, read_weights, restore_shards
 
 FOLDER = "checkpoints"  # in the output folder of a run
+SNAPSHOT = re.compile(rf"step-\d{{8,}}-[0-9a-f]{{{DIGITS}}}(\.pt)?")
+PART = re.compile(rf"step-\d{{8,}}(-[0-9a-f]{{{DIGITS}}})?\.part")  # being written, or being removed
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def found(folder: Path) -> list[Path]:
     """The snapshots in a folder, the oldest first."""
-    return sorted([path for path in folder.glob("step-*-*") if path.suffix in ("", ".pt")], key=step_of)
+    return sorted((path for path in _all(folder) if SNAPSHOT.fullmatch(path.name)), key=step_of)
+
+
+def _all(folder: Path) -> Iterator[Path]:
+    return folder.glob("step-*")
 
 
 def step_of(path: Path) -> int:
@@ -50,7 +58,13 @@ def load(path: Path) -> dict[str, Any]:
         before = [p for p in found(path.parent) if p.name < path.name]
         hint = f"the one before it is {before[-1]}: --resume {before[-1]}" if before else "there is none before it"
         raise ValueError(f"snapshot {path} is damaged: {damage}; {hint}")
-    return load_rest(path) if path.is_dir() else load_file(path)
+    try:
+        state = load_rest(path) if path.is_dir() else load_file(path)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"snapshot {path} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    if not (isinstance(state, dict) and state.keys() >= {"options", "step", "optimizer", "random"}):
+        raise ValueError(f"{path} is no snapshot of a run of pre-training")
+    return state
 
 
 def weights_of(path: Path) -> dict[str, Tensor]:
@@ -62,7 +76,12 @@ def set_aside(folder: Path, after: int) -> None:
     """Rename the snapshots of steps that a run resumed from ``after`` will take again."""
     for path in found(folder):
         if step_of(path) > after:
-            path.rename(path.with_suffix(".abandoned"))
+            path.rename(next(name for name in _abandoned(path) if not name.exists()))
+
+
+def _abandoned(path: Path) -> Iterator[Path]:
+    """Names for a snapshot that is set aside; the same one may have been before."""
+    return (path.with_suffix(f".abandoned{number or ''}") for number in count())
 
 
 def tidy(folder: Path, newest: Path, most: int) -> None:
@@ -71,8 +90,9 @@ def tidy(folder: Path, newest: Path, most: int) -> None:
     for old in found(folder):
         if old != newest and (step_of(old) == step_of(newest) or step_of(old) not in last):
             old.rename(old.with_suffix(".part"))  # half of a folder must not look like a snapshot
-    for leftover in folder.glob("*.part"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for leftover in _all(folder):
+        if PART.fullmatch(leftover.name):
+            remove(leftover)
 
 
 def where(output: Path, resume: str | None) -> Path | None:

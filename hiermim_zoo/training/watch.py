@@ -22,6 +22,7 @@ from typing import Any
 
 BEAT = 3.0  # seconds from one beat to the next
 PATIENCE = 45.0  # seconds without a beat after which a process is given up
+LEAST = 2.0  # of them: machines are busy
 GRACE = 4.0  # seconds that a process has to end by itself once the run has failed
 FAILED = 2  # exit code
 VERDICT, LEAVING, LEFT = "verdict", "leaving", "left"
@@ -38,8 +39,8 @@ def patience() -> float:
         seconds = float(said)
     except ValueError:
         seconds = -1
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"HIERMIM_PATIENCE={said} is no number of seconds, 0 or more")
+    if seconds != 0 and not LEAST <= seconds < float("inf"):
+        raise ValueError(f"HIERMIM_PATIENCE={said} is no number of seconds: {LEAST:g} or more, or 0 for no watch")
     return seconds
 
 
@@ -92,7 +93,7 @@ class Watch:
         heard = talks = -1
         silent = mute = doomed = 0.0  # seconds
         while not self.stopping.wait(self.beat):
-            silent = 0 if self.heard != heard else silent + self.beat
+            silent = 0 if self.heard != heard or not self.heard else silent + self.beat  # it may start later
             mute = 0 if self.talks != talks else mute + self.beat
             heard, talks = self.heard, self.talks
             doomed += self.beat if self.verdict else 0

@@ -351,7 +351,7 @@ class Verb:
         options = self.options
         if self.family_options and (model or not asked):  # without a model, help has no need of torch
             options = self.family_options(model, words)
-        return options(**vars(make_parser(self, values, options).parse_args(words)))
+        return options(**vars(make_parser(self, values, options).parse_args(_spelt_out(options, words))))
 
     def main(self, argv: Sequence[str] | None = None) -> Any:
         """Run it with the options of a command line, and print what it says of its outcome."""
@@ -380,6 +380,21 @@ class Verb:
 
 def _result(found: Any) -> Any:
     return found.result if isinstance(found, Outcome) else found
+
+
+def _spelt_out(options: type[OptionSet], words: Sequence[str]) -> list[str]:
+    """A command line on which no option takes a word that is none of its choices: in ``--compile DATA`` it is DATA."""
+    found: list[str] = []
+    short = {
+        long_flag(field.name): about
+        for field in _fields(options)
+        if (about := option_of(field)).many == "?" and about.choices and about.const
+    }
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        found.append(word)
+        if word in short and following not in short[word].choices:
+            found.append(short[word].const)
+    return found
 
 
 def value_of(words: Sequence[str], flag: str) -> str | None:

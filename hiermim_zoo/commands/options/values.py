@@ -97,8 +97,14 @@ def _assignment(value: Any) -> tuple[str, Any]:
     return str(name), content
 
 
+def _path(value: Any) -> Path:
+    if not str(value):
+        raise ValueError
+    return Path(value)
+
+
 TEXT = ValueKind(str, "text")
-PATH = ValueKind(Path, "a path")
+PATH = ValueKind(_path, "a path")
 FINITE = number()
 POSITIVE = number(0, above=True)
 FRACTION = number(0, 1)
