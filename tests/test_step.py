@@ -201,6 +201,7 @@ def test_compiled_training_is_one_graph_and_learns_the_same(tmp_path: Path, monk
         compile(self, **how, backend="aot_eager")
 
     monkeypatch.setattr(nn.Module, "compile", traced)
+    counters.clear()  # of the tests before
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled = trained(tmp_path / "b", *argv, "--compile", "reduce-overhead")
     assert len(list((tmp_path / "b" / "looks").iterdir())) == 2
