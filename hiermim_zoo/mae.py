@@ -23,7 +23,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .checkpoints.files import read_checkpoint
-from .checkpoints.folder import CONFIG_KEY, DECODER_FILE
+from .checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
@@ -420,7 +420,7 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
 
 def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What config.json of a folder says of recipe and encoder, if there is one."""
-    file = folder / "config.json"
+    file = folder / CONFIG_FILE
     if not file.is_file():
         return {}, {}
     config = json.loads(file.read_text(encoding="utf-8"))
