@@ -23,7 +23,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .checkpoints.files import read_checkpoint
-from .checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE
+from .checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, saved_model_args
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
@@ -424,7 +424,8 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not file.is_file():
         return {}, {}
     config = json.loads(file.read_text(encoding="utf-8"))
-    args = {key: tuple(v) if isinstance(v, list) else v for key, v in (config.get("model_args") or {}).items()}
+    saved = saved_model_args(config, file)
+    args = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
     chans = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
     return config.get(CONFIG_KEY, {}).get("recipe", {}), {**args, "in_chans": chans}
 

@@ -212,6 +212,24 @@ def test_what_a_killed_process_left_is_no_obstacle(atto: Path, tmp_path: Path, m
     assert timm.create_model(f"local-dir:{out}", pretrained=True)
 
 
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_arguments_of_a_stranger_make_nobody_read_other_files(atto: Path, tmp_path: Path, name: str) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.pth"
+    command(atto, "--model", "hivit_atto", "-o", out)
+    config = json.loads((out / "config.json").read_text())
+    config["model_args"][name] = str(other)
+    (out / "config.json").write_text(json.dumps(config))
+    words = rf"config\.json: model_args has '{name}', which is no argument of a model"
+    with pytest.raises(ValueError, match=words):
+        create_mae("hivit_atto", checkpoint=out, decoder="fresh")
+    with pytest.raises(ValueError, match=words):
+        command(out, "--model", "hivit_atto", "-o", tmp_path / "again")
+    for content in ('{"model_args": 5}', "[]"):
+        (out / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="is no configuration in timm's form"):
+            create_mae("hivit_atto", checkpoint=out, decoder="fresh")
+
+
 def spoil(atto: Path, change) -> Path:  # type: ignore[no-untyped-def]
     state = state_of(atto)
     change(state)

@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
+from timm.models import build_model_with_cfg, create_model, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ MODEL_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
 CONFIG_FILE, CARD = "config.json", "README.md"
 OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
+# what config.json must not say of a model
+BUILDERS = {name for builder in (create_model, build_model_with_cfg) for name in signature(builder).parameters}
 PART = ".hiermim-part-"  # begins the names of folders that are being written
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
 
@@ -76,6 +79,21 @@ def own_cfg(
         cfg["label_names"] = labels
     cfg.update(architecture=arch, license=license, num_classes=classes, input_size=(input_size[0], *input_size[-2:]))
     return cfg
+
+
+def saved_model_args(config: Any, file: Path) -> dict[str, Any]:
+    """The arguments of a model in config.json, which may be a stranger's.
+
+    Raises:
+        ValueError: it is of another form, or names what is for timm's builders alone: they would read other files.
+    """
+    args = (config.get("model_args") or {}) if isinstance(config, dict) else None
+    if not isinstance(args, dict):
+        raise ValueError(f"{file} is no configuration in timm's form")
+    for name in args:
+        if name in BUILDERS:
+            raise ValueError(f"{file}: model_args has {name!r}, which is no argument of a model; remove it")
+    return args
 
 
 def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
