@@ -432,17 +432,18 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
-    mae.encoder.load_state_dict(family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder))
-    if decoder == "fresh":
-        return
     file = folder / DECODER_FILE
-    if not file.is_file():
+    if decoder == "load" and not file.is_file():
         raise ValueError(
             f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
         )
-    state = read_checkpoint(file).state
-    check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
-    mae.load_state_dict({**mae.state_dict(), **state})
+    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder)
+    check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not
+    mae.encoder.load_state_dict(encoder)
+    if decoder == "load":
+        state = read_checkpoint(file).state
+        check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
+        mae.load_state_dict({**mae.state_dict(), **state})
 
 
 # ---- small things
