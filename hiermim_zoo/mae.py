@@ -23,7 +23,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from .checkpoints.files import read_checkpoint
-from .checkpoints.folder import CONFIG_KEY, DECODER_FILE
+from .checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, saved_model_args
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
@@ -420,28 +420,30 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
 
 def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What config.json of a folder says of recipe and encoder, if there is one."""
-    file = folder / "config.json"
+    file = folder / CONFIG_FILE
     if not file.is_file():
         return {}, {}
     config = json.loads(file.read_text(encoding="utf-8"))
-    args = {key: tuple(v) if isinstance(v, list) else v for key, v in (config.get("model_args") or {}).items()}
+    saved = saved_model_args(config, file)
+    args = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
     chans = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
     return config.get(CONFIG_KEY, {}).get("recipe", {}), {**args, "in_chans": chans}
 
 
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
-    mae.encoder.load_state_dict(family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder))
-    if decoder == "fresh":
-        return
     file = folder / DECODER_FILE
-    if not file.is_file():
+    if decoder == "load" and not file.is_file():
         raise ValueError(
             f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
         )
-    state = read_checkpoint(file).state
-    check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
-    mae.load_state_dict({**mae.state_dict(), **state})
+    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder)
+    check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not
+    mae.encoder.load_state_dict(encoder)
+    if decoder == "load":
+        state = read_checkpoint(file).state
+        check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
+        mae.load_state_dict({**mae.state_dict(), **state})
 
 
 # ---- small things

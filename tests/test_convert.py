@@ -17,6 +17,7 @@ from torch import Tensor
 
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
+from hiermim_zoo.checkpoints import folder as folders
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.commands import converting
 from hiermim_zoo.commands.options import run_command
@@ -144,16 +145,89 @@ def test_a_wrong_file_on_disk_fails_verification(atto: Path, tmp_path: Path, mon
         command(atto, "--model", "hivit_atto", "-o", tmp_path / "out", "--verify")
 
 
-def test_force_replaces_a_folder_and_nothing_else_does(atto: Path, tmp_path: Path) -> None:
+def test_force_replaces_what_was_written_there_and_nothing_else(atto: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "precious.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"out is not empty; use --force"):
         command(atto, "--model", "hivit_atto", "-o", out)
-    assert (out / "precious.txt").exists()
+    assert [path.name for path in out.iterdir()] == ["precious.txt"]
+    for _ in range(2):  # the second time there is a model already
+        command(atto, "--model", "hivit_atto", "-o", out, "--force")
+        assert sorted(path.name for path in out.iterdir()) == [
+            "README.md", "config.json", "model.safetensors", "precious.txt",
+        ]  # fmt: skip
+    assert (out / "precious.txt").read_text() == "mine"
+
+
+def test_the_source_survives_in_its_own_folder(atto: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    content = atto.read_bytes()
+    (folder / "w.pth").write_bytes(content)
+    monkeypatch.chdir(folder)
+    command("w.pth", "--model", "hivit_atto", "-o", ".", "--force")
+    assert (folder / "w.pth").read_bytes() == content
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "README.md"])
+def test_a_file_of_somebody_else_is_not_replaced(atto: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"architecture": "theirs"}')
+    with pytest.raises(ValueError, match=f"out holds a {name} that this package did not write; name another folder"):
+        command(atto, "--model", "hivit_atto", "-o", out, "--force")
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [(name, '{"architecture": "theirs"}')]
+
+
+def test_a_folder_that_is_there_stays_the_same_folder(atto: Path, tmp_path: Path) -> None:
+    """The root of a volume cannot be renamed, nor can anything be renamed to it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    inode = out.stat().st_ino
+    command(atto, "--model", "hivit_atto", "-o", out)
     command(atto, "--model", "hivit_atto", "-o", out, "--force")
-    assert not (out / "precious.txt").exists()
-    assert (out / "model.safetensors").exists()
+    assert out.stat().st_ino == inode
+    assert [path.name for path in tmp_path.iterdir() if path != atto] == ["out"], "nothing is written beside it"
+
+
+def test_what_a_killed_process_left_is_no_obstacle(atto: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    command(atto, "--model", "hivit_atto", "-o", out)
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target.name == "README.md":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(folders.shutil, "rmtree", lambda *args, **kwargs: None)  # which a killed process does not call
+        with pytest.raises(KeyboardInterrupt):
+            command(atto, "--model", "hivit_atto", "-o", out, "--force")
+    assert not (out / "config.json").exists(), "half of a model is none"
+    command(atto, "--model", "hivit_atto", "-o", out, "--force")
+    assert timm.create_model(f"local-dir:{out}", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_arguments_of_a_stranger_make_nobody_read_other_files(atto: Path, tmp_path: Path, name: str) -> None:
+    out, other = tmp_path / "out", tmp_path / "other.pth"
+    command(atto, "--model", "hivit_atto", "-o", out)
+    config = json.loads((out / "config.json").read_text())
+    config["model_args"][name] = str(other)
+    (out / "config.json").write_text(json.dumps(config))
+    words = rf"config\.json: model_args has '{name}', which is no argument of a model"
+    with pytest.raises(ValueError, match=words):
+        create_mae("hivit_atto", checkpoint=out, decoder="fresh")
+    with pytest.raises(ValueError, match=words):
+        command(out, "--model", "hivit_atto", "-o", tmp_path / "again")
+    for content in ('{"model_args": 5}', "[]"):
+        (out / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="is no configuration in timm's form"):
+            create_mae("hivit_atto", checkpoint=out, decoder="fresh")
 
 
 def spoil(atto: Path, change) -> Path:  # type: ignore[no-untyped-def]

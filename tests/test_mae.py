@@ -329,6 +329,15 @@ def test_a_decoder_is_carried_over_or_started_anew(tmp_path: Path) -> None:
     assert not torch.equal(fresh.decoder.pred.weight, published["decoder_pred.weight"])
 
 
+def test_the_folder_of_a_classifier_is_refused_in_one_line(tmp_path: Path) -> None:
+    torch.save(timm.create_model("hivit_atto", num_classes=10).state_dict(), tmp_path / "w.pth")
+    convert.main([str(tmp_path / "w.pth"), "--model", "hivit_atto", "-o", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=r"holds no decoder\.safetensors"):
+        create_mae("hivit_atto", checkpoint=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"tensor 'head\.\w+' .* has no place in the encoder of hivit"):
+        create_mae("hivit_atto", checkpoint=tmp_path / "out", decoder="fresh")
+
+
 @pytest.mark.parametrize("family", ["hivit", "vit"])
 def test_pretrained_encoders_keep_their_weights(family: str) -> None:
     name, kwargs = TOYS[family]

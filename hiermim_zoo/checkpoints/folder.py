@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.models import get_pretrained_cfg
+from timm.models import build_model_with_cfg, create_model, get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
@@ -22,6 +25,11 @@ from .card import model_card
 
 MODEL_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
+CONFIG_FILE, CARD = "config.json", "README.md"
+OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
+# what config.json must not say of a model
+BUILDERS = {name for builder in (create_model, build_model_with_cfg) for name in signature(builder).parameters}
+PART = ".hiermim-part-"  # begins the names of folders that are being written
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
 
 
@@ -73,16 +81,40 @@ def own_cfg(
     return cfg
 
 
-def check_target(folder: Path, force: bool) -> None:
-    """Refuse a target before any work is done.
+def saved_model_args(config: Any, file: Path) -> dict[str, Any]:
+    """The arguments of a model in config.json, which may be a stranger's.
 
     Raises:
-        ValueError: it exists and is no folder, or is not empty and ``force`` is off, or cannot be written.
+        ValueError: it is of another form, or names what is for timm's builders alone: they would read other files.
+    """
+    args = (config.get("model_args") or {}) if isinstance(config, dict) else None
+    if not isinstance(args, dict):
+        raise ValueError(f"{file} is no configuration in timm's form")
+    for name in args:
+        if name in BUILDERS:
+            raise ValueError(f"{file}: model_args has {name!r}, which is no argument of a model; remove it")
+    return args
+
+
+def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
+    """Refuse a target before any work is done.
+
+    Args:
+        force: files of an earlier model may be replaced.
+        also: names of files that are going to be replaced beside OWN_FILES.
+
+    Raises:
+        ValueError: it exists and is no folder, or is not empty and ``force`` is off, or holds files of these names that
+            this package did not write, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise ValueError(f"{folder} is not empty; use --force to replace it")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not force:
+            raise ValueError(f"{folder} is not empty; use --force to replace what this package wrote there")
+        others = [name for name in (*OWN_FILES, *also) if (folder / name).exists()]
+        if others and not _is_own(folder):
+            raise ValueError(f"{folder} holds a {others[0]} that this package did not write; name another folder")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -90,32 +122,53 @@ def check_target(folder: Path, force: bool) -> None:
         raise ValueError(f"{folder} cannot be written: no permission")
 
 
+def _is_own(folder: Path) -> bool:
+    """Whether its files were written here, perhaps by a process that was killed before all were in place."""
+    for file in (folder / CONFIG_FILE, *folder.glob(f"{PART}*/{CONFIG_FILE}")):
+        with suppress(OSError, ValueError):  # no such file, or none of ours
+            if CONFIG_KEY in json.loads(file.read_text(encoding="utf-8")):
+                return True
+    return False
+
+
 def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
     """Write model, configuration and card (and decoder.safetensors, if there is one).
 
-    They are written beside ``folder`` and renamed into place together.
+    A new folder is written beside its name and renamed. One that exists stays, be it the root of a volume, with all
+    that others put there: only OWN_FILES are replaced, each by renaming.
 
     Raises:
         ValueError: see :func:`check_target`.
     """
     check_target(folder, force)
     folder = folder.absolute()
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    place = folder if folder.is_dir() else folder.parent
+    part = place / f"{PART}{secrets.token_hex(8)}"
     part.mkdir(parents=True)
     try:
-        _write_config(contents, part / "config.json")
+        _write_config(contents, part / CONFIG_FILE)
         for file, state in ((MODEL_FILE, contents.state()), (DECODER_FILE, contents.decoder_state())):
             if state:
                 save_file(state, part / file, metadata={"format": "pt"})
-                (part / file).chmod((part / "config.json").stat().st_mode)  # safetensors writes for the owner alone
+                (part / file).chmod((part / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
         card = model_card(contents.model, contents.arch, contents.provenance, contents.made)
-        (part / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
+        (part / CARD).write_text(card, encoding="utf-8")
+        if place == folder:
+            _move_into(folder, part)
+        else:
+            part.rename(folder)
     finally:
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _move_into(folder: Path, part: Path) -> None:
+    """Replace OWN_FILES by those of a part. config.json leaves first and comes last: without it there is no model."""
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    for name in (MODEL_FILE, DECODER_FILE, CARD, CONFIG_FILE):
+        if (part / name).exists():
+            (part / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of a model that had a decoder
 
 
 def _write_config(contents: Contents, path: Path) -> None:

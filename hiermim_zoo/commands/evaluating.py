@@ -16,6 +16,7 @@ from ..checkpoints.folder import check_target
 from ..training.distributed import World, gather_objects, processes
 from ..training.precision import chosen_amp
 from ..training.probe import interval
+from ..training.run_log import LOG
 from ..version import __version__
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
@@ -58,7 +59,7 @@ def check_outputs(options: EvaluateOptions, world: World) -> None:
     if world.size > 1 and options.method != "finetune":
         raise ValueError(f"--method {options.method} runs in one process; torchrun is for finetune")
     if world.first and options.output:
-        check_target(options.output, options.force)
+        check_target(options.output, options.force, (LOG,))
     if options.json:
         check_writable(options.json, f"--json {options.json}")
 

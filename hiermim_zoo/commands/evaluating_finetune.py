@@ -11,7 +11,6 @@ import torch
 from timm.models._input import get_model_args
 from torch import nn
 
-from ..checkpoints.atomic import replacing
 from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..data.splits import Labelled, classes_by_label
 from ..data.transforms import data_config
@@ -21,6 +20,7 @@ from ..models.recipes import FineTuning
 from ..training.distributed import World, summed
 from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from ..training.probe import Inference, interval, outputs
+from ..training.run_log import LOG
 from ..version import __version__
 from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
 from .options.evaluate import EvaluateOptions
@@ -57,7 +57,7 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
             return {}
         return {"top1": count(tuning.result, test, world, how).percent}
 
-    tuning.train(options.output and options.output / "log.jsonl", report)
+    tuning.train(options.output and options.output / LOG, report)
     score = count(tuning.result, test, world, how)
     settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"processes": world.size, "computed in": tuning.computed}
@@ -194,8 +194,5 @@ def export(
         "license": license,
         "hiermim_zoo": __version__,
     }
-    log = (folder / "log.jsonl").read_text(encoding="utf-8")
     made = "Fine-tuned by `python -m hiermim_zoo.evaluate`."
     write_folder(Contents(arch, model, provenance, made, own_args), folder, force=True)
-    with replacing(folder / "log.jsonl") as part:
-        part.write_text(log, encoding="utf-8")

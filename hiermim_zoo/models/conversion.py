@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import DECODER_FILE, Contents, own_cfg
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg, saved_model_args
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
@@ -171,7 +171,7 @@ def _shape(
     """
     base: Any = get_pretrained_cfg(arch)
     ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
-    saved = checkpoint.config.get("model_args", {}) if ours else {}
+    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
     sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
     size = _pair(wanted.img_size or family.img_size(native, sizes, saved))
     stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips

@@ -55,7 +55,7 @@ class ConvertOptions(OptionSet):
     license: str = option(
         "licence of the weights, written into configuration and card", default="", group="what is written"
     )
-    force: bool = flag("replace a folder that is not empty", group="what is written")
+    force: bool = flag("replace what this package wrote to the folder before", group="what is written")
     dry_run: bool = flag("report on every tensor, write nothing", group="what is written")
 
     img_size: tuple[int, int] | None = img_size(

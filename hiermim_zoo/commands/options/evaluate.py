@@ -116,7 +116,7 @@ class EvaluateOptions(OptionSet):
         auto="nowhere",
         group=RESULT,
     )
-    force: bool = flag("replace a folder that is not empty", group=RESULT)
+    force: bool = flag("replace what this package wrote to the folder before", group=RESULT)
     eval_every: int | None = option(
         "measure after every N epochs too, for the log alone",
         default=None,
