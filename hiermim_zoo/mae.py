@@ -433,7 +433,7 @@ def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
     file = folder / DECODER_FILE
-    if decoder == "load" and not file.is_file():
+    if decoder == "load" and folder.exists() and not file.is_file():
         raise ValueError(
             f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
         )
