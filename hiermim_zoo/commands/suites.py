@@ -76,7 +76,7 @@ def compiled(row: Comparison) -> Comparison:
     return row._replace(title=f"{row.title}, compiled", ours=ours, peers=peers, goals=())
 
 
-# ---- rows of both suites: names of models
+# ---- what both suites have: names of models, rows
 
 HIERA, HIERA_MAE = "hiera_base", "hiera_base:pretrain"
 AUTHORS, AUTHORS_MAE = "hiera-transformer/hiera_base_224", "hiera-transformer/mae_hiera_base_224:pretrain"
@@ -95,6 +95,15 @@ LOADER = Reading(
     batches=12,
     note="JPEGs put together from the photographs that come with the package, read, decoded, cut at random and resized "
     "to 224 x 224 by one process.",
+)
+HPVIT_SMALL = Comparison(
+    "HPViT-B and the plain ViT it is made from, inference at 224 x 224",
+    ways(HPVIT[0]) + ways(HPVIT[1]),
+    ways(VIT),
+    batch=64,
+)
+HPVIT_LARGE = HPVIT_SMALL._replace(
+    title="HPViT-B and the plain ViT it is made from, inference at 512 x 768", batch=8, img_size=(512, 768)
 )
 METHODS_NOTE = (
     "`pack` and `window` look at the mask, so they cannot be compiled. Without an argument, `pack` is used on CPUs and "
@@ -172,19 +181,8 @@ EAGER: tuple[Comparison, ...] = (
         batch=16,
         note="16 frames of 224 x 224; a tenth of the units is visible. An image here is a clip.",
     ),
-    Comparison(
-        "HPViT-B and the plain ViT it is made from, inference at 224 x 224",
-        ways(HPVIT[0]) + ways(HPVIT[1]),
-        ways(VIT),
-        batch=64,
-    ),
-    Comparison(
-        "HPViT-B and the plain ViT it is made from, inference at 512 x 768",
-        ways(HPVIT[0]) + ways(HPVIT[1]),
-        ways(VIT),
-        batch=8,
-        img_size=(512, 768),
-    ),
+    HPVIT_SMALL,
+    HPVIT_LARGE,
 )
 # Compilers take most of the time of a run, so what needs none comes first, but for the row that is worth most.
 GPU: tuple[Comparison | Reading, ...] = (
@@ -232,21 +230,8 @@ CPU = (
         note=f"A step with 12 of 49 units visible, the same ones in all images. {METHODS_NOTE}",
     ),
     LOADER,
-    Comparison(
-        "HPViT-B and the plain ViT it is made from, inference at 224 x 224",
-        ways(HPVIT[0]) + ways(HPVIT[1]),
-        ways(VIT),
-        batch=2,
-        rounds=7,
-    ),
-    Comparison(
-        "HPViT-B and the plain ViT it is made from, inference at 512 x 768",
-        ways(HPVIT[0]) + ways(HPVIT[1]),
-        ways(VIT),
-        batch=1,
-        img_size=(512, 768),
-        rounds=3,
-    ),
+    HPVIT_SMALL._replace(batch=2, rounds=7),
+    HPVIT_LARGE._replace(batch=1, rounds=3),
 )
 
 SUITES = {

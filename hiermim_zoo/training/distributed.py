@@ -297,6 +297,11 @@ def agree_on_step(loss: Tensor, norm: Tensor, caught: Sequence[int], scaled: boo
     return summed(torch.stack([loss.float(), bad.float(), *(s.float() for s in signals)]))
 
 
+def steps_behind(device: torch.device) -> int:
+    """Steps that the host reads late: it prepares one while a GPU is still at the one before. A CPU is done at once."""
+    return 0 if device.type == "cpu" else 1
+
+
 class OnItsWay:
     """Numbers of a device that travel to the host while both go on with their work.
 

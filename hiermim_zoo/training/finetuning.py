@@ -32,7 +32,7 @@ from ..data.transforms import make_transform
 from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
-from .distributed import OnItsWay, World, summed, unsynchronised
+from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients
 from .optimizer import gradient_norm, lr_at, make_optimizer, set_lr
 from .precision import autocast, train_in
@@ -251,8 +251,8 @@ class FineTune:
         start, steps = time.perf_counter(), self.batching.per_epoch
         self.model.train()
         total = 0.0
-        coming: deque[tuple[int, OnItsWay]] = deque()  # losses; on a GPU they are read while the next step is computed
-        behind = 0 if self.world.device.type == "cpu" else 1
+        coming: deque[tuple[int, OnItsWay]] = deque()  # losses
+        behind = steps_behind(self.world.device)
         for step in range(epoch * steps, (epoch + 1) * steps):
             coming.append((step, self._step(step)))
             if len(coming) > behind:

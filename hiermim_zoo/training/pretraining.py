@@ -37,6 +37,7 @@ from .distributed import (
     noted_signals,
     parallelize,
     processes,
+    steps_behind,
     unsynchronised,
 )
 from .export import ENCODER, export
@@ -221,8 +222,7 @@ class Run:
         self.optimizer = make_optimizer(mae, options.opt, options.weight_decay, options.betas, no_decay=no_decay)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.taken: deque[Taken] = deque()  # steps of which the host knows nothing yet
-        # The host prepares a step while the device is still at the one before, and reads of that one only then.
-        self.behind = 0 if world.device.type == "cpu" else 1
+        self.behind = steps_behind(world.device)
 
     def resume(self, begun: Begun) -> None:
         """Put everything where it was after the step of a snapshot."""
