@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 
-def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str) -> str:
+def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str, images: Mapping[str, Any]) -> str:
     """README.md in the form of the Hub: front matter, origin, how to use.
 
     Args:
@@ -17,6 +17,7 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made:
         arch: its name in timm.
         provenance: where the weights come from, a row each; "license" among it.
         made: a sentence about how they came about.
+        images: how files become the images of the model, where that is not the default.
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     task = "image-classification" if cfg["num_classes"] else "image-feature-extraction"
@@ -41,6 +42,7 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made:
         - classes: {cfg["num_classes"] or "none (an encoder)"}
         """)
         + unstated
+        + reading(images)
         + dedent("""
         ## Use
 
@@ -58,6 +60,19 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made:
         + rows
         + "\n"
     )
+
+
+def reading(images: Mapping[str, Any]) -> str:
+    """How files become images, for those who use timm alone."""
+    if not images:
+        return ""
+    words = {
+        "scale": "numbers become values from 0 to 1 by the rule `--scale {}`",
+        "bands": "of the bands of a file, counted from 1, these are taken in this order: {}",
+        "axes": "arrays have the axes `{}`",
+    }
+    said = "\n".join(f"- {words[key].format(value)}" for key, value in images.items())
+    return f"\n## Images\n\nThe commands of hiermim_zoo read images so by themselves; for timm alone, do so before:\n\n{said}\n"
 
 
 def hub_license(license: str) -> str:

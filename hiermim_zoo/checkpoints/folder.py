@@ -31,6 +31,7 @@ OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
 BUILDERS = {name for builder in (create_model, build_model_with_cfg) for name in signature(builder).parameters}
 PART = ".hiermim-part-"  # begins the names of folders that are being written
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
+IMAGES_KEY = "images"  # there: how files become the images of the model, where that is not the default
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Contents:
     recipe: Mapping[str, Any] = field(
         default_factory=dict
     )  # values of the autoencoder's recipe that are not the family's
+    images: Mapping[str, Any] = field(default_factory=dict)  # see IMAGES_KEY
 
     def state(self) -> dict[str, Tensor]:
         """The model's tensors in the type written."""
@@ -151,7 +153,7 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
             if state:
                 save_file(state, part / file, metadata={"format": "pt"})
                 (part / file).chmod((part / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
-        card = model_card(contents.model, contents.arch, contents.provenance, contents.made)
+        card = model_card(contents.model, contents.arch, contents.provenance, contents.made, contents.images)
         (part / CARD).write_text(card, encoding="utf-8")
         if place == folder:
             _move_into(folder, part)
@@ -178,7 +180,8 @@ def _write_config(contents: Contents, path: Path) -> None:
     load the folder. So only those arguments are kept that differ from what the architecture and the rest of the file
     say.
     """
-    ours = {**contents.provenance, **({"recipe": dict(contents.recipe)} if contents.recipe else {})}
+    more = {"recipe": dict(contents.recipe), IMAGES_KEY: dict(contents.images)}
+    ours = {**contents.provenance, **{key: value for key, value in more.items() if value}}
     save_config_for_hf(contents.model, str(path), {CONFIG_KEY: ours})
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_args"] = dict(contents.model_args)

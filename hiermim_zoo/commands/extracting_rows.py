@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import json
 import os
-import warnings
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.clips import STRIDE, Clips, refuse_videos
-from ..data.source import MODES
+from ..data.decoding import SUFFIXES, Form, decoded, size_of
+from ..data.images import is_shown
 from ..data.transforms import make_transform
 from ..data.videos import Videos, holds_videos, suffixes
 
-Image.init()
-IMAGE_SUFFIXES = frozenset(
-    ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN
-)  # some, PIL only writes
 MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
 
 
@@ -54,12 +50,12 @@ def find_files(paths: dict[str, list[str]], input_size: tuple[int, ...]) -> list
         ValueError: a name leads to nothing that the model takes.
     """
     clips = len(input_size) > 3
-    endings = IMAGE_SUFFIXES.union(suffixes()) if clips else IMAGE_SUFFIXES
+    endings = SUFFIXES.union(suffixes()) if clips else SUFFIXES
     found: dict[str, str] = {}  # absolute path -> path as named
     for name, known in paths.items():
         files = [file for path in known for file in (files_below(path, endings) if os.path.isdir(path) else [path])]
         if not clips:
-            others = [path for path in files or known if Path(path).suffix.lower() not in IMAGE_SUFFIXES]
+            others = [path for path in files or known if Path(path).suffix.lower() not in SUFFIXES]
             refuse_videos({path: holds_videos(path) for path in others})
         if not files:
             raise ValueError(f"{name}: no {'videos or frames' if clips else 'images'} in there")
@@ -74,27 +70,31 @@ def files_below(folder: str, endings: Set[str]) -> list[str]:
 
     tree = os.walk(folder, onerror=refuse)
     return sorted(
-        os.path.join(at, name) for at, _, names in tree for name in names if Path(name).suffix.lower() in endings
+        os.path.join(at, name)
+        for at, _, names in tree
+        for name in names
+        if is_shown(name) and Path(name).suffix.lower() in endings
     )
 
 
 # ---- rows
 
 
-def rows_of(files: list[str], config: dict[str, Any], stride: int | None) -> ImageFiles:
+def rows_of(files: list[str], config: dict[str, Any], form: Form, stride: int | None) -> ImageFiles:
     """What the model is shown: images, or the clips in the middle of videos.
 
     Args:
+        form: that images and frames are read in.
         stride: of clips, frames of a video from one that is shown to the next.
 
     Raises:
         ValueError: images where videos are wanted, a stride of images, or names that are too long.
     """
-    channels, *frames, _, _ = config["input_size"]
+    _, *frames, _, _ = config["input_size"]
     if not frames:
         refuse_videos({"--frame-stride": stride})
-        return ImageFiles(files, config)
-    return MiddleClips(Clips(Videos(files, MODES[channels]), frames[0], stride or STRIDE), config)
+        return ImageFiles(files, config, form)
+    return MiddleClips(Clips(Videos(files, form), frames[0], stride or STRIDE), config, form)
 
 
 class ImageFiles(Dataset[tuple[int, Any]]):
@@ -106,27 +106,24 @@ class ImageFiles(Dataset[tuple[int, Any]]):
 
     things = "files"
 
-    def __init__(self, files: list[str], config: dict[str, Any]) -> None:
+    def __init__(self, files: list[str], config: dict[str, Any], form: Form) -> None:
         if len(json.dumps(json.dumps(files))) > MAX_NAMES:
             raise ValueError(
                 f"the names of {len(files)} files do not fit the header of one safetensors file; write several"
             )
-        self.files = files
+        self.files, self.form = files, form
         self.size: tuple[int, ...] = config["input_size"]
         self.transform = make_transform(**config, is_training=False)
 
     def __getitem__(self, i: int) -> tuple[int, Any]:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return i, self.read(i)
+            return i, self.read(i)
         except Exception as error:  # decoders of damaged files raise whatever comes up
             return i, f"{type(error).__name__}: {error}"
 
     def read(self, i: int) -> Any:
-        with Image.open(self.files[i]) as file:
-            self.check_proportions(*file.size)
-            image = file.convert(MODES[self.size[0]])  # reads the pixels
+        image = decoded(open(self.files[i], "rb"), self.form)  # noqa: SIM115 (it closes the file)
+        self.check_proportions(*size_of(image))
         return self.transform(image)
 
     def about(self) -> dict[str, str]:
@@ -145,13 +142,13 @@ class MiddleClips(ImageFiles):
 
     things = "videos"
 
-    def __init__(self, clips: Clips, config: dict[str, Any]) -> None:
-        super().__init__([clips.name_of(i) for i in range(len(clips))], config)
+    def __init__(self, clips: Clips, config: dict[str, Any], form: Form) -> None:
+        super().__init__([clips.name_of(i) for i in range(len(clips))], config, form)
         self.clips = clips
 
     def read(self, i: int) -> Any:
         [clip], _ = self.clips.read(i)
-        self.check_proportions(*clip[0].size)
+        self.check_proportions(*size_of(clip[0]))
         return self.transform([clip])[0]
 
     def about(self) -> dict[str, str]:

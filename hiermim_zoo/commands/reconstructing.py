@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..checkpoints.atomic import replacing
 from ..data.clips import STRIDE, Clips, refuse_videos
+from ..data.decoding import Form, Image_, decoded
 from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
 from ..masking import random_keep
 from ..training.drawing import preprocessing, sheet
+from ..training.image_form import form_of, remembered_in
 from .options import Outcome
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_writable
@@ -36,7 +38,9 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
         mask_ratio=options.mask_ratio,
         norm_pix=not options.raw_pixels,
     ).eval()
-    images = load_images(options.images, preprocessing(mae), options.frame_stride)
+    beside = remembered_in(options.checkpoint) if options.checkpoint else {}
+    form = form_of(options, mae.in_chans, beside)
+    images = load_images(options.images, preprocessing(mae), form, options.frame_stride)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
         out = mae(images, keep)
@@ -61,11 +65,12 @@ def kind_of(output: Path) -> str:
     return kinds[output.suffix.lower()]
 
 
-def load_images(paths: Sequence[Path], config: dict[str, Any], stride: int | None) -> Tensor:
-    """Images [B, 3, H, W], or the clips in the middle of videos [B, 3, T, H, W].
+def load_images(paths: Sequence[Path], config: dict[str, Any], form: Form, stride: int | None) -> Tensor:
+    """Images [B, C, H, W], or the clips in the middle of videos [B, C, T, H, W].
 
     Args:
         config: the preprocessing of the model.
+        form: that images and frames are read in.
         stride: of clips, frames of a video from one that is shown to the next.
 
     Raises:
@@ -75,27 +80,26 @@ def load_images(paths: Sequence[Path], config: dict[str, Any], stride: int | Non
     _, *frames, _, _ = config["input_size"]
     if not frames:
         refuse_videos({"--frame-stride": stride})
-        return torch.stack([transform(load_image(path)) for path in paths])
-    videos = Videos((file for path in paths for file in files_in(str(path))), "RGB")
+        return torch.stack([transform(load_image(path, form)) for path in paths])
+    videos = Videos((file for path in paths for file in files_in(str(path))), form)
     clips = Clips(videos, frames[0], stride or STRIDE)
     return torch.stack([transform([load_clip(clips, i)])[0] for i in range(len(clips))])
 
 
-def load_image(path: Path) -> Image.Image:
-    """An image in colour.
+def load_image(path: Path, form: Form) -> Image_:
+    """An image.
 
     Raises:
         ValueError: it cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        return decoded(path.open("rb"), form)
+    except Exception as error:  # decoders of damaged files raise whatever comes up
         refuse_videos({str(path): path.exists() and is_video(str(path))})
         raise ValueError(f"{path} cannot be read as an image ({error})") from error
 
 
-def load_clip(clips: Clips, index: int) -> list[Image.Image]:
+def load_clip(clips: Clips, index: int) -> list[Image_]:
     """The frames of the clip in the middle of a video.
 
     Raises:

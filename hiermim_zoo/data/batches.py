@@ -206,6 +206,8 @@ class Collate:
         self.prepare = prepare
 
     def __call__(self, samples: list[tuple[Any, Tensor]]) -> tuple[Tensor, Companions]:
+        if len({image.dtype for image, _ in samples}) > 1:  # files of 8 bits beside others
+            samples = [(image.float(), columns) for image, columns in samples]
         images, columns = default_collate(samples)  # in a worker it writes into memory that the processes share
         return images.contiguous(), Companions(columns, self.prepare(columns) if self.prepare else None)
 
@@ -297,8 +299,8 @@ def batches(
     """The batches of this process on the device, normalised, one batch ahead.
 
     Args:
-        transform: gives uint8 tensors [C, H, W] or [C, T, H, W] (``random_part``, or ``make_transform`` with
-            ``use_prefetcher=True``).
+        transform: gives tensors [C, H, W] or [C, T, H, W] from 0 to 255, uint8 or float32 (``random_part``, or
+            ``make_transform`` with ``use_prefetcher=True``).
         batching: cuts batches.
         steps: of the optimiser; each has ``batching.accumulate`` batches.
         **loading: the fields of :class:`Loading`.

@@ -10,8 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
+from .decoding import Image_, part_of, size_of
 from .seeds import seed_of
 from .source import Source, VideoSet, telling
 
@@ -69,7 +68,7 @@ class Clips(Source):
     def reopen(self) -> None:
         self.videos.reopen()
 
-    def read(self, position: int, seed: int | None = None) -> tuple[list[list[Image.Image]], int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[list[list[Image_]], int]:
         """Clips of one video, each a list of its frames, and the video's label.
 
         Args:
@@ -101,8 +100,10 @@ def evenly_spaced(count: int) -> list[float]:
     return [n / (count - 1) for n in range(count)] if count > 1 else [0.5]
 
 
-def square(image: Image.Image, share: float) -> Image.Image:
+def square(image: Image_, share: float) -> Image_:
     """The largest square of an image, at a share of the way along the longer side."""
-    side = min(image.size)
-    left, top = (round((length - side) * share) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
+    size = size_of(image)
+    side = min(size)
+    left, top = (round((length - side) * share) for length in size)
+    square: Image_ = part_of(image, left, top, left + side, top + side)
+    return square

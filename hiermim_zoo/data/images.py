@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.JpegImagePlugin import JpegImageFile
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions
 
+from .decoding import SUFFIXES, Form, Image_, decoded, formed, opened
 from .source import Request, Source, Stream, telling
 
 # What the folders of splits are called.
 SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 
-add_img_extensions((".bmp", ".webp", ".tif", ".tiff", ".ppm"))  # timm looks for png and jpg alone
-
-
-def decoded(file: Any, mode: str) -> Image.Image:
-    """The image in an open file, which is closed.
-
-    Args:
-        mode: what PIL calls such images.
-
-    Raises:
-        Exception: of any kind; it cannot be decoded, or is so large that decoding it may take all memory.
-    """
-    image = opened(file, mode)
-    image.load()
-    return image
-
-
-def opened(file: Any, mode: str) -> Image.Image:
-    """As :func:`decoded`; but a JPEG of that mode is decoded when its pixels are asked for, and may fail only then.
-
-    Until then ``Image.draft`` can have it decoded at a part of its size, which takes less time.
-    """
-    with file, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(file.read()))
-        return image if isinstance(image, JpegImageFile) and image.mode == mode else image.convert(mode)
+add_img_extensions(tuple(SUFFIXES))  # timm looks for png and jpg alone
 
 
 def timm_dataset(spec: str, request: Request) -> Any:
@@ -55,7 +28,7 @@ def timm_dataset(spec: str, request: Request) -> Any:
         ValueError: it cannot be read as images, or there are none.
     """
     name, root = ("", spec) if Path(spec).exists() else (spec, request.root)
-    form: dict[str, Any] = {"is_training": request.training, "input_img_mode": request.mode, "seed": request.seed}
+    form: dict[str, Any] = {"is_training": request.training, "input_img_mode": "", "seed": request.seed}
     try:
         dataset = create_dataset(name, root, split=request.split, **form)
         length = len(dataset)
@@ -83,18 +56,41 @@ def other_splits(path: str, root: str) -> list[str]:
     return [name for name in SPLITS if (Path(path) / name).is_dir()] if root == path else []
 
 
+def is_shown(name: str) -> bool:
+    """Whether a file, named from the root of its data on, is no hidden one and in no hidden folder.
+
+    macOS and others put such files beside images, with the endings of images (._x.png).
+    """
+    return not any(part.startswith(".") and part not in (".", "..") for part in Path(name).parts)
+
+
+def relabelled(
+    labels: Iterable[int], classes: Mapping[str, int], shown: Sequence[bool]
+) -> tuple[list[int], dict[str, int]]:
+    """Labels of the files that are shown, and classes with their labels, without those of which none is shown.
+
+    Raises:
+        ValueError: all files are hidden.
+    """
+    kept = [label for label, seen in zip(labels, shown, strict=True) if seen]
+    if not kept:
+        raise ValueError("all images in there are hidden files")
+    new = {label: i for i, label in enumerate(sorted(set(kept)))}
+    return [new[label] for label in kept], {name: new[label] for name, label in classes.items() if label in new}
+
+
 class TimmImages(Source):
     """Images that a reader of timm's finds by position."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.reader, self.mode = dataset.reader, dataset.input_img_mode
+    def __init__(self, dataset: Any, form: Form) -> None:
+        self.reader, self.form = dataset.reader, form
 
     def __len__(self) -> int:
         return len(self.reader)
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image.Image, int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
         file, label = self.reader[position]  # timm's dataset would read a neighbour in place of what it cannot read
-        image = (decoded if seed is None else opened)(file, self.mode)
+        image = (decoded if seed is None else opened)(file, self.form)
         return image, -1 if label is None else int(label)
 
     def name_of(self, position: int) -> str:
@@ -104,22 +100,32 @@ class TimmImages(Source):
 class FolderImages(TimmImages):
     """The images in a folder at any depth; the folder around each is its class."""
 
-    def __init__(self, path: str, dataset: Any) -> None:
-        super().__init__(dataset)
-        self.identity = os.path.realpath(self.reader.root)
-        self.labels = telling(label for _, label in self.reader.samples)
-        self.class_names = names_by_label(self.reader.class_to_idx)
+    def __init__(self, path: str, dataset: Any, form: Form) -> None:
+        super().__init__(dataset, form)
+        reader, root = self.reader, self.reader.root
+        self.identity = os.path.realpath(root)
+        shown = [is_shown(os.path.relpath(name, root)) for name, _ in reader.samples]
+        labels, reader.class_to_idx = relabelled((label for _, label in reader.samples), reader.class_to_idx, shown)
+        names = (name for (name, _), seen in zip(reader.samples, shown, strict=True) if seen)
+        reader.samples = list(zip(names, labels, strict=True))
+        self.labels = telling(labels)
+        self.class_names = names_by_label(reader.class_to_idx)
         self.other_splits = other_splits(path, self.reader.root)
 
 
 class TarImages(TimmImages):
     """The images in a tar; the folder around each is its class."""
 
-    def __init__(self, dataset: Any) -> None:
-        super().__init__(dataset)
-        self.identity = os.path.realpath(self.reader.root)
-        self.labels = telling(self.reader.targets)
-        self.class_names = names_by_label(self.reader.class_name_to_idx)
+    def __init__(self, dataset: Any, form: Form) -> None:
+        super().__init__(dataset, form)
+        reader = self.reader
+        self.identity = os.path.realpath(reader.root)
+        shown = [is_shown(sample[0].name) for sample in reader.samples]
+        labels, reader.class_name_to_idx = relabelled(reader.targets, reader.class_name_to_idx, shown)
+        reader.samples = [sample for sample, seen in zip(reader.samples, shown, strict=True) if seen]
+        reader.targets = labels
+        self.labels = telling(labels)
+        self.class_names = names_by_label(reader.class_name_to_idx)
 
     def reopen(self) -> None:
         """A tar that the parent opened would be read by all of its workers at one position."""
@@ -137,14 +143,19 @@ def images_at(path: str, request: Request) -> Source:
         ValueError: there are none.
     """
     dataset = timm_dataset(path, request)
-    return TarImages(dataset) if os.path.isfile(dataset.reader.root) else FolderImages(path, dataset)
+    if os.path.isfile(dataset.reader.root):
+        return TarImages(dataset, request.form)
+    try:
+        return FolderImages(path, dataset, request.form)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 class HubImages(TimmImages):
     """A data set of Hugging Face that is stored here: hfds/NAME."""
 
     def __init__(self, name: str, request: Request) -> None:
-        super().__init__(timm_dataset(name, request))
+        super().__init__(timm_dataset(name, request), request.form)
         self.identity = (name, request.split)
         self.class_names = names_by_label(self.reader.class_to_idx)
 
@@ -153,7 +164,7 @@ class TorchvisionImages(Source):
     """A data set of torchvision: torch/NAME."""
 
     def __init__(self, name: str, request: Request) -> None:
-        self.dataset, self.mode = timm_dataset(name, request), request.mode
+        self.dataset, self.form = timm_dataset(name, request), request.form
         self.identity = (name, request.split)
         self.labels = telling(getattr(self.dataset, "targets", ()))  # most of them have both
         self.class_names = names_by_label(getattr(self.dataset, "class_to_idx", None))
@@ -161,24 +172,24 @@ class TorchvisionImages(Source):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image.Image, int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
         image, label = self.dataset[position]
-        return image.convert(self.mode), int(label)
+        return formed(image, self.form), int(label)
 
 
 class TimmStream(Stream):
     """A stream of timm's: wds/NAME (webdataset), tfds/NAME (TensorFlow), hfids/NAME (Hugging Face)."""
 
     def __init__(self, name: str, request: Request) -> None:
-        self.dataset = timm_dataset(name, request)
+        self.dataset, self.form = timm_dataset(name, request), request.form
         self.identity = (name, request.split)
         self.class_names = names_by_label(self.dataset.reader.class_to_idx)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[tuple[Image.Image, int]]:
-        return ((image, int(label)) for image, label in self.dataset)
+    def __iter__(self) -> Iterator[tuple[Image_, int]]:
+        return ((formed(image, self.form), int(label)) for image, label in self.dataset)
 
     def begin_epoch(self, epoch: int, workers: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -190,13 +201,13 @@ class Digits(Source):
 
     Args:
         split: "train", or another of SPLITS for the rest.
-        mode: what PIL calls the images wanted.
+        form: that the images are wanted in.
 
     Raises:
-        ValueError: an unknown split, or scikit-learn is not installed.
+        ValueError: an unknown split, scikit-learn is not installed, or digits have no such form.
     """
 
-    def __init__(self, split: str, mode: str) -> None:
+    def __init__(self, split: str, form: Form) -> None:
         if split not in SPLITS:
             raise ValueError(f"digits have no split {split!r}, but {', '.join(SPLITS)}")
         train = split in ("train", "training")
@@ -207,7 +218,7 @@ class Digits(Source):
         images, labels = load_digits(return_X_y=True)
         chosen = (np.arange(len(labels)) % 6 == 0) != train
         pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        self.images = [Image.fromarray(x).convert(mode) for x in pixels]
+        self.images = [formed(Image.fromarray(x), form) for x in pixels]
         self.labels: list[int] = labels[chosen].tolist()
         self.class_names = list("0123456789")
         self.identity = ("digits", train)
@@ -215,5 +226,5 @@ class Digits(Source):
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image.Image, int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
         return self.images[position], self.labels[position]

@@ -6,10 +6,12 @@ A new kind is one class (see :mod:`hiermim_zoo.data.source`) and one row of :dat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .clips import STRIDE, Clips, refuse_videos
+from .decoding import Form
 from .images import Digits, HubImages, TimmStream, TorchvisionImages, images_at
 from .source import Request, Source, VideoSet
 from .synthetic import MOVING, MovingImages
@@ -26,26 +28,27 @@ class Kind(NamedTuple):
     videos: Callable[[str, Request], VideoSet] | None = None
 
 
-def open_images(
-    spec: str, *, root: str | None = None, split: str = "train", channels: int = 3, seed: int = 0, training: bool = True
-) -> Source:
+def open_images(spec: str, *, channels: int = 3, form: Form | None = None, **request: Any) -> Source:
     """Images with labels.
 
     Args:
         spec: a folder (of class folders, or of anything with images in it), a tar of such a folder, or a name that
             ``KINDS`` has: "digits", or one that timm's create_dataset knows ("hfds/...", "wds/...", "torch/...").
-        root, split, channels, seed, training: see :class:`hiermim_zoo.data.source.Request`.
+        channels: of the images, where no form is given.
+        form: that they are wanted in.
+        **request: ``root``, ``split``, ``seed``, ``training``; see :class:`hiermim_zoo.data.source.Request`.
 
     Raises:
         ValueError: there is no such data, or no image in it.
     """
-    return _images(spec, Request(channels, root=root, split=split, seed=seed, training=training))
+    return _images(spec, Request(form or Form(channels), **request))
 
 
 def open_source(
     spec: str,
     input_size: tuple[int, ...],
     *,
+    form: Form | None = None,
     stride: int | None = None,
     repeat: int | None = None,
     views: Sequence[int] | None = None,
@@ -56,6 +59,7 @@ def open_source(
     Args:
         spec: DATA of a command: what ``open_images`` takes, or for clips a folder of videos or "moving:DATA".
         input_size: of the model: (channels, height, width) or (channels, frames, height, width).
+        form: that images and frames are wanted in; its channels are the model's.
         stride: of clips alone, like the next two: frames of the video from one shown to the next.
         repeat: clips of a video each time it is opened for training.
         views: in evaluation, clips of a video, and crops of each.
@@ -65,7 +69,7 @@ def open_source(
         ValueError: there is no such data, or it is not what the model takes.
     """
     channels, *frames, height, width = input_size
-    wanted = Request(channels, (height, width), **request)
+    wanted = Request(replace(form or Form(channels), channels=channels), (height, width), **request)
     if frames:
         return Clips(_videos(spec, wanted), frames[0], stride or STRIDE, repeat or 1, *(views or ()))
     refuse_videos({spec: kind_of(spec).images is None})
@@ -127,7 +131,7 @@ def _images_at(path: str, request: Request) -> Source:
 
 def _videos_at(path: str, request: Request) -> VideoSet:
     if Path(path).is_dir():
-        return VideoFolder(path, request.split, request.mode)
+        return VideoFolder(path, request.split, request.form)
     if not Path(path).exists():
         names = " or ".join(_listed(name for name, kind in KINDS.items() if kind.videos))
         raise ValueError(f"{path}: no such folder of videos, and no {names}")
@@ -137,7 +141,7 @@ def _videos_at(path: str, request: Request) -> VideoSet:
 
 
 KINDS: dict[str, Kind] = {  # what DATA is, or begins with
-    "digits": Kind(images=lambda spec, request: Digits(request.split, request.mode)),
+    "digits": Kind(images=lambda spec, request: Digits(request.split, request.form)),
     MOVING: Kind(videos=_moving),
     "torch/": Kind(images=TorchvisionImages),
     "hfds/": Kind(images=HubImages),

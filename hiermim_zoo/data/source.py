@@ -12,24 +12,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from PIL import Image
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
-
-
-def mode_of(channels: int) -> str:
-    """What PIL calls images with so many channels.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if channels not in MODES:
-        raise ValueError(f"the model wants {channels} channels; images can be given {', '.join(map(str, MODES))}")
-    return MODES[channels]
+from .decoding import Form, Image_
 
 
 @dataclass(frozen=True)
@@ -37,31 +24,20 @@ class Request:
     """Which part of the data is wanted, and in what form.
 
     Args:
-        channels: of the images or frames.
+        form: of the images or frames.
         size: (height, width) of frames that are drawn for the model; None: images are wanted, which keep their own.
         root: folder of data that are named, like "wds/..."; None: their own default.
         split: of the data; a folder that holds a folder of this name is entered.
         seed: of the order of streams.
         training: streams are shuffled and go round; else each item comes once, in order.
-
-    Raises:
-        ValueError: there are no images with so many channels.
     """
 
-    channels: int = 3
+    form: Form = field(default_factory=Form)
     size: tuple[int, int] | None = None
     root: str | None = None
     split: str = "train"
     seed: int = 0
     training: bool = True
-
-    def __post_init__(self) -> None:
-        mode_of(self.channels)
-
-    @property
-    def mode(self) -> str:
-        """What PIL calls images of this form."""
-        return mode_of(self.channels)
 
 
 class Items(Protocol):
@@ -142,7 +118,7 @@ class Video(Protocol):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def frames(self, wanted: Sequence[int]) -> list[Image.Image]:
+    def frames(self, wanted: Sequence[int]) -> list[Image_]:
         """Frames by their positions, which may repeat."""
 
 

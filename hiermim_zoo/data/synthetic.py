@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from PIL import Image
 
+from .decoding import Image_
 from .seeds import seed_of
 from .source import Source, Video, VideoSet
 
@@ -58,7 +59,10 @@ class MovingImages(VideoSet):
         which, way = divmod(position, len(WAYS))
         height, width = self.size
         side = max(1, round(min(self.size) * SHARE))
-        image = self.images.read(which)[0].resize((side, side), Image.Resampling.BICUBIC)
+        image = self.images.read(which)[0]
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"{MOVING} draws images of 8 bits with 1, 3 or 4 channels, and {which} is none")
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
         numbers = random.Random(seed_of(self.seed, position))
         speed = min(self.size) * numbers.uniform(SLOWEST, FASTEST)
         start = numbers.uniform(0, width), numbers.uniform(0, height)
@@ -82,7 +86,7 @@ class Track(Video):
     def __len__(self) -> int:
         return LENGTH
 
-    def frames(self, wanted: Sequence[int]) -> list[Image.Image]:
+    def frames(self, wanted: Sequence[int]) -> list[Image_]:
         return [self.frame(n) for n in wanted]
 
     def frame(self, n: int) -> Image.Image:

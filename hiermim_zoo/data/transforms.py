@@ -9,14 +9,29 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import (
+    CenterCropOrPad,
+    MaybePILToTensor,
+    MaybeToTensor,
+    RandomResizedCropAndInterpolation,
+    ResizeKeepRatio,
+    str_to_interp_mode,
+)
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import Compose, InterpolationMode, RandomHorizontalFlip
+from torchvision.transforms import (
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomVerticalFlip,
+    Resize,
+)
 from torchvision.transforms.functional import pil_to_tensor, resize
 
+from .decoding import Image_
 from .seeds import random_states, set_random_states
-from .source import mode_of
 
 # Pixels that a JPEG is decoded to, for each that is wanted of it, along a side. With two, values of
 # photographs change by less than two levels of 255 (root mean square), those of text by up to six, and edges of parts
@@ -34,13 +49,9 @@ def data_config(model: Any, img_size: tuple[int, ...] | None = None) -> dict[str
     Returns:
         Arguments of :func:`make_transform`; ``input_size`` is (channels, height, width), or (channels, frames, height,
         width).
-
-    Raises:
-        ValueError: images cannot be given so many channels.
     """
     config = resolve_model_data_config(model)
     chans = getattr(model, "in_chans", config["input_size"][0])
-    mode_of(chans)
     frames = getattr(model, "num_frames", None)
     config["input_size"] = (chans, *((frames,) if frames else ()), *(img_size or config["input_size"])[-2:])
     for key in ("mean", "std"):  # averaged where they do not fit, as in timm's loader
@@ -57,12 +68,63 @@ def make_transform(input_size: tuple[int, ...], **options: Any) -> Any:
         **options: of timm's create_transform.
     """
     channels, *frames, height, width = input_size
-    transform = create_transform((channels, height, width), **options)
+    transform = WithTensors(
+        create_transform((channels, height, width), **options), options.get("use_prefetcher", False)
+    )
     return EveryFrame(transform) if frames else transform
 
 
+# What timm's transforms do to tensors as well as to PIL's images.
+_FOR_TENSORS = (
+    CenterCrop,
+    CenterCropOrPad,
+    MaybePILToTensor,
+    MaybeToTensor,
+    Normalize,
+    RandomHorizontalFlip,
+    RandomResizedCropAndInterpolation,
+    RandomVerticalFlip,
+    Resize,
+    ResizeKeepRatio,
+)
+
+
+class WithTensors:
+    """timm's transform of images, which also takes those that are tensors from 0 to 1 (see ``decoding``).
+
+    Args:
+        transform: timm's.
+        to_255: whether it gives numbers from 0 to 255, to be normalised later.
+    """
+
+    def __init__(self, transform: Any, to_255: bool) -> None:
+        self.transform, self.to_255 = transform, to_255
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The steps of timm's transform."""
+        steps: list[Any] = self.transform.transforms
+        return steps
+
+    def __call__(self, image: Any) -> Any:
+        if not isinstance(image, Tensor):
+            return self.transform(image)
+        for step in self.transforms:
+            if not isinstance(step, _FOR_TENSORS):
+                raise ValueError(
+                    f"{type(step).__name__} changes colours of 8 bits, which this image has not: use --auto-augment '' "
+                    "and --color-jitter 0"
+                )
+            if isinstance(step, Normalize):
+                image = image.clamp(0, 1)  # bicubic filters overshoot; PIL clips, too
+            image = step(image)
+        return image.clamp(0, 1) * 255 if self.to_255 else image
+
+
 def random_part(input_size: tuple[int, ...], scale: tuple[float, float], interpolation: str) -> Any:
-    """A random part of an image, mirrored with probability one half -> uint8 [C, H, W]; of clips, that of their frames.
+    """A random part of an image, mirrored with probability one half -> [C, H, W]; of clips, that of their frames.
+
+    Images of PIL give uint8, those that are tensors give float32 from 0 to 255.
 
     The parts are those of timm's transform for training, but its colours are left alone.
 
@@ -79,6 +141,8 @@ def random_part(input_size: tuple[int, ...], scale: tuple[float, float], interpo
 class RandomPart:
     """An image -> a random part of it, resized: uint8 [C, H, W]. timm's random resized crop, in less time.
 
+    An image that is a tensor, float32 from 0 to 1, gives float32 from 0 to 255.
+
     The part is drawn first, with the same random numbers. Then a JPEG that is not decoded yet is decoded at 1/2, 1/4 or
     1/8 of its size, if the part still has ``ENOUGH`` pixels. Then torch resizes it: it is faster than PIL, and its
     values are the same but for rounding.
@@ -92,8 +156,11 @@ class RandomPart:
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], interpolation: str) -> None:
         self.size, self.scale, self.interpolation = size, scale, str_to_interp_mode(interpolation)
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image_) -> Tensor:
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, ASPECTS)
+        if isinstance(image, Tensor):
+            part = image[:, top : top + height, left : left + width]
+            return resize(part, list(self.size), self.interpolation, antialias=True).clamp(0, 1) * 255
         full = image.size
         drafted = image.draft(None, self.least(full, (width, height)))
         shrunk = drafted[1][2] / full[0] if drafted else 1
@@ -135,10 +202,10 @@ class EveryFrame:
         """The steps, as those of timm's transforms."""
         return self.transform.transforms
 
-    def __call__(self, clips: list[list[Image.Image]]) -> list[Tensor]:
+    def __call__(self, clips: list[list[Image_]]) -> list[Tensor]:
         return [torch.stack([torch.as_tensor(frame) for frame in self.frames(clip)], dim=1) for clip in clips]
 
-    def frames(self, clip: list[Image.Image]) -> Iterator[Any]:
+    def frames(self, clip: list[Image_]) -> Iterator[Any]:
         state = random_states()
         for image in clip:
             set_random_states(state)

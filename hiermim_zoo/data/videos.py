@@ -22,7 +22,8 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from .images import decoded, other_splits
+from .decoding import Form, Image_, decoded, formed
+from .images import other_splits
 from .source import Video, VideoSet
 from .synthetic import MOVING
 
@@ -69,14 +70,14 @@ class Videos(VideoSet):
 
     Args:
         files: of video, and images: those of a folder are one video, which is called by the folder.
-        mode: what PIL calls the frames wanted.
+        form: that the frames are wanted in.
 
     Raises:
         ValueError: images that are no frames, or nothing here that reads files of video.
     """
 
-    def __init__(self, files: Iterable[str], mode: str) -> None:
-        self.mode = mode
+    def __init__(self, files: Iterable[str], form: Form) -> None:
+        self.form = form
         self.files: dict[str, list[str]] = {}  # of each video: itself, or its frames
         for path in dict.fromkeys(files):
             self.files.setdefault(path if is_video(path) else os.path.dirname(path) or os.curdir, []).append(path)
@@ -99,11 +100,11 @@ class Videos(VideoSet):
     def open(self, position: int) -> Iterator[Video]:
         path = self.paths[position]
         if not is_video(path):
-            yield Frames(self.files[path], self.mode)
+            yield Frames(self.files[path], self.form)
             return
         # a file of video can be a list of others: these may be on this disk alone
         with pyav().open(path, options={"protocol_whitelist": "file"}) as container:
-            yield VideoFile(container, self.mode)
+            yield VideoFile(container, self.form)
 
 
 class VideoFolder(Videos):
@@ -113,7 +114,7 @@ class VideoFolder(Videos):
         ValueError: there is nothing in it, or images that are no frames, or nothing here that reads files of video.
     """
 
-    def __init__(self, root: str, split: str, mode: str) -> None:
+    def __init__(self, root: str, split: str, form: Form) -> None:
         try:
             found: Any = create_dataset("", root, split=split, input_key=";".join(suffixes()))
         except RuntimeError as error:  # timm's, of a folder with nothing to read
@@ -121,7 +122,7 @@ class VideoFolder(Videos):
                 f"{root} holds neither files of video ({', '.join(VIDEOS)}) nor folders of frames"
             ) from error
         try:
-            super().__init__((path for path, _ in found.reader.samples), mode)
+            super().__init__((path for path, _ in found.reader.samples), form)
         except NoFrames as error:
             raise ValueError(f"{error}; to make images move, name {MOVING}{root}") from error
         inside = found.reader.root  # the folder of the split, if there is one
@@ -178,13 +179,19 @@ def typical_change(files: Sequence[str]) -> float | None:
 def difference(one: str, other: str) -> float | None:
     """Mean difference of two images in grey levels; infinite if their sizes differ, None if one cannot be read."""
     try:
-        images = [decoded(open(file, "rb"), "L") for file in (one, other)]  # noqa: SIM115 (it closes them)
+        images = [grey(file) for file in (one, other)]
     except Exception:  # decoders of damaged files raise whatever comes up; whoever needs the image will name it
         return None
     if images[0].size != images[1].size:
         return math.inf
     small = [np.asarray(image.resize(SMALL, Image.Resampling.BOX), np.float64) for image in images]
     return float(np.abs(small[0] - small[1]).mean())
+
+
+def grey(file: str) -> Image.Image:
+    """An image in 256 levels of grey."""
+    image = decoded(open(file, "rb"), Form(1))  # noqa: SIM115 (it closes the file)
+    return image if isinstance(image, Image.Image) else Image.fromarray((image[0] * 255).byte().numpy())
 
 
 def some(items: Sequence[Any], count: int) -> list[Any]:
@@ -211,14 +218,14 @@ def pyav() -> Any:
 class Frames(Video):
     """Files of images as a video."""
 
-    def __init__(self, files: list[str], mode: str) -> None:
-        self.files, self.mode = files, mode
+    def __init__(self, files: list[str], form: Form) -> None:
+        self.files, self.form = files, form
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def frames(self, wanted: Sequence[int]) -> list[Image.Image]:
-        return [decoded(open(self.files[n], "rb"), self.mode) for n in wanted]
+    def frames(self, wanted: Sequence[int]) -> list[Image_]:
+        return [decoded(open(self.files[n], "rb"), self.form) for n in wanted]
 
 
 class VideoFile(Video):
@@ -230,8 +237,8 @@ class VideoFile(Video):
         ValueError: there are no images in it.
     """
 
-    def __init__(self, container: Any, mode: str) -> None:
-        self.container, self.mode = container, mode
+    def __init__(self, container: Any, form: Form) -> None:
+        self.container, self.form = container, form
         if not container.streams.video:
             raise ValueError("there is no video in the file")
         self.stream = container.streams.video[0]
@@ -245,30 +252,30 @@ class VideoFile(Video):
     def __len__(self) -> int:
         return len(self.times)
 
-    def frames(self, wanted: Sequence[int]) -> list[Image.Image]:
+    def frames(self, wanted: Sequence[int]) -> list[Image_]:
         """As of every video: each frame is decoded once, beginning at the last key frame before it."""
         after: dict[int, set[int]] = {}  # key frame -> times of the frames that are decoded from it
         for time in (self.times[n] for n in wanted):
             after.setdefault(max(0, bisect(self.keys, (time, math.inf)) - 1), set()).add(time)
-        shown: dict[int, Image.Image] = {}
+        shown: dict[int, Image_] = {}
         for key, times in after.items():
             shown |= self.decode(self.keys[key], sorted(times, reverse=True))
         return [shown[self.times[n]] for n in wanted]
 
-    def decode(self, key: tuple[int, int], waiting: list[int]) -> dict[int, Image.Image]:
+    def decode(self, key: tuple[int, int], waiting: list[int]) -> dict[int, Image_]:
         """Frames by their times; in place of one that the decoder leaves out the next, or the last of all."""
-        shown: dict[int, Image.Image] = {}
+        shown: dict[int, Image_] = {}
         frame: Any = None
         for frame in self.decoded_from(key):
             if frame.pts >= waiting[-1]:
-                image = frame.to_image().convert(self.mode)
+                image = formed(frame.to_image(), self.form)
                 while waiting and frame.pts >= waiting[-1]:
                     shown[waiting.pop()] = image
             if not waiting:
                 return shown
         if frame is None:
             raise ValueError("no frame can be decoded")
-        return shown | dict.fromkeys(waiting, frame.to_image().convert(self.mode))
+        return shown | dict.fromkeys(waiting, formed(frame.to_image(), self.form))
 
     def decoded_from(self, key: tuple[int, int]) -> Iterator[Any]:
         """Frames from a key frame on, or from one before it.

@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg, saved_model_args
+from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, IMAGES_KEY, Contents, own_cfg, saved_model_args
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
@@ -71,6 +71,7 @@ class Converted:
             self.model_args,
             self.dtype,
             decoder=self.native.decoder,
+            images=self.checkpoint.config.get(CONFIG_KEY, {}).get(IMAGES_KEY, {}),
         )
 
 

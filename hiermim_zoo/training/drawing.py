@@ -20,8 +20,6 @@ SIDE, GAP, HEADER, FOOTER, MARGIN = 224, 8, 28, 48, 150
 
 def preprocessing(mae: MaskedAutoencoder) -> dict[str, Any]:
     """timm's preprocessing of the encoder, at the size for which the autoencoder was built."""
-    if mae.in_chans != 3:
-        raise ValueError(f"the model wants {mae.in_chans} channels, images have 3")
     return data_config(mae.encoder, mae.input_size)
 
 
@@ -59,9 +57,13 @@ def panels(mae: MaskedAutoencoder, images: Tensor, out: MAEOutput, statistics: s
 
 
 def to_image(x: Tensor, cfg: dict[str, Any]) -> Image.Image:
-    """[3, H, W], normalised -> an image that is SIDE pixels high or wide at most."""
-    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
-    pixels = ((x * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    """[C, H, W], normalised -> an image that is SIDE pixels high or wide at most.
+
+    Of three channels or more the first three are red, green and blue; of fewer the first one is grey.
+    """
+    mean, std = (torch.tensor(cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    shown = (x * std + mean)[[0, 1, 2] if len(x) > 2 else [0, 0, 0]]
+    pixels = (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     scale = SIDE / max(image.size)
     return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST)

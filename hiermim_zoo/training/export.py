@@ -22,7 +22,12 @@ MADE = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`
 
 
 def export(
-    weights: Mapping[str, Tensor], options: PretrainOptions, config: Mapping[str, Any], step: int, command: str
+    weights: Mapping[str, Tensor],
+    options: PretrainOptions,
+    config: Mapping[str, Any],
+    images: Mapping[str, Any],
+    step: int,
+    command: str,
 ) -> Path:
     """Write the encoder of a run into its output folder.
 
@@ -30,6 +35,7 @@ def export(
         weights: of the autoencoder, whole, on the CPU.
         options: of the run, with the family's values.
         config: how its images were prepared.
+        images: how files became images, see ``image_form.to_remember``.
         step: after which the weights were so.
         command: the command line of the run, for the card.
 
@@ -49,6 +55,7 @@ def export(
         options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
         decoder=decoder_state(mae),
         recipe=recipe_changes(options.model, mae.recipe),
+        images=images,
     )
     folder = options.output / ENCODER
     write_folder(contents, folder, force=True)

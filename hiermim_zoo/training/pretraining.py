@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
+from ..data.decoding import Form
 from ..data.kinds import open_source
 from ..data.readers import ReaderKilled
 from ..data.transforms import data_config, random_part
@@ -42,6 +43,7 @@ from .distributed import (
 )
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
+from .image_form import form_of, remembered_in, to_remember
 from .masks import keep_of, planned_ahead, visible_units
 from .optimizer import (
     check_optimizer,
@@ -135,6 +137,7 @@ class Data(NamedTuple):
 
     source: Any
     config: dict[str, Any]  # timm's: input_size (channels, frames?, height, width), mean, std, interpolation, ...
+    form: Form  # that images are read in
 
 
 def begun_run(options: PretrainOptions, world: World) -> Begun | None:
@@ -161,9 +164,11 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
     """
     config = data_config(mae.encoder, mae.input_size)
     config |= {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
+    beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
     source = open_source(
         options.data,
         config["input_size"],
+        form=(form := form_of(options, mae.in_chans, beside)),
         root=options.data_dir,
         split=options.split,
         seed=options.seed,
@@ -172,7 +177,7 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
     )
     if begun:
         snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
-    return Data(source, config)
+    return Data(source, config, form)
 
 
 # ---- the run
@@ -464,5 +469,5 @@ class Run:
         if self.world.first:
             weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
-            export(weights, self.options, self.data.config, step, command)
+            export(weights, self.options, self.data.config, to_remember(self.data.form), step, command)
         return self.options.output / ENCODER

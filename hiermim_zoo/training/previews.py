@@ -48,8 +48,6 @@ def look(
     Args:
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
-    if mae.in_chans != 3:
-        return
     transform = make_transform(**config, is_training=False)
     images = torch.stack([samples_of(transform(item))[0] for item in source.some(SHOWN)]).to(device)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(0)).to(device)

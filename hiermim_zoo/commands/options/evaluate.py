@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
-from .shared import LARGEST_SEED, amp, compile_mode, device, frame_stride, grad_checkpointing, square_size, workers
+from .shared import (
+    LARGEST_SEED,
+    amp,
+    axes,
+    bands,
+    compile_mode,
+    device,
+    frame_stride,
+    grad_checkpointing,
+    scale,
+    square_size,
+    workers,
+)
 from .values import FRACTION, PATH, POSITIVE, number, whole
 
 METHODS = ("classify", "knn", "linear", "finetune")
@@ -69,6 +81,9 @@ class EvaluateOptions(OptionSet):
         auto="1 1",
         group=DATA,
     )
+    scale: str | None = scale(group=DATA)
+    bands: tuple[int, ...] | None = bands(group=DATA)
+    axes: str | None = axes(group=DATA)
     max_bad: float = option(
         "share of the images that may be unreadable", default=0.0, kind=FRACTION, metavar="SHARE", group=DATA
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import amp, device, frame_stride, square_size, workers
+from .shared import amp, axes, bands, device, frame_stride, scale, square_size, workers
 from .values import PATH, whole
 
 WHAT = ("pooled", "tokens", "maps")
@@ -54,6 +54,10 @@ class ExtractOptions(OptionSet):
     seed: int | None = option(
         "of the random weights of --no-pretrained", default=None, kind=whole(0), metavar="N", auto="0", group=MODEL
     )
+
+    scale: str | None = scale(group=MODEL)
+    bands: tuple[int, ...] | None = bands(group=MODEL)
+    axes: str | None = axes(group=MODEL)
 
     dtype: str = option("of the tensors written", default="float32", choices=DTYPES, group=OUTPUT)
     force: bool = flag("replace a file that is there", group=OUTPUT)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
-from .shared import LARGEST_SEED, amp, compile_mode, grad_checkpointing
+from .shared import LARGEST_SEED, amp, axes, bands, compile_mode, grad_checkpointing, scale
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
 
 OWN_ARGS = (
@@ -68,6 +68,9 @@ class PretrainOptions(OptionSet):
     std: tuple[float, ...] | None = _data(
         "standard deviation, likewise", default=None, kind=POSITIVE, many="+", metavar="X", auto="the model's"
     )
+    scale: str | None = scale(group="data")
+    bands: tuple[int, ...] | None = bands(group="data")
+    axes: str | None = axes(group="data")
     workers: int = _data("processes that read images", default=min(8, os.cpu_count() or 1), kind=whole(0), metavar="N")
     max_bad: float = _data(
         "share of images that may be unreadable, 0 to 1", default=0.01, kind=FRACTION, metavar="SHARE"
@@ -75,7 +78,7 @@ class PretrainOptions(OptionSet):
 
     model: str = _model("architecture of this package, or a plain ViT of timm", metavar="ARCH")
     img_size: tuple[int, int] | None = img_size(group="model")
-    in_chans: int = _model("channels of an image: 1, 3 or 4", default=3, kind=whole(1), metavar="N")
+    in_chans: int = _model("channels of an image", default=3, kind=whole(1), metavar="N")
     model_kwargs: dict[str, Any] | None = model_kwargs(group="model")
     checkpoint: str | None = _model(
         "folder of convert --mae or of an earlier run, to go on from with a new schedule", default=None, metavar="DIR"
@@ -202,6 +205,8 @@ class PretrainOptions(OptionSet):
         """What must be the same when the run is resumed: plain values, as its snapshots hold them."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in FREE}
         lists = {
-            name: list(values[name]) for name in ("crop_scale", "mean", "std", "betas") if values[name] is not None
+            name: list(values[name])
+            for name in ("crop_scale", "mean", "std", "betas", "bands")
+            if values[name] is not None
         }
         return values | lists | {"model_kwargs": list((self.model_kwargs or {}).items())}

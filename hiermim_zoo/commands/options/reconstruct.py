@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import frame_stride
+from .shared import axes, bands, frame_stride, scale
 from .values import FRACTION, PATH, whole
 
 MODEL = "the model"
@@ -36,6 +36,10 @@ class ReconstructOptions(OptionSet):
     )
     raw_pixels: bool = flag("the decoder was trained without normalised pixels", group=MODEL)
     frame_stride: int | None = frame_stride(group=MODEL)
+
+    scale: str | None = scale(group=MODEL)
+    bands: tuple[int, ...] | None = bands(group=MODEL)
+    axes: str | None = axes(group=MODEL)
 
     mask_ratio: float | None = option(
         "share that is hidden", default=None, kind=FRACTION, metavar="R", auto="the checkpoint's", group=MASKS

@@ -44,6 +44,23 @@ def grad_checkpointing(**about: Any) -> Any:
     return flag("less memory, more time: compute activations of blocks again in the backward pass", **about)
 
 
+def scale(**about: Any) -> Any:
+    help = "which numbers of a file are black and white: dtype, minmax, percentile:LOW,HIGH, or LOW,HIGH"
+    auto = "the checkpoint's, else dtype: what the file's type can hold"
+    return option(help, default=None, metavar="RULE", auto=auto, **about)
+
+
+def bands(**about: Any) -> Any:
+    help = "bands of a file that become channels, in this order, counted from 1"
+    return option(help, default=None, kind=whole(1), many="+", metavar="N", auto="the checkpoint's, else all", **about)
+
+
+def axes(**about: Any) -> Any:
+    help = "of arrays in .npy and .npz: channels first or last"
+    auto = "the checkpoint's, else told by their lengths"
+    return option(help, default=None, choices=("chw", "hwc"), auto=auto, **about)
+
+
 def device(**about: Any) -> Any:
     auto = "cuda where there is one, else cpu; with torchrun, a GPU for each process"
     return option("cuda, cuda:1, cpu, ...", default=None, metavar="NAME", auto=auto, **about)

@@ -1,0 +1,68 @@
+"""In which form a model takes images: what a command is told, else what the folder of the model remembers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timm.models import parse_model_name
+from timm.models._hub import download_from_hf
+
+from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, IMAGES_KEY
+from ..data.decoding import AXES, Form
+from ..data.scale import Scale
+
+
+def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
+    """The form of images.
+
+    Args:
+        options: of a command, with ``scale``, ``bands`` and ``axes``.
+        channels: of the model.
+        beside: see :func:`remembered`.
+
+    Raises:
+        ValueError: a rule that does not exist, or bands that do not go with the channels.
+    """
+    scale, bands, axes = (getattr(options, key) or beside.get(key) for key in ("scale", "bands", "axes"))
+    return Form(channels, Scale.parse(scale or "dtype"), tuple(bands or ()), axes or "")
+
+
+def to_remember(form: Form) -> dict[str, Any]:
+    """What is not the default, for config.json."""
+    said = {"scale": str(form.scale), "bands": list(form.bands), "axes": form.axes}
+    default = {"scale": "dtype", "bands": [], "axes": ""}
+    return {key: value for key, value in said.items() if value != default[key]}
+
+
+def remembered(model: str) -> dict[str, Any]:
+    """What config.json of a model says of its images; nothing where there is none.
+
+    Args:
+        model: as timm names it: "arch", "local-dir:DIR", "hf-hub:ORG/NAME".
+
+    Raises:
+        ValueError: it says what cannot be.
+    """
+    source, name = parse_model_name(model)
+    if source == "hf-hub":
+        return remembered_in(Path(download_from_hf(name, CONFIG_FILE)).parent)
+    return remembered_in(Path(name)) if source == "local-dir" else {}
+
+
+def remembered_in(folder: Path) -> dict[str, Any]:
+    """Likewise, of a folder."""
+    file = folder / CONFIG_FILE
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    ours = config.get(CONFIG_KEY, {}) if isinstance(config, dict) else {}
+    images = ours.get(IMAGES_KEY, {}) if isinstance(ours, dict) else {}
+    kinds = {
+        "scale": lambda value: isinstance(value, str),
+        "bands": lambda value: isinstance(value, list) and all(type(band) is int and band > 0 for band in value),
+        "axes": lambda value: value in AXES,
+    }
+    if not isinstance(images, dict) or any(key not in kinds or not kinds[key](value) for key, value in images.items()):
+        raise ValueError(f"{file}: {IMAGES_KEY} {images!r} is no form of images (scale, bands, axes)")
+    return images
