@@ -20,6 +20,7 @@ from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.data import clips, splits, transforms
 from hiermim_zoo.data.batches import LABEL, READ, WANTED, Batching, batches
 from hiermim_zoo.data.clips import Clips
+from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.kinds import open_images, open_source
 from hiermim_zoo.data.seeds import seeded
 from hiermim_zoo.data.synthetic import WAYS, MovingImages
@@ -93,7 +94,7 @@ def training(source: Any, cut: Batching, steps: range, **kwargs: Any) -> list[tu
 
 
 def test_a_clip_has_its_frames_and_stride(videos: Path) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), frames=5, stride=3, repeat=4)
+    source = Clips(VideoFolder(str(videos), "train", Form()), frames=5, stride=3, repeat=4)
     found, label = source.read(0, seed=1)
     assert label == 0
     for clip in found:
@@ -103,7 +104,7 @@ def test_a_clip_has_its_frames_and_stride(videos: Path) -> None:
 
 
 def test_random_starts_cover_the_video_and_follow_from_the_seed(videos: Path) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), frames=2, stride=4, repeat=6)
+    source = Clips(VideoFolder(str(videos), "train", Form()), frames=2, stride=4, repeat=6)
     starts = [numbers(clip)[0] for seed in range(30) for clip in source.read(0, seed)[0]]
     assert (min(starts), max(starts)) == (0, 35)
     assert len(set(starts[:6])) > 3, "clips of one visit start at different frames"
@@ -112,7 +113,7 @@ def test_random_starts_cover_the_video_and_follow_from_the_seed(videos: Path) ->
 
 
 def test_evaluation_spreads_views_evenly(videos: Path) -> None:
-    reader = VideoFolder(str(videos), "train", "RGB")
+    reader = VideoFolder(str(videos), "train", Form())
     assert numbers(Clips(reader, 4, 3).read(0)[0][0]) == [15, 18, 21, 24], "one is from the middle"
     assert [numbers(clip)[0] for clip in Clips(reader, 4, 3, views=3).read(0)[0]] == [0, 15, 30]
     found = Clips(reader, 2, 3, views=2, crops=3).read(0)[0]
@@ -131,7 +132,7 @@ def test_crops_lie_along_the_longer_side() -> None:
 
 def test_a_video_that_is_too_short_stands_still_at_its_end(tmp_path: Path) -> None:
     write_frames(tmp_path / "data" / "short", 6)
-    source = Clips(VideoFolder(str(tmp_path / "data"), "train", "RGB"), frames=4, stride=4)
+    source = Clips(VideoFolder(str(tmp_path / "data"), "train", Form()), frames=4, stride=4)
     assert numbers(source.read(0)[0][0]) == numbers(source.read(0, seed=3)[0][0]) == [0, 4, 5, 5]
 
 
@@ -142,7 +143,7 @@ def test_a_video_that_is_too_short_stands_still_at_its_end(tmp_path: Path) -> No
 def test_a_file_shows_what_its_frames_show(tmp_path: Path, name: str, codec: str) -> None:
     write_video(tmp_path / "files" / name, 40, codec)
     write_frames(tmp_path / "frames" / "a", 40)
-    readers = [VideoFolder(str(tmp_path / kind), "train", "RGB") for kind in ("files", "frames")]
+    readers = [VideoFolder(str(tmp_path / kind), "train", Form()) for kind in ("files", "frames")]
     with readers[0].open(0) as video:
         assert numbers(video.frames([38, 39, 39])) == [38, 39, 39], "the last can be asked for"
     for seed in (*range(6), None):
@@ -155,7 +156,7 @@ def test_a_file_shows_what_its_frames_show(tmp_path: Path, name: str, codec: str
 
 
 def test_decoding_begins_at_the_key_frame_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = VideoFolder(str(write_video(tmp_path / "data" / "a.mp4", 60).parent), "train", "RGB")
+    reader = VideoFolder(str(write_video(tmp_path / "data" / "a.mp4", 60).parent), "train", Form())
     with reader.open(0) as video:
         decode, decoded = video.container.decode, []  # type: ignore[attr-defined]
 
@@ -216,7 +217,7 @@ def test_all_frames_are_cut_mirrored_and_coloured_alike() -> None:
 
 
 def test_erasing_and_mixing_treat_all_frames_alike(videos: Path) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 1)
+    source = Clips(VideoFolder(str(videos), "train", Form()), 4, 1)
     plain, erased = (training(source, plan(), range(1), erase=p)[0][0] for p in (0.0, 1.0))
     assert plain.shape == (4, *SIZE)
     changed = plain != erased
@@ -232,7 +233,7 @@ def test_erasing_and_mixing_treat_all_frames_alike(videos: Path) -> None:
 
 
 def test_clips_are_normalised_as_images_are(videos: Path) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3)
+    source = Clips(VideoFolder(str(videos), "train", Form()), 4, 3)
     [(images, columns)] = training(source, plan(), range(1))
     assert images.shape == (4, *SIZE)
     shown = ((images * 0.5 + 0.5) * 255 / 4).mean((1, 3, 4))  # the numbers of the frames
@@ -245,7 +246,7 @@ def test_clips_are_normalised_as_images_are(videos: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_clips_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(videos: Path, workers: int) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, repeat=2)
+    source = Clips(VideoFolder(str(videos), "train", Form()), 4, 3, repeat=2)
     masks = {"extra": lambda own, step: [own % 1000]}
     whole = training(source, plan(repeat=2), range(7), **masks)  # six steps an epoch
     torch.rand(3)
@@ -291,7 +292,7 @@ def test_a_damaged_video_is_named_once_and_replaced(tmp_path: Path, capsys: pyte
 def test_a_file_cannot_send_its_reader_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n")
     with pytest.raises(Exception, match=r"(?i)invalid|denied|permitted|no video"):
-        Clips(VideoFolder(str(tmp_path), "train", "RGB"), 2).read(0)
+        Clips(VideoFolder(str(tmp_path), "train", Form()), 2).read(0)
 
 
 # ---- what is refused
@@ -320,7 +321,7 @@ def test_data_that_hold_no_clips_are_refused(tmp_path: Path) -> None:
         open_source(str(tmp_path), SIZE)
     with pytest.raises(ValueError, match="frames of clips is 0, it must be 1 or more"):
         open_source("moving:digits", (3, 0, 16, 16))
-    with pytest.raises(ValueError, match="wants 5 channels"):
+    with pytest.raises(ValueError, match="it has 1 bands, and the model takes 5 channels"):
         open_source("moving:digits", (5, 4, 16, 16))
     write_video(tmp_path / "a.mp4", 3)
     with pytest.raises(ValueError, match=r"a\.mp4 is a single video: name the folder around it"):
@@ -527,7 +528,7 @@ def test_preprocessing_keeps_the_number_of_frames() -> None:
 
 @torch.no_grad()
 def test_features_are_the_mean_over_views(videos: Path) -> None:
-    model, source = Stripes().eval(), Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, views=2, crops=2)
+    model, source = Stripes().eval(), Clips(VideoFolder(str(videos), "train", Form()), 4, 3, views=2, crops=2)
     config = transforms.data_config(model)
     features, labels = probe.pooled_features(model, source, probe.Inference(config, CPU, 5, progress=False))
     assert labels.tolist() == source.labels
@@ -539,7 +540,7 @@ def test_features_are_the_mean_over_views(videos: Path) -> None:
 
 
 def test_a_model_of_clips_is_fine_tuned(videos: Path) -> None:
-    source = Clips(VideoFolder(str(videos), "train", "RGB"), 4, 3, repeat=2)
+    source = Clips(VideoFolder(str(videos), "train", Form()), 4, 3, repeat=2)
     recipe = FineTuning(epochs=2, blr=1e-3, layer_decay=1.0, drop_path=0.0, batch=8, warmup=0, repeat=2)
     model = Stripes(2)
     before = model.head.weight.detach().clone()

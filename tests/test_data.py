@@ -173,8 +173,8 @@ def test_only_the_split_asked_for_is_read(tmp_path: Path) -> None:
 def test_channels_are_those_of_the_model(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path, 2)), channels=1)
     assert source.read(0)[0].mode == "L"
-    with pytest.raises(ValueError, match="wants 5 channels"):
-        open_images(str(tmp_path), channels=5)
+    with pytest.raises(ValueError, match="it has 3 bands, and the model takes 5 channels: choose with --bands"):
+        open_images(str(tmp_path), channels=5).read(0)
 
 
 def test_digits_are_built_in_and_their_splits_do_not_overlap() -> None:

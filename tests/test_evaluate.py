@@ -18,6 +18,7 @@ from hiermim_zoo import evaluate
 from hiermim_zoo.checkpoints import manifest
 from hiermim_zoo.commands import evaluating_frozen
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.images import Digits
 from hiermim_zoo.data.kinds import KINDS, Kind
 from hiermim_zoo.data.source import Stream
@@ -49,7 +50,7 @@ def result(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
 
 @pytest.fixture(scope="module")
 def digits() -> Digits:
-    return Digits("train", "RGB")
+    return Digits("train", Form())
 
 
 def make_splits(folder: Path, classes: str = "ab", splits: tuple[str, ...] = ("train", "val"), each: int = 4) -> Path:
@@ -438,7 +439,7 @@ def test_images_without_classes_are_no_labelled_data(tmp_path: Path) -> None:
 
 def test_labels_of_minus_one_are_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the test set of a competition."""
-    unlabelled = Digits("train", "RGB")
+    unlabelled = Digits("train", Form())
     unlabelled.labels = None
     monkeypatch.setattr(unlabelled, "read", lambda position: (unlabelled.images[position], -1))
     monkeypatch.setitem(KINDS, "digits", Kind(images=lambda spec, request: unlabelled))

@@ -22,6 +22,7 @@ from timm.data import create_dataset, create_transform, resolve_model_data_confi
 
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.videos import Videos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -300,7 +301,7 @@ def test_a_clip_is_classified(
     )
     first, *lines = capsys.readouterr().out.splitlines()
     assert first == str(tmp_path / "new" / "ship_left.mp4")
-    with Videos([first], "RGB").open(0) as video:
+    with Videos([first], Form()).open(0) as video:
         assert len(video) == 96
         frames = video.frames(range(96))
     model = timm.create_model(name, pretrained=True).eval()

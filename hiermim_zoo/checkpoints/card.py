@@ -72,7 +72,8 @@ def reading(images: Mapping[str, Any]) -> str:
         "axes": "arrays have the axes `{}`",
     }
     said = "\n".join(f"- {words[key].format(value)}" for key, value in images.items())
-    return f"\n## Images\n\nThe commands of hiermim_zoo read images so by themselves; for timm alone, do so before:\n\n{said}\n"
+    who = "The commands of hiermim_zoo read images so by themselves; with timm alone, do so before its transforms:"
+    return f"\n## Images\n\n{who}\n\n{said}\n"
 
 
 def hub_license(license: str) -> str:

@@ -68,13 +68,9 @@ def files_below(folder: str, endings: Set[str]) -> list[str]:
     def refuse(error: OSError) -> None:  # os.walk would pass over folders that it may not list
         raise error
 
-    tree = os.walk(folder, onerror=refuse)
-    return sorted(
-        os.path.join(at, name)
-        for at, _, names in tree
-        for name in names
-        if is_shown(name) and Path(name).suffix.lower() in endings
-    )
+    found = (os.path.join(at, name) for at, _, names in os.walk(folder, onerror=refuse) for name in names)
+    wanted = (path for path in found if Path(path).suffix.lower() in endings)
+    return sorted(path for path in wanted if is_shown(os.path.relpath(path, folder)))
 
 
 # ---- rows

@@ -8,6 +8,7 @@ Letters: C channels or bands, H and W pixels.
 
 from __future__ import annotations
 
+import importlib
 import io
 import warnings
 import zipfile
@@ -116,7 +117,7 @@ def formed(image: Image.Image, form: Form, content: bytes = b"") -> Image_:
         ValueError: it is not of the form; any other kind: it cannot be decoded.
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
-    if content.startswith(_TIFF) and (lossy or getattr(image, "n_frames", 1) > 1):
+    if content.startswith(_TIFF) and (lossy or _has_more(image)):
         return fitted(*tiff_in(content, form), form)
     if lossy and content and image.format == "PNG":
         return fitted(*png_in(content), form)
@@ -129,6 +130,12 @@ def formed(image: Image.Image, form: Form, content: bytes = b"") -> Image_:
         return image if lazy else image.convert(form.mode)
     known = image if image.mode in MODES.values() else image.convert("RGB")
     return fitted(_bands_first(np.asarray(known)), (0, 255), True, form)
+
+
+def _has_more(image: Any) -> bool:
+    """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
+    samples = image.tag_v2.get(_SAMPLES, 1)
+    return image.n_frames > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -212,11 +219,13 @@ def check_pixels(height: int, width: int) -> None:
 
 
 def png_in(content: bytes) -> tuple[Array, tuple[float, float] | None, bool]:
-    """A PNG of 16 bits a sample and several bands; see :func:`array_in`. (PIL gives 8 of the 16.)"""
-    from torchvision.io import ImageReadMode, decode_image
+    """A PNG of 16 bits a sample and several bands; see :func:`array_in`. (PIL gives 8 of the 16.)
 
-    pixels = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.UNCHANGED)
-    return pixels.numpy(), (0, 65535), True
+    Raises:
+        ValueError: imagecodecs is not installed.
+    """
+    pixels = _extra("imagecodecs", "PNGs of 16 bits a colour").png_decode(content)  # [H, W, C]
+    return _bands_first(pixels), (0, 65535), True
 
 
 def tiff_in(content: bytes, form: Form) -> tuple[Array, tuple[float, float] | None, bool]:
@@ -225,12 +234,7 @@ def tiff_in(content: bytes, form: Form) -> tuple[Array, tuple[float, float] | No
     Raises:
         ValueError: tifffile is not installed, or it is no image.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise ValueError(
-            'TIFFs of several pages, of many bands, or of 16 bits a colour need: pip install "hiermim-zoo[tiff]"'
-        ) from error
+    tifffile = _extra("tifffile", "TIFFs of several pages, of many bands, or of 16 bits a colour")
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series, page = file.series[0], file.pages.first
         axes = series.axes
@@ -244,6 +248,13 @@ def tiff_in(content: bytes, form: Form) -> tuple[Array, tuple[float, float] | No
     values = values.reshape(-1, *values.shape[-2:])  # [C, H, W]
     unusual = values.dtype.kind == "u" and bits and bits < 8 * values.dtype.itemsize
     return values, (0, 2**bits - 1) if unusual else _levels(values.dtype), colour
+
+
+def _extra(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f'{what} are read by {module}: pip install "hiermim-zoo[images]"') from error
 
 
 def _bands_are_first(shape: tuple[int, ...], form: Form) -> bool:

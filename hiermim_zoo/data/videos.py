@@ -23,7 +23,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
 from .decoding import Form, Image_, decoded, formed
-from .images import other_splits
+from .images import is_shown, other_splits
 from .source import Video, VideoSet
 from .synthetic import MOVING
 
@@ -54,7 +54,8 @@ def files_in(path: str) -> list[str]:
         raise ValueError(f"{path}: no such file or folder")
     if not os.path.isdir(path):
         return [path]
-    found = [os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(suffixes())]
+    names = [name for name in os.listdir(path) if is_shown(name) and name.lower().endswith(suffixes())]
+    found = [os.path.join(path, name) for name in names]
     if not found:
         raise ValueError(f"{path} holds neither files of video ({', '.join(VIDEOS)}) nor frames")
     return sorted(found, key=natural_key)
@@ -122,7 +123,8 @@ class VideoFolder(Videos):
                 f"{root} holds neither files of video ({', '.join(VIDEOS)}) nor folders of frames"
             ) from error
         try:
-            super().__init__((path for path, _ in found.reader.samples), form)
+            paths = [path for path, _ in found.reader.samples if is_shown(os.path.relpath(path, found.reader.root))]
+            super().__init__(paths, form)
         except NoFrames as error:
             raise ValueError(f"{error}; to make images move, name {MOVING}{root}") from error
         inside = found.reader.root  # the folder of the split, if there is one

@@ -444,12 +444,12 @@ class Run:
 
     def look(self, step: int) -> None:
         """Draw what the autoencoder makes of some images; note how well its features tell classes apart."""
-        mae, (source, config), device = self.mae, self.data, self.world.device
+        mae, device = self.mae, self.world.device
         with self.meter.stopped():
             title = f"{self.options.model}, step {step} of {self.total}"
             file = self.options.output / LOOKS / f"step-{step:08d}.png"
-            look(mae, source, config, title, device, file if self.world.first else None)
-            accuracy = probe(mae, source, config, device, self.options.workers)
+            look(mae, self.data.source, self.data.config, title, device, file if self.world.first else None)
+            accuracy = probe(mae, self.data.source, self.data.config, device, self.options.workers)
             if accuracy is not None:
                 self.record.note(step, epoch=step / self.batching.per_epoch, knn=accuracy)
 
