@@ -28,7 +28,7 @@ from hiermim_zoo.data.clips import STRIDE
 from hiermim_zoo.data.transforms import data_config, make_transform
 from hiermim_zoo.data.videos import Videos, files_in
 from hiermim_zoo.models.build import make_model
-from hiermim_zoo.training.drawing import draw, to_image
+from hiermim_zoo.training.drawing import Shown, draw, in_colours, to_image
 
 if __package__:
     from .classify_clip import MODEL
@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with torch.inference_mode():
         maps = model.forward_intermediates(clips, indices=levels, intermediates_only=True)  # each [n, C, t, h, w]
 
-    frames = [to_image(x, config) for x in in_time(clips)]
+    colour = Shown((0, 1, 2), stretched=False)
+    frames = [to_image(x) for x in in_colours(in_time(clips), config, colour)]
     columns = [
         "frames",
         *(f"1/{model.feature_info[n]['reduction']}, {model.feature_info[n]['num_chs']} channels" for n in levels),

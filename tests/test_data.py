@@ -407,7 +407,7 @@ def test_data_without_any_readable_image_says_so(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path, 12)))
     spoil(tmp_path, 12)
     with pytest.raises(
-        ValueError, match=r"one after the other cannot be read, .*; the last one: UnidentifiedImageError"
+        ValueError, match=r"one after the other cannot be read, .*; the last one: ValueError: it is no image"
     ):
         stream(source, plan(), range(1), max_bad=1.0)
 
@@ -423,7 +423,7 @@ def test_data_that_is_none_is_refused(tmp_path: Path, spec: str) -> None:
 def test_a_decompression_bomb_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_images(str(write_images(tmp_path, 4)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # ours have 120
-    with pytest.raises(Image.DecompressionBombWarning):
+    with pytest.raises(ValueError, match="pixels are more than 100, and may take all memory; --max-pixels allows them"):
         source.read(0)
 
 

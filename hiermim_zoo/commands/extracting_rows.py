@@ -129,8 +129,9 @@ class ImageFiles(Dataset[tuple[int, Any]]):
     def check_proportions(self, width: int, height: int) -> None:
         """A strip one pixel high becomes a bomb when its short side is resized to the model's."""
         pixels = max(self.size[-2:]) ** 2 * max(width, height) // max(1, min(width, height))
-        if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{width} x {height} pixels are too long a strip")
+        most = Image.MAX_IMAGE_PIXELS
+        if most and pixels > most:
+            raise ValueError(f"{width} x {height} pixels are too long a strip; --max-pixels allows it")
 
 
 class MiddleClips(ImageFiles):

@@ -17,7 +17,7 @@ from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
 from ..masking import random_keep
-from ..training.drawing import preprocessing, sheet
+from ..training.drawing import preprocessing, sheet, shown_of
 from ..training.image_form import form_of, remembered_in
 from .options import Outcome
 from .options.reconstruct import ReconstructOptions
@@ -40,12 +40,13 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     ).eval()
     beside = remembered_in(options.checkpoint) if options.checkpoint else {}
     form = form_of(options, mae.in_chans, beside)
+    shown = shown_of(form, options.show_bands)
     images = load_images(options.images, preprocessing(mae), form, options.frame_stride)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
         out = mae(images, keep)
     title = f"{options.model}, {options.checkpoint or 'random weights'}"
-    drawn = sheet(mae, images, out, title, options.statistics)
+    drawn = sheet(mae, images, out, title, shown, options.statistics)
     with replacing(options.output) as part:
         drawn.save(part, format=kind)
     things = "images" if images.ndim == 4 else "clips"

@@ -158,7 +158,7 @@ class SamplesByPosition(Dataset[tuple[Any, Tensor]]):
                 seed_all(seed)
                 return samples_of(self.transform(item)), label, position  # it may be the transform that decodes
             except Exception as error:  # decoders of damaged files raise whatever comes up; CheckedBatches names it
-                reason = f"{type(error).__name__}: {error}"
+                reason = first_line(error)
                 position = others.randrange(len(self.source))
         bad = f"{TRIES} {self.source.noun} one after the other cannot be read"
         raise ValueError(f"{bad}, {self.source.name_of(wanted)} among them; the last one: {reason}")
@@ -247,12 +247,25 @@ class CheckedBatches:
         if position in self.bad:
             return
         self.bad.add(position)
-        print(f"cannot be read, replaced by another: {self.source.name_of(position)}", file=sys.stderr)
+        name = self.source.name_of(position)
+        print(f"cannot be read, replaced by another: {name}{self.reason(position)}", file=sys.stderr)
         if len(self.bad) > self.max_bad * len(self.source):
             raise ValueError(
                 f"{len(self.bad)} of {len(self.source)} {self.source.noun} cannot be read, "
                 f"which is more than --max-bad {self.max_bad}"
             )
+
+    def reason(self, position: int) -> str:
+        """Why; found out here once more, for only numbers come from the workers."""
+        try:
+            self.source.read(position)
+        except Exception as error:  # decoders of damaged files raise whatever comes up
+            return f" ({first_line(error)})"
+        return ""
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Form:
         scale: which numbers are black and white. The rule "dtype" leaves images of 8 bits as they are.
         bands: of the file that become channels, in this order, counted from 1; empty: all.
         axes: of arrays: "chw" or "hwc"; empty: told by their lengths.
+        max_pixels: of an image; None: the bound that PIL has.
 
     Raises:
         ValueError: it asks for what cannot be.
@@ -60,6 +61,7 @@ class Form:
     scale: Scale = field(default_factory=Scale)
     bands: tuple[int, ...] = ()
     axes: str = ""
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         if self.axes and self.axes not in AXES:
@@ -79,8 +81,7 @@ def decoded(file: Any, form: Form) -> Image_:
     """The image in an open file, which is closed.
 
     Raises:
-        Exception: of any kind; it cannot be decoded, is not of the form, or is so large that decoding it may take all
-            memory.
+        Exception: of any kind; it cannot be decoded, is not of the form, or has more pixels than its bound allows.
     """
     image = opened(file, form)
     if isinstance(image, Image.Image):
@@ -93,8 +94,10 @@ def opened(file: Any, form: Form) -> Image_:
 
     Until then ``Image.draft`` can have it decoded at a part of its size, which takes less time.
     """
+    if form.max_pixels:
+        Image.MAX_IMAGE_PIXELS = form.max_pixels  # of this process: PIL asks again when parts are cut
     with file, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
         content = file.read()
         if content.startswith((_NPY, _ZIP)):
             return fitted(*array_in(content, form), form)
@@ -103,7 +106,8 @@ def opened(file: Any, form: Form) -> Image_:
         except UnidentifiedImageError:
             if content.startswith(_TIFF):  # PIL knows few of their kinds
                 return fitted(*tiff_in(content, form), form)
-            raise
+            raise ValueError("it is no image, or damaged") from None
+        check_pixels(image.height, image.width)
         return formed(image, form, content)
 
 
@@ -208,14 +212,16 @@ def _only_member(content: bytes) -> bytes:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """The bound that PIL has for its images.
+    """The bound that PIL has for its images, or was given.
 
     Raises:
         ValueError: there are more pixels.
     """
     most = Image.MAX_IMAGE_PIXELS
     if most and height * width > most:
-        raise ValueError(f"{width} x {height} pixels are more than {most}, and may take all memory")
+        raise ValueError(
+            f"{width} x {height} pixels are more than {most}, and may take all memory; --max-pixels allows them"
+        )
 
 
 def png_in(content: bytes) -> tuple[Array, tuple[float, float] | None, bool]:

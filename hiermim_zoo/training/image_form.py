@@ -19,7 +19,7 @@ def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
     """The form of images.
 
     Args:
-        options: of a command, with ``scale``, ``bands`` and ``axes``.
+        options: of a command, with ``scale``, ``bands``, ``axes`` and ``max_pixels``.
         channels: of the model.
         beside: see :func:`remembered`.
 
@@ -27,7 +27,7 @@ def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
         ValueError: a rule that does not exist, or bands that do not go with the channels.
     """
     scale, bands, axes = (getattr(options, key) or beside.get(key) for key in ("scale", "bands", "axes"))
-    return Form(channels, Scale.parse(scale or "dtype"), tuple(bands or ()), axes or "")
+    return Form(channels, Scale.parse(scale or "dtype"), tuple(bands or ()), axes or "", options.max_pixels)
 
 
 def to_remember(form: Form) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
+from .drawing import Shown, shown_of
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import form_of, remembered_in, to_remember
@@ -138,6 +139,7 @@ class Data(NamedTuple):
     source: Any
     config: dict[str, Any]  # timm's: input_size (channels, frames?, height, width), mean, std, interpolation, ...
     form: Form  # that images are read in
+    shown: Shown  # of them in drawings
 
 
 def begun_run(options: PretrainOptions, world: World) -> Begun | None:
@@ -165,10 +167,12 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
     config = data_config(mae.encoder, mae.input_size)
     config |= {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
     beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
+    form = form_of(options, mae.in_chans, beside)
+    shown = shown_of(form, options.show_bands)
     source = open_source(
         options.data,
         config["input_size"],
-        form=(form := form_of(options, mae.in_chans, beside)),
+        form=form,
         root=options.data_dir,
         split=options.split,
         seed=options.seed,
@@ -177,7 +181,7 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
     )
     if begun:
         snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
-    return Data(source, config, form)
+    return Data(source, config, form, shown)
 
 
 # ---- the run
@@ -444,11 +448,19 @@ class Run:
 
     def look(self, step: int) -> None:
         """Draw what the autoencoder makes of some images; note how well its features tell classes apart."""
-        mae, device = self.mae, self.world.device
+        mae, data, device = self.mae, self.data, self.world.device
         with self.meter.stopped():
             title = f"{self.options.model}, step {step} of {self.total}"
             file = self.options.output / LOOKS / f"step-{step:08d}.png"
-            look(mae, self.data.source, self.data.config, title, device, file if self.world.first else None)
+            look(
+                mae,
+                self.data.source,
+                self.data.config,
+                self.data.shown,
+                title,
+                device,
+                file if self.world.first else None,
+            )
             accuracy = probe(mae, self.data.source, self.data.config, device, self.options.workers)
             if accuracy is not None:
                 self.record.note(step, epoch=step / self.batching.per_epoch, knn=accuracy)

@@ -15,7 +15,7 @@ from ..data.source import Source
 from ..data.transforms import make_transform, samples_of
 from ..mae import MaskedAutoencoder
 from ..masking import random_keep
-from .drawing import sheet
+from .drawing import Shown, sheet
 from .probe import Inference, knn, pooled_features
 
 SHOWN = 4  # images or videos, evenly spaced in the data
@@ -39,6 +39,7 @@ def look(
     mae: MaskedAutoencoder,
     source: Source,
     config: Mapping[str, Any],
+    shown: Shown,
     title: str,
     device: torch.device,
     file: Path | None,
@@ -46,6 +47,7 @@ def look(
     """Draw what the autoencoder makes of some images or clips of the data; the same ones and the same masks each time.
 
     Args:
+        shown: which channels are drawn.
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
     transform = make_transform(**config, is_training=False)
@@ -56,7 +58,7 @@ def look(
     if file is not None:
         file.parent.mkdir(exist_ok=True)
         with replacing(file) as part:
-            sheet(mae, images, out, title).save(part, format="PNG")
+            sheet(mae, images, out, title, shown).save(part, format="PNG")
 
 
 def probe(

@@ -18,6 +18,7 @@ from .shared import (
     device,
     frame_stride,
     grad_checkpointing,
+    max_pixels,
     scale,
     square_size,
     workers,
@@ -84,6 +85,7 @@ class EvaluateOptions(OptionSet):
     scale: str | None = scale(group=DATA)
     bands: tuple[int, ...] | None = bands(group=DATA)
     axes: str | None = axes(group=DATA)
+    max_pixels: int | None = max_pixels(group=DATA)
     max_bad: float = option(
         "share of the images that may be unreadable", default=0.0, kind=FRACTION, metavar="SHARE", group=DATA
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
-from .shared import LARGEST_SEED, amp, axes, bands, compile_mode, grad_checkpointing, scale
+from .shared import LARGEST_SEED, amp, axes, bands, compile_mode, grad_checkpointing, max_pixels, scale, show_bands
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
 
 OWN_ARGS = (
@@ -21,8 +21,8 @@ OWN_ARGS = (
 )  # arguments of the model with an option of their own
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
-    "max_bad", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "stop_after", "export_only",
-    "license",
+    "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
+    "stop_after", "export_only", "license",
 }  # fmt: skip
 REMEMBERED = "the checkpoint's, else the family's"
 
@@ -71,6 +71,7 @@ class PretrainOptions(OptionSet):
     scale: str | None = scale(group="data")
     bands: tuple[int, ...] | None = bands(group="data")
     axes: str | None = axes(group="data")
+    max_pixels: int | None = max_pixels(group="data")
     workers: int = _data("processes that read images", default=min(8, os.cpu_count() or 1), kind=whole(0), metavar="N")
     max_bad: float = _data(
         "share of images that may be unreadable, 0 to 1", default=0.01, kind=FRACTION, metavar="SHARE"
@@ -152,6 +153,7 @@ class PretrainOptions(OptionSet):
         "snapshots that stay, the last ones", default=3, kind=whole(1), metavar="N", hidden=("--keep",)
     )
     log_steps: int = _run("steps from one line of the log to the next", default=20, kind=whole(1), metavar="N")
+    show_bands: tuple[int, ...] | None = show_bands(group="the run")
     look_every: float = _run(
         "epochs from one look (images drawn, nearest neighbours) to the next; 0: never",
         default=20,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import axes, bands, frame_stride, scale
+from .shared import axes, bands, frame_stride, max_pixels, scale, show_bands
 from .values import FRACTION, PATH, whole
 
 MODEL = "the model"
@@ -40,12 +40,14 @@ class ReconstructOptions(OptionSet):
     scale: str | None = scale(group=MODEL)
     bands: tuple[int, ...] | None = bands(group=MODEL)
     axes: str | None = axes(group=MODEL)
+    max_pixels: int | None = max_pixels(group=MODEL)
 
     mask_ratio: float | None = option(
         "share that is hidden", default=None, kind=FRACTION, metavar="R", auto="the checkpoint's", group=MASKS
     )
     seed: int = option("of the masks", default=0, kind=whole(0), metavar="N", group=MASKS)
 
+    show_bands: tuple[int, ...] | None = show_bands(group=DRAWING)
     statistics: str = option(
         "how normalised pixels become pixels: with each patch's own mean and variance, or the visible ones' average",
         default="true",

@@ -61,6 +61,17 @@ def axes(**about: Any) -> Any:
     return option(help, default=None, choices=("chw", "hwc"), auto=auto, **about)
 
 
+def max_pixels(**about: Any) -> Any:
+    help = "refuse larger images, which may take all memory"
+    return option(help, default=None, kind=whole(1), metavar="N", auto="89478485, which is PIL's", **about)
+
+
+def show_bands(**about: Any) -> Any:
+    help = "channels of the model that are drawn, as grey, or as red, green and blue; counted from 1"
+    auto = "the first three, or the first alone"
+    return option(help, default=None, kind=whole(1), many="+", metavar="N", auto=auto, **about)
+
+
 def device(**about: Any) -> Any:
     auto = "cuda where there is one, else cpu; with torchrun, a GPU for each process"
     return option("cuda, cuda:1, cpu, ...", default=None, metavar="NAME", auto=auto, **about)
