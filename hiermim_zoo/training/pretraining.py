@@ -451,17 +451,9 @@ class Run:
         mae, data, device = self.mae, self.data, self.world.device
         with self.meter.stopped():
             title = f"{self.options.model}, step {step} of {self.total}"
-            file = self.options.output / LOOKS / f"step-{step:08d}.png"
-            look(
-                mae,
-                self.data.source,
-                self.data.config,
-                self.data.shown,
-                title,
-                device,
-                file if self.world.first else None,
-            )
-            accuracy = probe(mae, self.data.source, self.data.config, device, self.options.workers)
+            file = self.options.output / LOOKS / f"step-{step:08d}.png" if self.world.first else None
+            look(mae, data.source, data.config, data.shown, title, device, file)
+            accuracy = probe(mae, data.source, data.config, device, self.options.workers)
             if accuracy is not None:
                 self.record.note(step, epoch=step / self.batching.per_epoch, knn=accuracy)
 
