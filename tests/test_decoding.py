@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 import torch
@@ -314,3 +315,85 @@ def test_images_are_upright(tmp_path: Path) -> None:
     source = open_images(str(tmp_path))
     for seed in (None, 0):
         assert np.array_equal(np.asarray(source.read(0, seed)[0]), np.rot90(pixels, -1))
+
+
+# ---- no data, DICOM
+
+
+@pytest.mark.parametrize("kind", ["pages", "one page"])
+def test_pixels_without_a_value_are_0_and_count_for_nothing(kind: str) -> None:
+    bands = SIX.copy() if kind == "pages" else SIX[:1].copy()
+    bands[:, :3] = 9
+    tag = [(42113, "s", 2, "9", False)]
+    content = tiff(bands, photometric="minisblack", extratags=tag)
+    empty = bands == 9
+    expected = by_range(np.where(empty, 0, bands), 0, 65535)
+    assert torch.equal(read(content, len(bands)), expected)
+    low, high = bands[~empty].min(), bands[~empty].max()
+    if kind == "one page":
+        expected = torch.where(torch.from_numpy(empty), 0, by_range(bands, int(low), int(high)))
+        assert torch.allclose(read(content, 1, "minmax"), expected, atol=1e-6)
+        assert not torch.allclose(read(tiff(bands, photometric="minisblack"), 1, "minmax"), expected, atol=1e-6)
+        ends = np.percentile(bands[~empty], [5, 95])
+        expected = torch.where(torch.from_numpy(empty), 0, by_range(bands, *ends))
+        assert torch.allclose(read(content, 1, "percentile:5,95"), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="none of its pixels has a value: all are 9, which stands for no data"):
+        read(tiff(np.full_like(bands, 9), photometric="minisblack", extratags=tag), len(bands))
+
+
+def test_nan_may_stand_for_no_data() -> None:
+    values = SIX[0] / np.float32(65535)
+    values[0, :5] = np.nan
+    content = tiff(values, extratags=[(42113, "s", 4, "nan", False)])
+    assert torch.equal(read(content, 1, "0,1"), torch.from_numpy(np.nan_to_num(values))[None])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        read(tiff(values), 1, "0,1")
+
+
+def dicom(pixels: np.ndarray[Any, Any], **about: Any) -> bytes:
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
+    frames = pixels.shape[0] if pixels.ndim == 3 else None
+    data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape[-2:], 1
+    if frames:
+        data.NumberOfFrames = frames
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.PhotometricInterpretation, data.PixelData = "MONOCHROME2", pixels.astype("<u2").tobytes()
+    for key, value in about.items():
+        setattr(data, key, value)
+    file = io.BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_dicom_is_read_through_its_window() -> None:
+    stored = DEEP // 16
+    hounsfield = stored.astype(np.float64) * 2 - 1024
+    ct = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    whole = read(dicom(stored, **ct))[0]
+    assert torch.allclose(whole, by_range(hounsfield, -1024, 4095 * 2 - 1024))
+    lung = {**ct, "WindowCenter": [-600, 40], "WindowWidth": [1500, 400]}
+    assert torch.allclose(read(dicom(stored, **lung))[0], by_range(hounsfield, -1350, 149), atol=1e-6)
+    assert torch.allclose(
+        read(dicom(stored, **lung, VOILUTFunction="LINEAR_EXACT"))[0], by_range(hounsfield, -1350, 150), atol=1e-6
+    )
+    assert not torch.allclose(read(dicom(stored, **lung))[0], whole, atol=1e-2)  # negative control
+    assert torch.allclose(
+        read(dicom(stored, **lung), scale="-1000,400")[0], by_range(hounsfield, -1000, 400), atol=1e-6
+    )
+    negative = read(dicom(stored, **lung, PhotometricInterpretation="MONOCHROME1"))[0]
+    assert torch.allclose(negative, 1 - by_range(hounsfield, -1350, 149), atol=1e-6)
+    with pytest.raises(ValueError, match=r"its window .SIGMOID.* is no straight line; say --scale"):
+        read(dicom(stored, **lung, VOILUTFunction="SIGMOID"))
+
+
+def test_frames_of_dicom_are_bands_and_colours_are_colours() -> None:
+    frames = np.stack([DEEP // 16, DEEP // 32])
+    assert torch.equal(read(dicom(frames), 2), by_range(frames, 0, 4095))
+    assert torch.equal(read(dicom(frames), 1, bands=(2,))[0], by_range(frames[1], 0, 4095))
+    colours = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
+    about = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    content = dicom(DEEP, **about, PhotometricInterpretation="RGB", PixelData=colours.tobytes())
+    assert np.array_equal(np.asarray(read(content, 3)), colours)

@@ -2,6 +2,9 @@
 
 The room, from the ground up:
 
+    scale        which number of a file is black, and which is white
+    formats      readers of files that PIL does not read, or not at full depth
+    decoding     files of images, in the form that a model takes
     source       what every kind of data answers for itself: the protocols
     images       kinds of images: folders, tars, what timm's dataset names stand for, digits
     videos       files of video and folders of frames

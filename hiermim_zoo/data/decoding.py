@@ -8,10 +8,8 @@ Letters: C channels or bands, H and W pixels.
 
 from __future__ import annotations
 
-import importlib
 import io
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +19,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from .formats import (
+    AXES,
+    NODATA,
+    ZIP,
+    Bands,
+    array_in,
+    bands_first,
+    check_pixels,
+    dicom_in,
+    nodata_of,
+    png_in,
+    tiff_in,
+)
 from .scale import Scale
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
-AXES = ("chw", "hwc")
-FEW = 64  # an axis as short as this may be that of the bands; one that is longer is a side of the image
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of PIL with one band of more than 8 bits
 # Kinds that PIL names and needs other programs for, or that are no images of pixels.
 _NOT = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -33,13 +42,12 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 Image.init()
 SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
-) | {".npy", ".npz"}
-_NPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
+) | {".npy", ".npz", ".dcm"}
+_NPY, _DICOM = b"\x93NUMPY", b"DICM"
 _ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
 Image_ = Image.Image | Tensor
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -99,13 +107,15 @@ def opened(file: Any, form: Form) -> Image_:
     with file, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
         content = file.read()
-        if content.startswith((_NPY, _ZIP)):
-            return fitted(*array_in(content, form), form)
+        if content.startswith((_NPY, ZIP)):
+            return fitted(array_in(content, form.axes), form)
+        if content[128:132] == _DICOM:
+            return fitted(dicom_in(content), form)
         try:
             image = Image.open(io.BytesIO(content))
         except UnidentifiedImageError:
             if content.startswith(_TIFF):  # PIL knows few of their kinds
-                return fitted(*tiff_in(content, form), form)
+                return fitted(tiff_in(content), form)
             raise ValueError("it is no image, or damaged") from None
         check_pixels(image.height, image.width)
         return formed(image, form, content)
@@ -122,24 +132,29 @@ def formed(image: Image.Image, form: Form, content: bytes = b"") -> Image_:
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
     if content.startswith(_TIFF) and (lossy or _has_more(image)):
-        return fitted(*tiff_in(content, form), form)
+        return fitted(tiff_in(content), form)
     if lossy and content and image.format == "PNG":
-        return fitted(*png_in(content), form)
+        return fitted(png_in(content), form)
     if image.mode in _DEEP:
-        values = np.asarray(image)[None]
-        return fitted(values, _levels_of(image), False, form)
+        nodata = nodata_of(getattr(image, "tag_v2", {}).get(NODATA))
+        return fitted(Bands(np.asarray(image)[None], _levels_of(image), nodata=nodata), form)
     image = upright(image)
-    if form.mode and not form.bands and form.scale == Scale():
+    if _is_plain(form) and not form.bands:
         lazy = isinstance(image, JpegImageFile) and image.mode == form.mode
         return image if lazy else image.convert(form.mode)
     known = image if image.mode in MODES.values() else image.convert("RGB")
-    return fitted(_bands_first(np.asarray(known)), (0, 255), True, form)
+    return fitted(Bands(bands_first(np.asarray(known)), (0, 255), colours=True), form)
 
 
 def _has_more(image: Any) -> bool:
     """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
     samples = image.tag_v2.get(_SAMPLES, 1)
     return image.n_frames > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+
+
+def _is_plain(form: Form) -> bool:
+    """Whether images of 8 bits are PIL's in this form."""
+    return form.mode is not None and form.scale == Scale()
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -177,139 +192,32 @@ def part_of(image: Any, left: int, top: int, right: int, bottom: int) -> Any:
     return image[..., top:bottom, left:right] if isinstance(image, Tensor) else image.crop((left, top, right, bottom))
 
 
-# ---- other readers
-
-
-def array_in(content: bytes, form: Form) -> tuple[Array, tuple[float, float] | None, bool]:
-    """The bands of an array of numpy [C, H, W], the range of its type, and whether they are colours.
-
-    Raises:
-        ValueError: it is no image, or its axes cannot be told apart.
-    """
-    file = io.BytesIO(_only_member(content) if content.startswith(_ZIP) else content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
-        raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
-    first = len(shape) == 3 and _bands_are_first(shape, form)
-    check_pixels(*(shape[1:] if first else shape[:2]))
-    file.seek(0)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    return array if first else _bands_first(array), _levels(dtype), False
-
-
-def _only_member(content: bytes) -> bytes:
-    """The array in an .npz."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = archive.infolist()
-        if len(members) != 1:
-            names = ", ".join(member.filename for member in members[:6])
-            raise ValueError(f"it holds {len(members)} arrays ({names}), and one is an image")
-        if Image.MAX_IMAGE_PIXELS and members[0].file_size > 8 * FEW * Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{members[0].filename} of {members[0].file_size} bytes is too large")
-        return archive.read(members[0])
-
-
-def check_pixels(height: int, width: int) -> None:
-    """The bound that PIL has for its images, or was given.
-
-    Raises:
-        ValueError: there are more pixels.
-    """
-    most = Image.MAX_IMAGE_PIXELS
-    if most and height * width > most:
-        raise ValueError(
-            f"{width} x {height} pixels are more than {most}, and may take all memory; --max-pixels allows them"
-        )
-
-
-def png_in(content: bytes) -> tuple[Array, tuple[float, float] | None, bool]:
-    """A PNG of 16 bits a sample and several bands; see :func:`array_in`. (PIL gives 8 of the 16.)
-
-    Raises:
-        ValueError: imagecodecs is not installed.
-    """
-    pixels = _extra("imagecodecs", "PNGs of 16 bits a colour").png_decode(content)  # [H, W, C]
-    return _bands_first(pixels), (0, 65535), True
-
-
-def tiff_in(content: bytes, form: Form) -> tuple[Array, tuple[float, float] | None, bool]:
-    """A TIFF whose samples or pages PIL does not give; see :func:`array_in`. Pages of one size are bands.
-
-    Raises:
-        ValueError: tifffile is not installed, or it is no image.
-    """
-    tifffile = _extra("tifffile", "TIFFs of several pages, of many bands, or of 16 bits a colour")
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        series, page = file.series[0], file.pages.first
-        axes = series.axes
-        check_pixels(*(dict(zip(axes, series.shape, strict=True)).get(axis, 0) for axis in "YX"))
-        values = series.asarray()
-        bits, colour = page.bitspersample, page.photometric.name == "RGB" and len(file.pages) == 1
-    if not {"Y", "X"} <= set(axes) or values.dtype.kind not in "buif":
-        raise ValueError(f"{values.dtype} {list(values.shape)} with axes {axes} is no image")
-    others = [axis for axis, name in enumerate(axes) if name not in "YX"]
-    values = values.transpose(*others, axes.index("Y"), axes.index("X"))
-    values = values.reshape(-1, *values.shape[-2:])  # [C, H, W]
-    unusual = values.dtype.kind == "u" and bits and bits < 8 * values.dtype.itemsize
-    return values, (0, 2**bits - 1) if unusual else _levels(values.dtype), colour
-
-
-def _extra(module: str, what: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f'{what} are read by {module}: pip install "hiermim-zoo[images]"') from error
-
-
-def _bands_are_first(shape: tuple[int, ...], form: Form) -> bool:
-    """Whether an array is [C, H, W]; else it is [H, W, C]."""
-    first, last = shape[0] <= FEW, shape[-1] <= FEW
-    if not form.axes and first == last:
-        raise ValueError(f"{list(shape)} may be [C, H, W] or [H, W, C]: say --axes chw or --axes hwc")
-    return (form.axes or AXES[not first]) == AXES[0]
-
-
-def _bands_first(array: Array) -> Array:
-    """[H, W] or [H, W, C] -> [C, H, W]."""
-    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
-
-
-def _levels(dtype: np.dtype[Any]) -> tuple[float, float] | None:
-    """The range of integers of 8 or 16 bits. Of more bits no file uses all, and signed ones rarely begin at their
-    least.
-    """
-    if dtype.kind == "b":
-        return 0, 1
-    return (0, float(np.iinfo(dtype).max)) if dtype in (np.uint8, np.uint16) else None
-
-
 # ---- what a model takes
 
 
-def fitted(values: Array, levels: tuple[float, float] | None, colour: bool, form: Form) -> Image_:
+def fitted(bands: Bands, form: Form) -> Image_:
     """Bands -> an image in the form wanted.
-
-    Args:
-        values: [C, H, W].
-        levels: the range of their type, None where it is not known.
-        colour: whether three or four bands are red, green, blue (and alpha), so that grey can be made of them.
 
     Raises:
         ValueError: it has other bands than are wanted.
     """
+    values = bands.values
     count, wanted = len(values), form.channels
     if form.bands:
         if max(form.bands) > count:
             raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
         values = values[[band - 1 for band in form.bands]]
-    elif count != wanted and not (count == 1 and wanted in MODES) and not (colour and {count, wanted} <= {1, 2, 3, 4}):
+    elif (
+        count != wanted
+        and not (count == 1 and wanted in MODES)
+        and not (bands.colours and {count, wanted} <= {1, 2, 3, 4})
+    ):
         raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
-    if values.dtype == np.uint8 and form.scale == Scale() and form.mode:
+    if values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
         plain = np.ascontiguousarray(np.moveaxis(values, 0, -1)).squeeze(-1 if len(values) == 1 else ())
         return Image.fromarray(plain).convert(form.mode)
-    scaled = torch.from_numpy(form.scale(values, levels))
+    scaled = torch.from_numpy(form.scale(values, bands.levels, bands.nodata))
+    scaled = 1 - scaled if bands.inverted else scaled
     return scaled if len(scaled) == wanted else _recoloured(scaled, wanted)
 
 

@@ -6,6 +6,7 @@ Letters: C bands, H and W pixels.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,28 +64,37 @@ class Scale:
         numbers = f"{self.low:g},{self.high:g}"
         return {"percentile": f"percentile:{numbers}", "range": numbers}.get(self.rule, self.rule)
 
-    def __call__(self, values: np.ndarray[Any, Any], levels: tuple[float, float] | None) -> np.ndarray[Any, Any]:
+    def __call__(
+        self, values: np.ndarray[Any, Any], levels: tuple[float, float] | None, nodata: float | None = None
+    ) -> np.ndarray[Any, Any]:
         """Scale an image.
 
         Args:
             values: [C, H, W].
             levels: the least and the largest number that its type can hold; None where the file does not tell.
+            nodata: what pixels without a value hold, if there are any; they become 0.
 
         Returns:
             float32 [C, H, W], from 0 to 1. A band of one value alone, of which minmax and percentiles can make nothing,
             is 0.
 
         Raises:
-            ValueError: numbers that are none, a type without a range, or an image of one value alone that is to be
-                stretched.
+            ValueError: numbers that are none, a type without a range, an image of one value alone that is to be
+                stretched, or one whose pixels have no values.
         """
+        if nodata is not None:
+            empty = np.isnan(values) if math.isnan(nodata) else values == nodata
+            if empty.all():
+                raise ValueError(f"none of its pixels has a value: all are {nodata:g}, which stands for no data")
+            values = np.ma.masked_array(values, empty)
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity: pixels without a value")
         low, high = self._ends(values.astype(np.float64), levels)
         if not (high > low).any():
             raise ValueError(f"all of its values are {low.flat[0]:g}, so --scale {self} has nothing to stretch")
         width = np.where(high > low, high - low, np.inf)
-        return np.clip((values - low) / width, 0, 1).astype(np.float32)
+        scaled = np.clip((values - low) / width, 0, 1).astype(np.float32)
+        return np.ma.filled(scaled, 0)
 
     def _ends(
         self, values: np.ndarray[Any, Any], levels: tuple[float, float] | None
@@ -98,6 +108,10 @@ class Scale:
         if self.rule == "range":
             return np.full((1, 1, 1), self.low), np.full((1, 1, 1), self.high)
         if self.rule == "minmax":
-            return values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
-        low, high = np.percentile(values, (self.low, self.high), axis=(1, 2), keepdims=True)
-        return low, high
+            low, high = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+        else:
+            known = np.ma.filled(values, np.nan)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of bands that have no values
+                low, high = np.nanpercentile(known, (self.low, self.high), axis=(1, 2), keepdims=True)
+        return np.nan_to_num(np.ma.filled(low, 0)), np.nan_to_num(np.ma.filled(high, 0))

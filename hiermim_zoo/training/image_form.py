@@ -11,7 +11,8 @@ from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
 from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, IMAGES_KEY
-from ..data.decoding import AXES, Form
+from ..data.decoding import Form
+from ..data.formats import AXES
 from ..data.scale import Scale
 
 

@@ -1,0 +1,199 @@
+"""Readers of files that PIL does not read, or not at full depth: arrays, TIFFs of many bands, PNGs of 16 bits, DICOM.
+
+Each gives the bands of an image as the file holds them. Letters: C bands, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .scale import REMEDY
+
+AXES = ("chw", "hwc")
+FEW = 64  # an axis as short as this may be that of the bands; one that is longer is a side of the image
+ZIP = b"PK\x03\x04"
+NODATA = 42113  # tag of GDAL in TIFFs
+
+Array = np.ndarray[Any, Any]
+
+
+class Bands(NamedTuple):
+    """What a file of an image holds."""
+
+    values: Array  # [C, H, W]
+    levels: tuple[float, float] | None  # the range of their type, as far as it is known
+    colours: bool = False  # three or four bands are red, green, blue (and alpha), so that grey can be made of them
+    nodata: float | None = None  # what pixels without a value hold
+    inverted: bool = False  # the least number is white
+
+    def is_plain(self) -> bool:
+        """Whether its numbers are what PIL would hold."""
+        return self.levels == (0, 255) and self.nodata is None and not self.inverted
+
+
+def array_in(content: bytes, axes: str) -> Bands:
+    """An array of numpy, [H, W], [C, H, W] or [H, W, C].
+
+    Raises:
+        ValueError: it is no image, or its axes cannot be told apart.
+    """
+    file = io.BytesIO(_only_member(content) if content.startswith(ZIP) else content)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
+        raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
+    first = len(shape) == 3 and _bands_are_first(shape, axes)
+    check_pixels(*(shape[1:] if first else shape[:2]))
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    return Bands(array if first else bands_first(array), _levels(dtype))
+
+
+def _only_member(content: bytes) -> bytes:
+    """The array in an .npz."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            names = ", ".join(member.filename for member in members[:6])
+            raise ValueError(f"it holds {len(members)} arrays ({names}), and one is an image")
+        if Image.MAX_IMAGE_PIXELS and members[0].file_size > 8 * FEW * Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{members[0].filename} of {members[0].file_size} bytes is too large")
+        return archive.read(members[0])
+
+
+def check_pixels(height: int, width: int) -> None:
+    """The bound that PIL has for its images, or was given.
+
+    Raises:
+        ValueError: there are more pixels.
+    """
+    most = Image.MAX_IMAGE_PIXELS
+    if most and height * width > most:
+        raise ValueError(
+            f"{width} x {height} pixels are more than {most}, and may take all memory; --max-pixels allows them"
+        )
+
+
+def png_in(content: bytes) -> Bands:
+    """A PNG of 16 bits a sample and several bands. (PIL gives 8 of the 16.)
+
+    Raises:
+        ValueError: imagecodecs is not installed.
+    """
+    pixels = _extra("imagecodecs", "PNGs of 16 bits a colour").png_decode(content)  # [H, W, C]
+    return Bands(bands_first(pixels), (0, 65535), colours=True)
+
+
+def tiff_in(content: bytes) -> Bands:
+    """A TIFF whose samples or pages PIL does not give. Pages of one size are bands.
+
+    Raises:
+        ValueError: tifffile is not installed, or it is no image.
+    """
+    tifffile = _extra("tifffile", "TIFFs of several pages, of many bands, or of 16 bits a colour")
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        series, page = file.series[0], file.pages.first
+        axes = series.axes
+        check_pixels(*(dict(zip(axes, series.shape, strict=True)).get(axis, 0) for axis in "YX"))
+        values = series.asarray()
+        bits, colours = page.bitspersample, page.photometric.name == "RGB" and len(file.pages) == 1
+        nodata = nodata_of(page.tags.valueof(NODATA))
+    if not {"Y", "X"} <= set(axes) or values.dtype.kind not in "buif":
+        raise ValueError(f"{values.dtype} {list(values.shape)} with axes {axes} is no image")
+    others = [axis for axis, name in enumerate(axes) if name not in "YX"]
+    values = values.transpose(*others, axes.index("Y"), axes.index("X"))
+    values = values.reshape(-1, *values.shape[-2:])  # [C, H, W]
+    unusual = values.dtype.kind == "u" and bits and bits < 8 * values.dtype.itemsize
+    return Bands(values, (0, 2**bits - 1) if unusual else _levels(values.dtype), colours, nodata)
+
+
+def dicom_in(content: bytes) -> Bands:
+    """A DICOM image: its window says what is black and white, else the bits that it stores; frames are bands.
+
+    Raises:
+        ValueError: pydicom is not installed, or it holds no image.
+    """
+    pydicom = _extra("pydicom", "files of DICOM")
+    from pydicom.pixels import apply_modality_lut, apply_voi
+
+    data = pydicom.dcmread(io.BytesIO(content))
+    if "PixelData" not in data:
+        raise ValueError("it holds no image")
+    check_pixels(int(data.Rows), int(data.Columns))
+    pixels, samples = data.pixel_array, int(data.get("SamplesPerPixel", 1))
+    if samples > 1 or data.get("PhotometricInterpretation", "").startswith("PALETTE"):
+        if pixels.ndim != 3 or samples == 1:
+            raise ValueError(f"{list(pixels.shape)} with {samples} samples a pixel is no single image")
+        return Bands(bands_first(pixels), (0, 2 ** int(data.BitsStored) - 1), colours=True)
+    values = apply_modality_lut(pixels, data).reshape(-1, *pixels.shape[-2:])
+    if "VOILUTSequence" in data and data.get("WindowCenter") is None:
+        levels = (0.0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+        values = apply_voi(values, data)
+    else:
+        levels = _window(data)
+    inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"
+    return Bands(values, levels, inverted=inverted)
+
+
+def _window(data: Any) -> tuple[float, float]:
+    """What a DICOM image shows as black and white (PS3.3, C.11.2.1.2); without a window all that it can store.
+
+    Raises:
+        ValueError: a window that is no straight line.
+    """
+    if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
+        function = data.get("VOILUTFunction", "LINEAR")
+        center, width = (float(np.ravel(data.get(key))[0]) for key in ("WindowCenter", "WindowWidth"))
+        if function not in ("LINEAR", "LINEAR_EXACT") or width < 1:
+            raise ValueError(f"its window ({function}, width {width:g}) is no straight line; {REMEDY}")
+        exact = function == "LINEAR_EXACT"
+        middle, half = center - (0 if exact else 0.5), (width - (0 if exact else 1)) / 2
+        return middle - half, middle + half
+    bits, signed = int(data.BitsStored), int(data.get("PixelRepresentation", 0))
+    slope, intercept = float(data.get("RescaleSlope", 1)), float(data.get("RescaleIntercept", 0))
+    ends = [slope * end + intercept for end in (-signed * 2 ** (bits - 1), 2 ** (bits - signed) - 1)]
+    return min(ends), max(ends)
+
+
+def _extra(module: str, what: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f'{what} are read by {module}: pip install "hiermim-zoo[images]"') from error
+
+
+def nodata_of(said: Any) -> float | None:
+    """What GDAL writes as text; None where it says nothing, or no number."""
+    try:
+        return float(str(said).strip("\0 "))
+    except ValueError:
+        return None
+
+
+def _bands_are_first(shape: tuple[int, ...], axes: str) -> bool:
+    """Whether an array is [C, H, W]; else it is [H, W, C]."""
+    first, last = shape[0] <= FEW, shape[-1] <= FEW
+    if not axes and first == last:
+        raise ValueError(f"{list(shape)} may be [C, H, W] or [H, W, C]: say --axes chw or --axes hwc")
+    return (axes or AXES[not first]) == AXES[0]
+
+
+def bands_first(array: Array) -> Array:
+    """[H, W] or [H, W, C] -> [C, H, W]."""
+    return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
+
+
+def _levels(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+    """The range of integers of 8 or 16 bits. Of more bits no file uses all, and signed ones rarely begin at their
+    least.
+    """
+    if dtype.kind == "b":
+        return 0, 1
+    return (0, float(np.iinfo(dtype).max)) if dtype in (np.uint8, np.uint16) else None
