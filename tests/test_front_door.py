@@ -231,6 +231,7 @@ SHORTEST = {  # command lines
     "reconstruct": "x --model x -o x",
     "convert": "x --model hivit_atto --dry-run",
     "benchmark": "--suite cpu -o x",
+    "stats": "x",
     "cards": "",
 }
 

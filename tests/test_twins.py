@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct
+from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct, stats
 from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
 from hiermim_zoo.commands.options import evaluate as evaluate_options
 from hiermim_zoo.commands.options import extract as extract_options
@@ -34,12 +34,13 @@ from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
-VERBS = [evaluate, extract, reconstruct, benchmark, cards]
+VERBS = [evaluate, extract, reconstruct, benchmark, stats, cards]
 REQUIRED: dict[str, list[str]] = {  # the shortest command line
     "evaluate": ["digits", "--model", "hivit_atto", "--method", "knn"],
     "extract": [str(CAT), "--model", "hivit_atto", "-o", "out"],
     "reconstruct": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
     "benchmark": ["hivit_atto"],
+    "stats": ["digits"],
     "cards": [],
 }
 
@@ -81,6 +82,7 @@ def help_of(verb: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) ->
         (reconstruct, ["a", "b", "--model", "m", "-o", "x.png", "--raw-pixels", "--mask-ratio", "0.5"]),
         (benchmark, ["a", "b:train", "--versus", "c", "--img-size", "64", "--compile"]),
         (benchmark, ["a", "--img-size", "64", "64", "--img-size", "32", "64"]),
+        (stats, ["a", "--bands", "3", "1", "--scale", "0,5", "--most", "7"]),
         (cards, ["--check", "--root", "a b"]),
     ],
 )
@@ -114,6 +116,7 @@ def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, ar
         (benchmark, ["--rounds", "1.5"], {"rounds": 1.5}, "1.5 is not a whole number from 1 on"),
         (benchmark, ["--img-size", "1", "2", "3"], {"img_size": (1, 2, 3)}, "--img-size 1 2 3: one number, or"),
         (benchmark, ["--device", "abacus"], {"device": "abacus"}, "device 'abacus' cannot be used"),
+        (stats, ["--scale", "1"], {"scale": "1"}, "--scale 1: use dtype, minmax, percentile:LOW,HIGH or LOW,HIGH"),
         (cards, ["--root", "/nowhere"], {"root": "/nowhere"}, "/nowhere/README.md"),
     ],
 )

@@ -55,7 +55,7 @@ class Form:
     """The form in which a model takes images.
 
     Args:
-        channels: of the model.
+        channels: of the model; 0: as many as the file has.
         scale: which numbers are black and white. The rule "dtype" leaves images of 8 bits as they are.
         bands: of the file that become channels, in this order, counted from 1; empty: all.
         axes: of arrays: "chw" or "hwc"; empty: told by their lengths.
@@ -76,7 +76,7 @@ class Form:
             raise ValueError(f"axes {self.axes!r} are unknown, use {' or '.join(AXES)}")
         if any(band < 1 for band in self.bands):
             raise ValueError(f"bands {' '.join(map(str, self.bands))}: they are counted from 1")
-        if self.bands and len(self.bands) != self.channels:
+        if self.bands and len(self.bands) != self.channels and self.channels:
             raise ValueError(f"{len(self.bands)} bands were chosen, and the model takes {self.channels} channels")
 
     @property
@@ -102,47 +102,66 @@ def opened(file: Any, form: Form) -> Image_:
 
     Until then ``Image.draft`` can have it decoded at a part of its size, which takes less time.
     """
+    with file:
+        return in_form(held_in(file.read(), form), form)
+
+
+def held_in(content: bytes, form: Form) -> Image.Image | Bands:
+    """What a file holds: of 8 bits a sample PIL's image, not yet decoded and as it was held, else its bands.
+
+    Args:
+        form: of which only ``axes`` and ``max_pixels`` are used.
+
+    Raises:
+        ValueError: it is no image, or has more pixels than its bound allows; any other kind: it cannot be decoded.
+    """
     if form.max_pixels:
         Image.MAX_IMAGE_PIXELS = form.max_pixels  # of this process: PIL asks again when parts are cut
-    with file, warnings.catch_warnings():
+    if content.startswith((_NPY, ZIP)):
+        return array_in(content, form.axes)
+    if content[128:132] == _DICOM:
+        return dicom_in(content)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
-        content = file.read()
-        if content.startswith((_NPY, ZIP)):
-            return fitted(array_in(content, form.axes), form)
-        if content[128:132] == _DICOM:
-            return fitted(dicom_in(content), form)
         try:
             image = Image.open(io.BytesIO(content))
         except UnidentifiedImageError:
             if content.startswith(_TIFF):  # PIL knows few of their kinds
-                return fitted(tiff_in(content), form)
+                return tiff_in(content)
             raise ValueError("it is no image, or damaged") from None
-        check_pixels(image.height, image.width)
-        return formed(image, form, content)
+    check_pixels(image.height, image.width)
+    return held_by(image, content)
 
 
-def formed(image: Image.Image, form: Form, content: bytes = b"") -> Image_:
-    """An image that PIL has opened, in the form wanted.
+def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
+    """What an image that PIL has opened holds, see :func:`held_in`.
 
     Args:
         content: of its file, if that is known: PIL gives samples of 16 bits only of images with one band.
-
-    Raises:
-        ValueError: it is not of the form; any other kind: it cannot be decoded.
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
     if content.startswith(_TIFF) and (lossy or _has_more(image)):
-        return fitted(tiff_in(content), form)
+        return tiff_in(content)
     if lossy and content and image.format == "PNG":
-        return fitted(png_in(content), form)
+        return png_in(content)
     if image.mode in _DEEP:
         nodata = nodata_of(getattr(image, "tag_v2", {}).get(NODATA))
-        return fitted(Bands(np.asarray(image)[None], _levels_of(image), nodata=nodata), form)
-    image = upright(image)
+        return Bands(np.asarray(image)[None], _levels_of(image), nodata=nodata)
+    return upright(image)
+
+
+def in_form(held: Image.Image | Bands, form: Form) -> Image_:
+    """What a file holds, in the form wanted.
+
+    Raises:
+        ValueError: it is not of the form.
+    """
+    if isinstance(held, Bands):
+        return fitted(held, form)
     if _is_plain(form) and not form.bands:
-        lazy = isinstance(image, JpegImageFile) and image.mode == form.mode
-        return image if lazy else image.convert(form.mode)
-    known = image if image.mode in MODES.values() else image.convert("RGB")
+        lazy = isinstance(held, JpegImageFile) and held.mode == form.mode
+        return held if lazy else held.convert(form.mode)
+    known = held if held.mode in MODES.values() else held.convert("RGB")
     return fitted(Bands(bands_first(np.asarray(known)), (0, 255), colours=True), form)
 
 
@@ -207,18 +226,19 @@ def fitted(bands: Bands, form: Form) -> Image_:
         if max(form.bands) > count:
             raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
         values = values[[band - 1 for band in form.bands]]
-    elif (
-        count != wanted
-        and not (count == 1 and wanted in MODES)
-        and not (bands.colours and {count, wanted} <= {1, 2, 3, 4})
-    ):
+    elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
         raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
     if values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
         plain = np.ascontiguousarray(np.moveaxis(values, 0, -1)).squeeze(-1 if len(values) == 1 else ())
         return Image.fromarray(plain).convert(form.mode)
     scaled = torch.from_numpy(form.scale(values, bands.levels, bands.nodata))
     scaled = 1 - scaled if bands.inverted else scaled
-    return scaled if len(scaled) == wanted else _recoloured(scaled, wanted)
+    return scaled if len(scaled) == wanted or not wanted else _recoloured(scaled, wanted)
+
+
+def _recolours(count: int, wanted: int, colours: bool) -> bool:
+    """Whether bands become channels as PIL has it: grey images those of colours, and colours grey."""
+    return wanted in MODES and (count == 1 or (colours and count <= 4))
 
 
 def _recoloured(values: Tensor, channels: int) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions
 
-from .decoding import SUFFIXES, Form, Image_, decoded, formed, opened
+from .decoding import SUFFIXES, Form, Image_, decoded, held_by, in_form, opened
 from .source import Request, Source, Stream, telling
 
 # What the folders of splits are called.
@@ -92,6 +92,16 @@ class TimmImages(Source):
         file, label = self.reader[position]  # timm's dataset would read a neighbour in place of what it cannot read
         image = (decoded if seed is None else opened)(file, self.form)
         return image, -1 if label is None else int(label)
+
+    def content(self, position: int) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with self.reader[position][0] as file:
+            content: bytes = file.read()
+        return content
 
     def name_of(self, position: int) -> str:
         return self.reader.filename(position, absolute=True)
@@ -174,7 +184,7 @@ class TorchvisionImages(Source):
 
     def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
         image, label = self.dataset[position]
-        return formed(image, self.form), int(label)
+        return in_form(held_by(image), self.form), int(label)
 
 
 class TimmStream(Stream):
@@ -189,7 +199,7 @@ class TimmStream(Stream):
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[tuple[Image_, int]]:
-        return ((formed(image, self.form), int(label)) for image, label in self.dataset)
+        return ((in_form(held_by(image), self.form), int(label)) for image, label in self.dataset)
 
     def begin_epoch(self, epoch: int, workers: int) -> None:
         self.dataset.set_epoch(epoch)
@@ -218,7 +228,7 @@ class Digits(Source):
         images, labels = load_digits(return_X_y=True)
         chosen = (np.arange(len(labels)) % 6 == 0) != train
         pixels = (images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        self.images = [formed(Image.fromarray(x), form) for x in pixels]
+        self.images = [in_form(held_by(Image.fromarray(x)), form) for x in pixels]
         self.labels: list[int] = labels[chosen].tolist()
         self.class_names = list("0123456789")
         self.identity = ("digits", train)

@@ -22,7 +22,7 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from .decoding import Form, Image_, decoded, formed
+from .decoding import Form, Image_, decoded, held_by, in_form
 from .images import is_shown, other_splits
 from .source import Video, VideoSet
 from .synthetic import MOVING
@@ -270,14 +270,14 @@ class VideoFile(Video):
         frame: Any = None
         for frame in self.decoded_from(key):
             if frame.pts >= waiting[-1]:
-                image = formed(frame.to_image(), self.form)
+                image = in_form(held_by(frame.to_image()), self.form)
                 while waiting and frame.pts >= waiting[-1]:
                     shown[waiting.pop()] = image
             if not waiting:
                 return shown
         if frame is None:
             raise ValueError("no frame can be decoded")
-        return shown | dict.fromkeys(waiting, formed(frame.to_image(), self.form))
+        return shown | dict.fromkeys(waiting, in_form(held_by(frame.to_image()), self.form))
 
     def decoded_from(self, key: tuple[int, int]) -> Iterator[Any]:
         """Frames from a key frame on, or from one before it.

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.pretrain import AUTO, PretrainOptions
 from ..data.batches import WANTED, Batching, batches
 from ..data.decoding import Form
 from ..data.kinds import open_source
 from ..data.readers import ReaderKilled
+from ..data.source import Source
+from ..data.statistics import measured
 from ..data.transforms import data_config, random_part
 from ..mae import MaskedAutoencoder
 from ..version import __version__
@@ -165,7 +167,6 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
         ValueError: there are none, or not as many as when the run began.
     """
     config = data_config(mae.encoder, mae.input_size)
-    config |= {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
     beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
@@ -181,7 +182,22 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | N
     )
     if begun:
         snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
+    config |= chosen_statistics(options, source)
     return Data(source, config, form, shown)
+
+
+def chosen_statistics(options: PretrainOptions, source: Source) -> dict[str, Any]:
+    """Mean and standard deviation of the channels, as far as the options say them; measured where they say so.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    chosen = {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
+    if (AUTO,) in chosen.values():
+        found = measured(source)._asdict()
+        found["std"] = tuple(max(value, 1e-3) for value in found["std"])  # of a channel that never changes
+        chosen = {key: found[key] if value == (AUTO,) else value for key, value in chosen.items()}
+    return chosen
 
 
 # ---- the run

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
 from .shared import LARGEST_SEED, amp, axes, bands, compile_mode, grad_checkpointing, max_pixels, scale, show_bands
-from .values import FINITE, FRACTION, PATH, POSITIVE, number, whole
+from .values import FINITE, FRACTION, PATH, POSITIVE, number, or_word, whole
 
 OWN_ARGS = (
     "drop_path_rate",
@@ -24,6 +24,7 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
     "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
     "stop_after", "export_only", "license",
 }  # fmt: skip
+AUTO = "auto"  # --mean and --std
 REMEMBERED = "the checkpoint's, else the family's"
 
 _data = partial(option, group="data")
@@ -62,11 +63,21 @@ class PretrainOptions(OptionSet):
         metavar=("LOW", "HIGH"),
         auto="the family's",
     )
-    mean: tuple[float, ...] | None = _data(
-        "of each channel, of pixels from 0 to 1", default=None, kind=FINITE, many="+", metavar="X", auto="the model's"
+    mean: tuple[float | str, ...] | None = _data(
+        f"of each channel, of pixels from 0 to 1; {AUTO}: measured on images of the data, and written down",
+        default=None,
+        kind=or_word(FINITE, AUTO),
+        many="+",
+        metavar="X",
+        auto="the model's",
     )
-    std: tuple[float, ...] | None = _data(
-        "standard deviation, likewise", default=None, kind=POSITIVE, many="+", metavar="X", auto="the model's"
+    std: tuple[float | str, ...] | None = _data(
+        "standard deviation, likewise",
+        default=None,
+        kind=or_word(POSITIVE, AUTO),
+        many="+",
+        metavar="X",
+        auto="the model's",
     )
     scale: str | None = scale(group="data")
     bands: tuple[int, ...] | None = bands(group="data")
@@ -180,7 +191,9 @@ class PretrainOptions(OptionSet):
         """
         for name in ("mean", "std"):
             values = getattr(self, name)
-            if values is not None and len(values) != self.in_chans:
+            if values is not None and AUTO in values and len(values) > 1:
+                raise ValueError(f"--{name} {AUTO} measures all channels: give no numbers beside it")
+            if values not in (None, (AUTO,)) and len(values) != self.in_chans:
                 raise ValueError(f"--{name} has {len(values)} values, the images have {self.in_chans} channels")
         if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
             raise ValueError("--crop-scale {:g} {:g}: the lower end comes first".format(*self.crop_scale))

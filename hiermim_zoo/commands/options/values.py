@@ -103,6 +103,15 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
+def or_word(kind: ValueKind, word: str) -> ValueKind:
+    """Values of a kind, or one word in their place."""
+
+    def convert(value: Any) -> Any:
+        return value if value == word else kind(value)
+
+    return ValueKind(convert, f"{kind.wanted}, or {word}")
+
+
 TEXT = ValueKind(str, "text")
 PATH = ValueKind(_path, "a path")
 FINITE = number()
