@@ -189,7 +189,8 @@ def test_what_a_model_does_not_take_is_refused() -> None:
     with pytest.raises(ValueError, match="grey-videos is for models of video, and this one takes images"):
         open_source("grey-videos", IMAGE)
     with pytest.raises(
-        ValueError, match=r"missing: no such folder or tar, and none of the names digits, torch/NAME, .*greys:DATA, "
+        ValueError,
+        match=r"missing: no such folder, tar or table, and none of the names digits, .*greys:DATA, ",
     ):
         open_images("missing")
     with pytest.raises(ValueError, match=r"missing: no such folder of videos, and no moving:DATA or grey-videos$"):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..checkpoints.atomic import replacing
 from ..data.decoding import Form, held_in, in_form
 from ..data.formats import Bands
-from ..data.images import TimmImages
+from ..data.images import FileImages
 from ..data.kinds import open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
@@ -49,7 +49,7 @@ class Look:
 class Files(Dataset[Look]):
     """The files of a data set, looked into."""
 
-    def __init__(self, source: TimmImages, positions: list[int]) -> None:
+    def __init__(self, source: FileImages, positions: list[int]) -> None:
         self.source, self.positions = source, positions
 
     def __len__(self) -> int:
@@ -59,7 +59,9 @@ class Files(Dataset[Look]):
         position = self.positions[n]
         found = Look(position, kind=Path(self.source.name_of(position)).suffix.lower())
         try:
-            look_into(self.source.content(position), self.source.form, found)
+            with self.source.open(position)[0] as file:
+                content = file.read()
+            look_into(content, self.source.form, found)
         except Exception as error:  # decoders of damaged files raise whatever comes up
             found.error = f"{type(error).__name__}: {error}".partition("\n")[0]
         return found
@@ -103,8 +105,8 @@ def survey(options: StatsOptions) -> Outcome:
         check_writable(options.json, "--json")
     form = form_of(options, len(options.bands or ()), {})
     source: Any = open_images(options.data, form=form, root=options.data_dir, split=options.split, training=False)
-    if not isinstance(source, TimmImages):
-        raise ValueError(f"{options.data}: stats looks into files, so DATA is a folder, a tar or hfds/NAME")
+    if not isinstance(source, FileImages):
+        raise ValueError(f"{options.data}: stats looks into files, so DATA is a folder, a tar, a table or hfds/NAME")
     total = len(source)
     count = min(options.most or total, total)
     files = Files(source, [n * total // count for n in range(count)])
@@ -116,7 +118,7 @@ def survey(options: StatsOptions) -> Outcome:
     return Outcome(result, in_words(options, result))
 
 
-def summary(looks: list[Look], source: TimmImages) -> dict[str, Any]:
+def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
     """What all files together hold; names of files are those of the data."""
     good = [look for look in looks if not look.error]
     name = source.name_of

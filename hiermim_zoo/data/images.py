@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -79,7 +80,25 @@ def relabelled(
     return [new[label] for label in kept], {name: new[label] for name, label in classes.items() if label in new}
 
 
-class TimmImages(Source):
+class FileImages(Source):
+    """Images that lie in files of their own, wherever these are."""
+
+    form: Form
+
+    @abstractmethod
+    def open(self, position: int) -> tuple[IO[bytes], int]:
+        """A file, which the caller closes, and its label, -1 where there is none.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
+        file, label = self.open(position)
+        return (decoded if seed is None else opened)(file, self.form), label
+
+
+class TimmImages(FileImages):
     """Images that a reader of timm's finds by position."""
 
     def __init__(self, dataset: Any, form: Form) -> None:
@@ -88,20 +107,9 @@ class TimmImages(Source):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
+    def open(self, position: int) -> tuple[IO[bytes], int]:
         file, label = self.reader[position]  # timm's dataset would read a neighbour in place of what it cannot read
-        image = (decoded if seed is None else opened)(file, self.form)
-        return image, -1 if label is None else int(label)
-
-    def content(self, position: int) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        with self.reader[position][0] as file:
-            content: bytes = file.read()
-        return content
+        return file, -1 if label is None else int(label)
 
     def name_of(self, position: int) -> str:
         return self.reader.filename(position, absolute=True)

@@ -15,6 +15,7 @@ from .decoding import Form
 from .images import Digits, HubImages, TimmStream, TorchvisionImages, images_at
 from .source import Request, Source, VideoSet
 from .synthetic import MOVING, MovingImages
+from .tables import TableImages, is_table
 from .videos import VideoFolder, holds_videos, is_video
 
 # The last character of a name in KINDS that is only the beginning of DATA, and what comes behind it.
@@ -121,7 +122,9 @@ def _moving(spec: str, request: Request) -> VideoSet:
 def _images_at(path: str, request: Request) -> Source:
     if not Path(path).exists():
         names = ", ".join(_listed(name for name, kind in KINDS.items() if kind.images))
-        raise ValueError(f"{path}: no such folder or tar, and none of the names {names}")
+        raise ValueError(f"{path}: no such folder, tar or table, and none of the names {names}")
+    if is_table(path):
+        return TableImages(path, request)
     try:
         return images_at(path, request)
     except ValueError:

@@ -12,7 +12,7 @@ from .values import PATH, whole
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(OptionSet):
-    data: str = option("folder of images, tar, or hfds/NAME", positional=True)
+    data: str = option("folder of images, tar, table of files (.csv, .tsv, .txt), or hfds/NAME", positional=True)
     data_dir: str | None = option("root folder of data that is named", default=None, metavar="DIR", auto="none")
     split: str = option("part of the data", default="train", metavar="NAME")
     scale: str | None = scale()
