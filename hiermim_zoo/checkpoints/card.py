@@ -70,6 +70,7 @@ def reading(images: Mapping[str, Any]) -> str:
         "scale": "numbers become values from 0 to 1 by the rule `--scale {}`",
         "bands": "of the bands of a file, counted from 1, these are taken in this order: {}",
         "axes": "arrays have the axes `{}`",
+        "stack": "each band lies in a file of its own, which has one of these words in its name, in this order: {}",
     }
     said = "\n".join(f"- {words[key].format(value)}" for key, value in images.items())
     who = "The commands of hiermim_zoo read images so by themselves; with timm alone, do so before its transforms:"

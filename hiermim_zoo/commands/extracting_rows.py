@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.clips import STRIDE, Clips, refuse_videos
-from ..data.decoding import SUFFIXES, Form, decoded, size_of
+from ..data.decoding import SUFFIXES, Form, read_file, size_of
 from ..data.images import is_shown
+from ..data.stacks import read_stack, stacked
 from ..data.transforms import make_transform
 from ..data.videos import Videos, holds_videos, suffixes
 
@@ -107,7 +108,8 @@ class ImageFiles(Dataset[tuple[int, Any]]):
             raise ValueError(
                 f"the names of {len(files)} files do not fit the header of one safetensors file; write several"
             )
-        self.files, self.form = files, form
+        self.groups = stacked(files, form.stack) if form.stack else []
+        self.files, self.form = [group[0] for group in self.groups] or files, form
         self.size: tuple[int, ...] = config["input_size"]
         self.transform = make_transform(**config, is_training=False)
 
@@ -118,7 +120,7 @@ class ImageFiles(Dataset[tuple[int, Any]]):
             return i, f"{type(error).__name__}: {error}"
 
     def read(self, i: int) -> Any:
-        image = decoded(open(self.files[i], "rb"), self.form)  # noqa: SIM115 (it closes the file)
+        image = read_stack(self.groups[i], self.form) if self.groups else read_file(self.files[i], self.form)
         self.check_proportions(*size_of(image))
         return self.transform(image)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..checkpoints.atomic import replacing
 from ..data.clips import STRIDE, Clips, refuse_videos
-from ..data.decoding import Form, Image_, decoded
+from ..data.decoding import Form, Image_, read_file
+from ..data.stacks import read_stack, stacked
 from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
@@ -81,6 +82,9 @@ def load_images(paths: Sequence[Path], config: dict[str, Any], form: Form, strid
     _, *frames, _, _ = config["input_size"]
     if not frames:
         refuse_videos({"--frame-stride": stride})
+        if form.stack:
+            groups = stacked([str(path) for path in paths], form.stack)
+            return torch.stack([transform(read_stack(group, form)) for group in groups])
         return torch.stack([transform(load_image(path, form)) for path in paths])
     videos = Videos((file for path in paths for file in files_in(str(path))), form)
     clips = Clips(videos, frames[0], stride or STRIDE)
@@ -94,7 +98,7 @@ def load_image(path: Path, form: Form) -> Image_:
         ValueError: it cannot be read.
     """
     try:
-        return decoded(path.open("rb"), form)
+        return read_file(path, form)
     except Exception as error:  # decoders of damaged files raise whatever comes up
         refuse_videos({str(path): path.exists() and is_video(str(path))})
         raise ValueError(f"{path} cannot be read as an image ({error})") from error

@@ -8,6 +8,7 @@ The room, from the ground up:
     source       what every kind of data answers for itself: the protocols
     images       kinds of images: folders, tars, what timm's dataset names stand for, digits
     tables       tables that name files
+    stacks       images whose bands lie in files of their own
     videos       files of video and folders of frames
     synthetic    videos without files: images that move
     clips        clips of videos, as a source

@@ -9,6 +9,7 @@ Letters: C channels or bands, H and W pixels.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,8 @@ class Form:
         scale: which numbers are black and white. The rule "dtype" leaves images of 8 bits as they are.
         bands: of the file that become channels, in this order, counted from 1; empty: all.
         axes: of arrays: "chw" or "hwc"; empty: told by their lengths.
+        stack: words in the names of files, each of which holds one band of an image (see ``stacks``); empty: a file
+            is an image.
         max_pixels: of an image; None: the bound that PIL has.
 
     Raises:
@@ -69,11 +72,14 @@ class Form:
     scale: Scale = field(default_factory=Scale)
     bands: tuple[int, ...] = ()
     axes: str = ""
+    stack: tuple[str, ...] = ()
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         if self.axes and self.axes not in AXES:
             raise ValueError(f"axes {self.axes!r} are unknown, use {' or '.join(AXES)}")
+        if self.stack and (self.bands or len(set(self.stack)) < len(self.stack) or not all(self.stack)):
+            raise ValueError(f"--stack {','.join(self.stack)}: different words, and no --bands beside them")
         if any(band < 1 for band in self.bands):
             raise ValueError(f"bands {' '.join(map(str, self.bands))}: they are counted from 1")
         if self.bands and len(self.bands) != self.channels and self.channels:
@@ -83,6 +89,11 @@ class Form:
     def mode(self) -> str | None:
         """What PIL calls such images; None if it has none."""
         return MODES.get(self.channels)
+
+
+def read_file(path: str | os.PathLike[str], form: Form) -> Image_:
+    """The image in a file, see :func:`decoded`."""
+    return decoded(open(path, "rb"), form)
 
 
 def decoded(file: Any, form: Form) -> Image_:

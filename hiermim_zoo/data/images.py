@@ -93,6 +93,10 @@ class FileImages(Source):
             OSError: it cannot be opened.
         """
 
+    @abstractmethod
+    def label_of(self, position: int) -> int:
+        """The label of a file, which need not be opened; -1 where there is none."""
+
     def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
         file, label = self.open(position)
         return (decoded if seed is None else opened)(file, self.form), label
@@ -110,6 +114,9 @@ class TimmImages(FileImages):
     def open(self, position: int) -> tuple[IO[bytes], int]:
         file, label = self.reader[position]  # timm's dataset would read a neighbour in place of what it cannot read
         return file, -1 if label is None else int(label)
+
+    def label_of(self, position: int) -> int:
+        return self.open(position)[1]
 
     def name_of(self, position: int) -> str:
         return self.reader.filename(position, absolute=True)
@@ -129,6 +136,10 @@ class FolderImages(TimmImages):
         self.labels = telling(labels)
         self.class_names = names_by_label(reader.class_to_idx)
         self.other_splits = other_splits(path, self.reader.root)
+
+    def label_of(self, position: int) -> int:
+        label: int = self.reader.samples[position][1]
+        return label
 
 
 class TarImages(TimmImages):

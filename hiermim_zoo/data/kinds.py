@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from .clips import STRIDE, Clips, refuse_videos
 from .decoding import Form
-from .images import Digits, HubImages, TimmStream, TorchvisionImages, images_at
+from .images import Digits, FolderImages, HubImages, TimmStream, TorchvisionImages, images_at
 from .source import Request, Source, VideoSet
+from .stacks import Stacks
 from .synthetic import MOVING, MovingImages
 from .tables import TableImages, is_table
 from .videos import VideoFolder, holds_videos, is_video
@@ -123,13 +124,16 @@ def _images_at(path: str, request: Request) -> Source:
     if not Path(path).exists():
         names = ", ".join(_listed(name for name, kind in KINDS.items() if kind.images))
         raise ValueError(f"{path}: no such folder, tar or table, and none of the names {names}")
-    if is_table(path):
-        return TableImages(path, request)
     try:
-        return images_at(path, request)
+        source: Source = TableImages(path, request) if is_table(path) else images_at(path, request)
     except ValueError:
         refuse_videos({path: holds_videos(path)})
         raise
+    if not request.form.stack:
+        return source
+    if not isinstance(source, (FolderImages, TableImages)):
+        raise ValueError(f"{path}: --stack joins files of a folder or table")
+    return Stacks(source)
 
 
 def _videos_at(path: str, request: Request) -> VideoSet:

@@ -68,6 +68,9 @@ class TableImages(FileImages):
     def open(self, position: int) -> tuple[IO[bytes], int]:
         return open(self.files[position], "rb"), self.numbers[position]
 
+    def label_of(self, position: int) -> int:
+        return self.numbers[position]
+
     def name_of(self, position: int) -> str:
         return self.files[position]
 

@@ -22,7 +22,7 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import get_img_extensions
 from timm.utils.misc import natural_key
 
-from .decoding import Form, Image_, decoded, held_by, in_form
+from .decoding import Form, Image_, held_by, in_form, read_file
 from .images import is_shown, other_splits
 from .source import Video, VideoSet
 from .synthetic import MOVING
@@ -78,6 +78,8 @@ class Videos(VideoSet):
     """
 
     def __init__(self, files: Iterable[str], form: Form) -> None:
+        if form.stack:
+            raise ValueError(f"--stack {','.join(form.stack)} joins files into images, and the model takes videos")
         self.form = form
         self.files: dict[str, list[str]] = {}  # of each video: itself, or its frames
         for path in dict.fromkeys(files):
@@ -192,7 +194,7 @@ def difference(one: str, other: str) -> float | None:
 
 def grey(file: str) -> Image.Image:
     """An image in 256 levels of grey."""
-    image = decoded(open(file, "rb"), Form(1))  # noqa: SIM115 (it closes the file)
+    image = read_file(file, Form(1))
     return image if isinstance(image, Image.Image) else Image.fromarray((image[0] * 255).byte().numpy())
 
 
@@ -227,7 +229,7 @@ class Frames(Video):
         return len(self.files)
 
     def frames(self, wanted: Sequence[int]) -> list[Image_]:
-        return [decoded(open(self.files[n], "rb"), self.form) for n in wanted]
+        return [read_file(self.files[n], self.form) for n in wanted]
 
 
 class VideoFile(Video):

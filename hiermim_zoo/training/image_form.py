@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,40 @@ from ..data.decoding import Form
 from ..data.formats import AXES
 from ..data.scale import Scale
 
+KINDS: dict[str, Callable[[Any], bool]] = {  # what is remembered, and whether a value can be meant
+    "scale": lambda value: isinstance(value, str),
+    "bands": lambda value: isinstance(value, list) and all(type(band) is int and band > 0 for band in value),
+    "axes": lambda value: value in AXES,
+    "stack": lambda value: isinstance(value, str),
+}
+
 
 def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
     """The form of images.
 
     Args:
-        options: of a command, with ``scale``, ``bands``, ``axes`` and ``max_pixels``.
+        options: of a command, with ``max_pixels`` and those of ``KINDS`` that it has.
         channels: of the model.
         beside: see :func:`remembered`.
 
     Raises:
         ValueError: a rule that does not exist, or bands that do not go with the channels.
     """
-    scale, bands, axes = (getattr(options, key) or beside.get(key) for key in ("scale", "bands", "axes"))
-    return Form(channels, Scale.parse(scale or "dtype"), tuple(bands or ()), axes or "", options.max_pixels)
+    said = {key: getattr(options, key, None) or beside.get(key) for key in KINDS}
+    return Form(
+        channels,
+        Scale.parse(said["scale"] or "dtype"),
+        tuple(said["bands"] or ()),
+        said["axes"] or "",
+        tuple(said["stack"].split(",")) if said["stack"] else (),
+        options.max_pixels,
+    )
 
 
 def to_remember(form: Form) -> dict[str, Any]:
     """What is not the default, for config.json."""
-    said = {"scale": str(form.scale), "bands": list(form.bands), "axes": form.axes}
-    default = {"scale": "dtype", "bands": [], "axes": ""}
-    return {key: value for key, value in said.items() if value != default[key]}
+    said = {"scale": str(form.scale), "bands": list(form.bands), "axes": form.axes, "stack": ",".join(form.stack)}
+    return {key: value for key, value in said.items() if value not in ("dtype", "", [])}
 
 
 def remembered(model: str) -> dict[str, Any]:
@@ -59,11 +72,6 @@ def remembered_in(folder: Path) -> dict[str, Any]:
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     ours = config.get(CONFIG_KEY, {}) if isinstance(config, dict) else {}
     images = ours.get(IMAGES_KEY, {}) if isinstance(ours, dict) else {}
-    kinds = {
-        "scale": lambda value: isinstance(value, str),
-        "bands": lambda value: isinstance(value, list) and all(type(band) is int and band > 0 for band in value),
-        "axes": lambda value: value in AXES,
-    }
-    if not isinstance(images, dict) or any(key not in kinds or not kinds[key](value) for key, value in images.items()):
-        raise ValueError(f"{file}: {IMAGES_KEY} {images!r} is no form of images (scale, bands, axes)")
+    if not isinstance(images, dict) or any(key not in KINDS or not KINDS[key](value) for key, value in images.items()):
+        raise ValueError(f"{file}: {IMAGES_KEY} {images!r} is no form of images ({', '.join(KINDS)})")
     return images

@@ -21,6 +21,7 @@ from .shared import (
     max_pixels,
     scale,
     square_size,
+    stack,
     workers,
 )
 from .values import FRACTION, PATH, POSITIVE, number, whole
@@ -85,6 +86,7 @@ class EvaluateOptions(OptionSet):
     scale: str | None = scale(group=DATA)
     bands: tuple[int, ...] | None = bands(group=DATA)
     axes: str | None = axes(group=DATA)
+    stack: str | None = stack(group=DATA)
     max_pixels: int | None = max_pixels(group=DATA)
     max_bad: float = option(
         "share of the images that may be unreadable", default=0.0, kind=FRACTION, metavar="SHARE", group=DATA

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import amp, axes, bands, device, frame_stride, max_pixels, scale, square_size, workers
+from .shared import amp, axes, bands, device, frame_stride, max_pixels, scale, square_size, stack, workers
 from .values import PATH, whole
 
 WHAT = ("pooled", "tokens", "maps")
@@ -58,6 +58,7 @@ class ExtractOptions(OptionSet):
     scale: str | None = scale(group=MODEL)
     bands: tuple[int, ...] | None = bands(group=MODEL)
     axes: str | None = axes(group=MODEL)
+    stack: str | None = stack(group=MODEL)
     max_pixels: int | None = max_pixels(group=MODEL)
 
     dtype: str = option("of the tensors written", default="float32", choices=DTYPES, group=OUTPUT)

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
-from .shared import LARGEST_SEED, amp, axes, bands, compile_mode, grad_checkpointing, max_pixels, scale, show_bands
+from .shared import (
+    LARGEST_SEED,
+    amp,
+    axes,
+    bands,
+    compile_mode,
+    grad_checkpointing,
+    max_pixels,
+    scale,
+    show_bands,
+    stack,
+)
 from .values import FINITE, FRACTION, PATH, POSITIVE, number, or_word, whole
 
 OWN_ARGS = (
@@ -82,6 +93,7 @@ class PretrainOptions(OptionSet):
     scale: str | None = scale(group="data")
     bands: tuple[int, ...] | None = bands(group="data")
     axes: str | None = axes(group="data")
+    stack: str | None = stack(group="data")
     max_pixels: int | None = max_pixels(group="data")
     workers: int = _data("processes that read images", default=min(8, os.cpu_count() or 1), kind=whole(0), metavar="N")
     max_bad: float = _data(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import axes, bands, frame_stride, max_pixels, scale, show_bands
+from .shared import axes, bands, frame_stride, max_pixels, scale, show_bands, stack
 from .values import FRACTION, PATH, whole
 
 MODEL = "the model"
@@ -40,6 +40,7 @@ class ReconstructOptions(OptionSet):
     scale: str | None = scale(group=MODEL)
     bands: tuple[int, ...] | None = bands(group=MODEL)
     axes: str | None = axes(group=MODEL)
+    stack: str | None = stack(group=MODEL)
     max_pixels: int | None = max_pixels(group=MODEL)
 
     mask_ratio: float | None = option(

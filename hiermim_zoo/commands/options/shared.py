@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from . import flag, option
-from .values import whole
+from .values import WORDS, whole
 
 WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
@@ -59,6 +59,11 @@ def axes(**about: Any) -> Any:
     help = "of arrays in .npy and .npz: channels first or last"
     auto = "the checkpoint's, else told by their lengths"
     return option(help, default=None, choices=("chw", "hwc"), auto=auto, **about)
+
+
+def stack(**about: Any) -> Any:
+    help = "words in the names of files that hold one band each: with red,nir the files a_red.tif and a_nir.tif are one"
+    return option(help, default=None, kind=WORDS, metavar="WORDS", auto="the checkpoint's, else none", **about)
 
 
 def max_pixels(**about: Any) -> Any:

@@ -112,6 +112,15 @@ def or_word(kind: ValueKind, word: str) -> ValueKind:
     return ValueKind(convert, f"{kind.wanted}, or {word}")
 
 
+def _words(value: Any) -> str:
+    """Words with commas between them; from Python also a tuple or list."""
+    words = value.split(",") if isinstance(value, str) else list(value)
+    if not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError
+    return ",".join(word.strip() for word in words)
+
+
+WORDS = ValueKind(_words, "words with commas between them")
 TEXT = ValueKind(str, "text")
 PATH = ValueKind(_path, "a path")
 FINITE = number()
