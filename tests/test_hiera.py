@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.models import group_parameters
+from safetensors.torch import save_file
+from timm.models import adapt_input_conv, group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -404,3 +405,17 @@ def test_checkpoints_of_the_other_kind_are_refused(clips: nn.Module) -> None:
     odd = {**images.state_dict(), "pos_embed": torch.zeros(1, 100, 24)}
     with pytest.raises(ValueError, match="'pos_embed' has 100 rows, which are no units of 8 x 8 tokens"):
         hiera.checkpoint_filter_fn(odd, images)
+
+
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 6), (1, 3), (6, 2), (2, 6), (6, 13)])
+@pytest.mark.parametrize("arch", ["hiera_atto", "hiera_atto_video"])
+def test_stems_adapt_from_any_channels_to_any(arch: str, old: int, new: int, tmp_path: Path) -> None:
+    """timm adapts those of images; those of clips are adapted in the same way."""
+    source: Any = timm.create_model(arch, num_classes=0, in_chans=old)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    overlay = {"file": str(tmp_path / "w.safetensors"), "input_size": (old, 64, 64), "num_classes": 0}
+    loaded: Any = timm.create_model(arch, pretrained=True, in_chans=new, num_classes=0, pretrained_cfg_overlay=overlay)
+    weight, found = source.patch_embed.proj.weight, loaded.patch_embed.proj.weight
+    frames = weight.unbind(2) if weight.ndim == 5 else [weight]
+    expected = torch.stack([adapt_input_conv(new, frame, base_chans=old) for frame in frames], dim=2)
+    assert torch.equal(found, expected if weight.ndim == 5 else expected[:, :, 0])

@@ -65,7 +65,7 @@ def fit(state: dict[str, Tensor], native: Native, model: Hiera) -> dict[str, Ten
         state["pos_embed_temporal"] = resize_frames(_tensor(state, "pos_embed_temporal"), model.num_frames // UNIT[0])
     stem = state.get("patch_embed.proj.weight")
     if stem is not None and stem.ndim == 5 and stem.shape[1] != model.in_chans:
-        frames = [adapt_input_conv(model.in_chans, stem[:, :, t]) for t in range(stem.shape[2])]
+        frames = [adapt_input_conv(model.in_chans, part, base_chans=stem.shape[1]) for part in stem.unbind(2)]
         state["patch_embed.proj.weight"] = torch.stack(frames, dim=2)
     return state
 
