@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import zipfile
 from typing import Any, NamedTuple
 
@@ -50,7 +51,9 @@ def array_in(content: bytes, axes: str) -> Bands:
     if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
         raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
     first = len(shape) == 3 and _bands_are_first(shape, axes)
-    check_pixels(*(shape[1:] if first else shape[:2]))
+    check_pixels(*(shape[1:] if first else shape[:2]), math.prod(shape))
+    if math.prod(shape) * dtype.itemsize > len(file.getbuffer()):
+        raise ValueError(f"its header says {dtype} {list(shape)}, and the file ends before")
     file.seek(0)
     array = np.lib.format.read_array(file, allow_pickle=False)
     return Bands(array if first else bands_first(array), _levels(dtype))
@@ -68,13 +71,20 @@ def _only_member(content: bytes) -> bytes:
         return archive.read(members[0])
 
 
-def check_pixels(height: int, width: int) -> None:
+def check_pixels(height: int, width: int, numbers: int = 0) -> None:
     """The bound that PIL has for its images, or was given.
+
+    Args:
+        numbers: in all bands; they may be as many as 16 such images have.
 
     Raises:
         ValueError: there are more pixels.
     """
     most = Image.MAX_IMAGE_PIXELS
+    if most and numbers > 16 * most:
+        raise ValueError(
+            f"{numbers} numbers are more than {16 * most}, and may take all memory; --max-pixels allows them"
+        )
     if most and height * width > most:
         raise ValueError(
             f"{width} x {height} pixels are more than {most}, and may take all memory; --max-pixels allows them"
@@ -101,7 +111,8 @@ def tiff_in(content: bytes) -> Bands:
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         series, page = file.series[0], file.pages.first
         axes = series.axes
-        check_pixels(*(dict(zip(axes, series.shape, strict=True)).get(axis, 0) for axis in "YX"))
+        sides = dict(zip(axes, series.shape, strict=True))
+        check_pixels(sides.get("Y", 0), sides.get("X", 0), math.prod(series.shape))
         values = series.asarray()
         bits, colours = page.bitspersample, page.photometric.name == "RGB" and len(file.pages) == 1
         nodata = nodata_of(page.tags.valueof(NODATA))
