@@ -255,7 +255,7 @@ def test_axes_that_cannot_be_told_apart_are_asked_for() -> None:
         (npz(a=DEEP, b=DEEP), r"holds 2 arrays \(a.npy, b.npy\)"),
         (npy(DEEP).replace(b"(24, 16)", b"(99999, 99999)").replace(b"      \n", b"\n"), "9999"),
         (npy(DEEP).replace(b"(24, 16)", b"(9e1, 16)".replace(b"9e1", b"2400")), "the file ends before"),
-        (npy(DEEP)[:200], "read|bytes|EOF|array"),
+        (npy(DEEP)[:200], "the file ends before"),
         (encoded(DEEP, "TIFF")[:300], "truncated|read|file"),
     ],
 )

@@ -51,7 +51,8 @@ def array_in(content: bytes, axes: str) -> Bands:
     if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
         raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
     first = len(shape) == 3 and _bands_are_first(shape, axes)
-    check_pixels(*(shape[1:] if first else shape[:2]), math.prod(shape))
+    height, width = shape[1:] if first else shape[:2]
+    check_pixels(height, width, math.prod(shape))
     if math.prod(shape) * dtype.itemsize > len(file.getbuffer()):
         raise ValueError(f"its header says {dtype} {list(shape)}, and the file ends before")
     file.seek(0)
