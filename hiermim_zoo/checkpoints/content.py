@@ -80,15 +80,10 @@ def _read_pickle(file: Path) -> Any:
 
 def _reason(file: Path, error: Exception) -> str:
     """Why torch does not read a file, and what helps."""
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
-    if wanted:
-        names = {wanted[1]}
-        with suppress(Exception):  # a file of an old version of torch, or damaged beside
-            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
-        names -= {name.removeprefix("builtins.") for name in names if name.startswith("builtins.")}  # said in two ways
+    if asked := _asked_for(file, str(error)):
         return (
-            f"asks for {', '.join(sorted(names))}, which could run code; only tensors, numbers, plain containers and "
-            f"well-known bookkeeping are read; {remedy(file)}"
+            f"asks for {asked}, which could run code; only tensors, numbers, plain containers and well-known "
+            f"bookkeeping are read; {remedy(file)}"
         )
     if "TorchScript" in str(error):
         return "is a program (TorchScript), of which the weights can be saved alone: python -c " + shlex.quote(
@@ -98,3 +93,16 @@ def _reason(file: Path, error: Exception) -> str:
     if tarfile.is_tarfile(file):
         return "is a tar archive, no PyTorch checkpoint; unpack it"
     return "is damaged or no PyTorch checkpoint"
+
+
+def _asked_for(file: Path, said: str) -> str:
+    """The names that stand in the way, all of them where torch can tell; empty where it is something else."""
+    if "persistent_load of storage" in said:
+        return "a class with its source"
+    wanted = re.search(r"GLOBAL (\S+)", said)
+    names = {wanted[1]} if wanted else set()
+    if names:
+        with suppress(Exception):  # a file of an old version of torch, or damaged beside
+            names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
+    names -= {name.removeprefix("builtins.") for name in names if name.startswith("builtins.")}  # said in two ways
+    return ", ".join(sorted(names))
