@@ -124,7 +124,7 @@ def converted(file: Path, folder: Path, **how: Any) -> State:
 
 
 def loaded_by_timm(file: Path) -> State:
-    """Through the filter that timm calls on pretrained weights; ``checkpoint_path`` of timm calls none."""
+    """Through the filter that timm calls on pretrained weights; on those of ``checkpoint_path`` it calls none."""
     overlay = {"file": str(file), "num_classes": 0}
     return timm.create_model(ARCH, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay).state_dict()
 
