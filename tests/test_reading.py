@@ -20,7 +20,7 @@ from torch import Tensor
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.files import Checkpoint, read_checkpoint
 from hiermim_zoo.checkpoints.sets import SeveralSets, at, find_sets
-from hiermim_zoo.checkpoints.ways import Way, beginnings, ways
+from hiermim_zoo.checkpoints.ways import Way, by_prefix, ways
 from hiermim_zoo.checkpoints.wrappers import bare, bookkeeping, unwrapped
 from hiermim_zoo.models.family import family_of
 
@@ -268,6 +268,15 @@ def test_containers_that_hold_each_other_end() -> None:
     assert not find_sets(content), "a set has no containers with tensors"
 
 
+def test_a_mapping_under_very_many_keys_is_looked_at_once() -> None:
+    none = {f"{i}": {"a": 1} for i in range(2000)}
+    content = {f"{i}": none for i in range(2000)}
+    assert not find_sets(content)
+    content["model"] = weights(1)
+    assert list(find_sets(content)) == ["model"]
+    assert len(find_sets({f"{i}": weights(1) for i in range(2000)})) == 100
+
+
 def test_a_key_can_have_dots_of_its_own_and_be_deep(tmp_path: Path) -> None:
     content = {"callbacks": {"EMA{'decay': 0.9}": {"state": {"w.average": weights(1)}}}, "state_dict": weights(2)}
     assert same(read(content, tmp_path, key="callbacks.EMA{'decay': 0.9}.state.w.average").state, weights(1))
@@ -310,7 +319,9 @@ def test_a_prefix_that_nothing_begins_with_is_refused(tmp_path: Path) -> None:
 
 
 def test_all_beginnings_are_tried() -> None:
-    assert beginnings(["a.b.w", "a.c.w", "w"]) == ["a.", "a.b.", "a.c."]
+    assert by_prefix(["a.b.w", "a.c.w", "w"]) == {
+        "": ["a.b.w", "a.c.w", "w"], "a.": ["b.w", "c.w"], "a.b.": ["w"], "a.c.": ["w"],
+    }  # fmt: skip
     names = {"ema": tuple(encoder()), "model": tuple(under("net.encoder.", encoder())), "loss": ("center",)}
     layouts = family_of(ARCH).layouts
     assert ways(names, layouts) == [Way("ema", "", "hivit_timm"), Way("model", "net.encoder.", "hivit_timm")]

@@ -215,10 +215,9 @@ def omegaconf(patch: pytest.MonkeyPatch) -> Any:
 
 def history(patch: pytest.MonkeyPatch) -> Any:
     """mmengine's HistoryBuffer: arrays, and methods by name, which pickles ask getattr for."""
-    made = library(patch, "mmengine.logging.history_buffer.HistoryBuffer", min=lambda self: 0)
-    made.min.__qualname__ = "HistoryBuffer.min"  # type: ignore[attr-defined]
-    made.min.__module__ = made.__module__  # type: ignore[attr-defined]
-    return node(made, _log_history=np.ones(3), _count_history=np.ones(3), _statistics_methods={"min": made.min})  # type: ignore[attr-defined]
+    made: Any = library(patch, "mmengine.logging.history_buffer.HistoryBuffer", min=lambda self: 0)
+    made.min.__qualname__, made.min.__module__ = "HistoryBuffer.min", made.__module__
+    return node(made, _log_history=np.ones(3), _count_history=np.ones(3), _statistics_methods={"min": made.min})
 
 
 def dictionary(name: str, **state: Any) -> Callable[[pytest.MonkeyPatch], Any]:
@@ -341,6 +340,17 @@ def test_arrays_of_numpy_are_no_weights(tmp_path: Path, key: str) -> None:
     torch.save({key: mixed} if key else mixed, tmp_path / "mixed.pth")
     with pytest.raises(ValueError, match="'b' is an array of numpy, and only tensors are read"):
         read_checkpoint(tmp_path / "mixed.pth")
+
+
+def test_parts_of_tensors_are_told_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says of them depends on whether its modules are imported."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise pickle.UnpicklingError("``torch.distributed.tensor`` must be imported to load DTensors")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match=r"holds tensors in parts, .*; save them whole: full_state_dict of"):
+        read_content(legacy(named("torch.distributed.tensor.DTensor"), tmp_path / "run.pth"))
 
 
 def test_a_program_is_told_from_a_checkpoint(tmp_path: Path) -> None:

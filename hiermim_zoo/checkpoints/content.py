@@ -90,6 +90,11 @@ def _reason(file: Path, error: Exception) -> str:
             f'import torch; torch.save(torch.jit.load({str(file)!r}, map_location="cpu").state_dict(), '
             f"{str(file.with_name(f'{file.stem}-weights.pth'))!r})"
         )
+    if "must be imported" in str(error):
+        return (
+            "holds tensors in parts, as several processes trained them; save them whole: full_state_dict of "
+            "torch.distributed.checkpoint.state_dict"
+        )
     if tarfile.is_tarfile(file):
         return "is a tar archive, no PyTorch checkpoint; unpack it"
     return "is damaged or no PyTorch checkpoint"

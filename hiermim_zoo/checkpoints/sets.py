@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .stubs import InertArray
 from .wrappers import unwrapped
 
 _DEPTH = 2  # keys above a set
+_MOST = 100  # sets that are looked for: one mapping can stand in a file under thousands of keys
 _NO_WEIGHTS = re.compile(r"opt|.*(optim|sched|scaler).*", re.IGNORECASE)  # keys of what else a run remembers
 # What optimisers keep of one parameter.
 _MOMENTS = frozenset(
@@ -40,18 +42,24 @@ class SeveralSets(ValueError):
 
 def find_sets(content: Any) -> dict[str, Mapping[str, Any]]:
     """All sets of weights in the content of a file, by dotted name; "" is the file itself."""
-    return dict(_sets(content, "", _DEPTH))
+    return dict(islice(_sets(content, "", _DEPTH, set()), _MOST))
 
 
-def _sets(value: Any, name: str, depth: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(value, dict) or "param_groups" in value:
+def _sets(value: Any, name: str, depth: int, barren: set[tuple[int, int]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Those in a value that stands under a name. ``barren`` remembers what holds none: it may stand elsewhere, too."""
+    if not isinstance(value, dict) or "param_groups" in value or (id(value), depth) in barren:
         return
-    if is_set(value):
+    found = is_set(value)
+    if found:
         yield name, value
     elif depth:
         for key, inner in value.items():
             if isinstance(key, str) and not _NO_WEIGHTS.fullmatch(key):
-                yield from _sets(inner, f"{name}.{key}" if name else key, depth - 1)
+                for one in _sets(inner, f"{name}.{key}" if name else key, depth - 1, barren):
+                    found = True
+                    yield one
+    if not found:
+        barren.add((id(value), depth))
 
 
 def is_set(value: Any) -> bool:

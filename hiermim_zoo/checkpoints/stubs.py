@@ -116,6 +116,7 @@ _STANDS_IN: dict[type, dict[str, str]] = {
         "mmengine.logging.history_buffer": "HistoryBuffer",
         "mmcv.utils.config": "Config",
         "fvcore.common.history_buffer": "HistoryBuffer",
+        "deepspeed.runtime.fp16.loss_scaler": "DynamicLossScaler LossScaler",
         "pytorch_lightning.trainer.states": _STATES,
         "lightning.pytorch.trainer.states": _STATES,
         "pytorch_lightning.callbacks.model_checkpoint": "ModelCheckpoint",

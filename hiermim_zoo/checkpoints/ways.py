@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 from .layout import Layout
 
+_DEEPEST = 6  # parts of a prefix
+_MOST = 10_000  # names in a set: no model here has as many
+
 
 class Way(NamedTuple):
     """What has to be said for a layout to fit."""
@@ -26,12 +29,19 @@ def ways(names: Mapping[str, Collection[str]], readable: Sequence[Layout]) -> li
     return [
         Way(key, prefix, layout.name)
         for key, found in names.items()
-        for prefix in ("", *beginnings(found))
+        if len(found) <= _MOST
+        for prefix, rest in by_prefix(found).items()
         for layout in readable
-        if not layout.by_name and layout.fits([name[len(prefix) :] for name in found if name.startswith(prefix)])
+        if not layout.by_name and layout.fits(rest)
     ]
 
 
-def beginnings(names: Iterable[str]) -> list[str]:
-    """All that dotted names begin with: "blocks.", "blocks.0.", ..."""
-    return list(dict.fromkeys(name[: i + 1] for name in names for i, letter in enumerate(name) if letter == "."))
+def by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
+    """All that dotted names begin with ("", "blocks.", "blocks.0.", ...) -> what is left of the names that do."""
+    found: dict[str, list[str]] = {"": []}
+    for name in names:
+        parts = name.split(".", _DEEPEST)
+        for i in range(len(parts)):
+            prefix = "".join(f"{part}." for part in parts[:i])
+            found.setdefault(prefix, []).append(name[len(prefix) :])
+    return found
