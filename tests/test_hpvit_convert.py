@@ -494,7 +494,7 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
         (["--model", "hpvit_atto", "--depths", "1", "1", "2", "1"], r"'blocks\.5\.norm1\.weight' .* has no place"),
         (["--model", "hpvit_atto", "--depths", "1", "1", "4", "1"], r"'blocks\.6\.norm1\.weight' .* is missing"),
         (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),
-        (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
+        (["--model", "green_swin_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
         (["--model", "hivit_atto"], "which is no hivit checkpoint"),
         (["--model", "hpvit_atto", "--window-size", "-3"], "window_size=-3 must be at least 1"),
         (

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from .runs import refuse_shards, run_config
+
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _TOP_KEYS = ("model", "state_dict", "model_state")  # where training code puts the state dict, in this order
 
@@ -41,7 +43,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     top_key: str  # under which the state dict stood, empty at the root
     sha256: str
-    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any; of a snapshot its options
 
 
 def find_file(path: Path) -> Path:
@@ -51,6 +53,7 @@ def find_file(path: Path) -> Path:
         ValueError: no such path, an empty file, a folder without a checkpoint or with several.
     """
     if path.is_dir():
+        refuse_shards(path)
         preferred = path / "model.safetensors"
         files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
         if preferred.is_file():
@@ -91,8 +94,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     file = find_file(Path(path))
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
     state, key = _state_dict(content, file)
-    config = file.parent / "config.json"
-    return Checkpoint(file, state, key, sha256_of(file), _read_json(config) if config.is_file() else {})
+    beside = file.parent / "config.json"
+    config = run_config(content) or (_read_json(beside) if beside.is_file() else {})
+    return Checkpoint(file, state, key, sha256_of(file), config)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -124,7 +124,8 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
     write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
-    print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
+    what = "encoder and decoder" if decoder and table.decoder else "the model"
+    print(f"wrote {file}: {what} under the names of {layout}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:
@@ -132,11 +133,22 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
 
 
 def check_decoder(converted: Converted) -> None:
-    """Refuse a decoder that the architecture's autoencoder cannot take."""
+    """Refuse a decoder that the autoencoder which the source tells of cannot take, or an encoder of another size."""
     model: Any = converted.model
-    size = {name: value for name, value in converted.model_args.items() if name in ("img_size", "num_frames")}
+    recipe = converted.recipe()
+    if recipe is None:
+        raise ValueError(
+            f"--mae {converted.source}: the run went on from a folder, and its snapshot does not say with which "
+            "decoder; the command of the run with --resume FILE --export-only added writes both"
+        )
     with without_memory():
-        mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
+        mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args})
+    state, source = model.state_dict(), converted.native.state
+    if changed := [name for name, tensor in source.items() if not torch.equal(tensor.to(state[name]), state[name])]:
+        raise ValueError(
+            f"--mae keeps the decoder, whose positions belong to one size, but {changed[0]!r} was resampled: "
+            "leave out --img-size, or name the source's"
+        )
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 

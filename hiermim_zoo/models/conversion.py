@@ -11,7 +11,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg, saved_model_args
+from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, Contents, own_cfg, saved_model_args
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
@@ -59,7 +59,8 @@ class Converted:
         beside, table = self.checkpoint.path.with_name(DECODER_FILE), self.native.layout
         if beside.is_file():
             return read_checkpoint(beside).state
-        return apply_rules(self.checkpoint.state, (*table.decoder, Drop(".*", "of the encoder")), table.name)[0]
+        rules = (*table.decoder, Drop(".*", "of the encoder"))
+        return apply_rules(self.checkpoint.state, rules, table.name, table.prefix)[0]
 
     def contents(self) -> Contents:
         """What is written."""
@@ -71,7 +72,14 @@ class Converted:
             self.model_args,
             self.dtype,
             decoder=self.native.decoder,
+            recipe=(self.recipe() or {}) if self.native.decoder else {},
+            omitted=self.initial if self.native.layout.own and self.native.decoder else (),
         )
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """Values of the autoencoder's recipe that are not the family's, as the source says; None: it cannot be told."""
+        recipe: Mapping[str, Any] | None = self.checkpoint.config.get(CONFIG_KEY, {}).get("recipe", {})
+        return recipe
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from timm.models import is_model, list_models, model_entrypoint, register_model
 from torch import Tensor, nn
 
-from ..checkpoints.layout import Layout
+from ..checkpoints.layout import Layout, own_autoencoder
 from ..checkpoints.layouts import Native, add_layouts, carry_over, find_layout, recognise
 from ..checkpoints.rules import Rule, check_fits
 from ..protocol import MaskableEncoder
@@ -90,7 +90,8 @@ class Family:
         variants: arguments of the model by architecture.
         construct: (architecture, **arguments of timm's builder and of the model) -> model. It looks for no weights:
             with ``pretrained=True`` it loads those that ``pretrained_cfg_overlay`` names.
-        layouts: of checkpoints that it can read.
+        layouts: of checkpoints that it can read. Where it is pre-trained by masking, those of its own autoencoders are
+            added.
         img_size: (checkpoint, sizes that it may be made for with the likeliest first, arguments of the model that stand
             beside it) -> height and width in pixels of the images that it was made for.
         fit: (state dict in the family's names, the checkpoint that it comes from, model) -> the same fitted to the
@@ -137,6 +138,9 @@ class Family:
     own: bool = True
 
     def __post_init__(self) -> None:
+        if self.mae:
+            own = tuple(own_autoencoder(layout) for layout in self.layouts if layout.own)
+            object.__setattr__(self, "layouts", (*self.layouts, *own))
         rows: tuple[Rows[Any], ...] = (self.mae, self.pretraining, self.fine_tuning)
         for arch in (arch for table in rows for arch in table):
             if arch not in self.variants:

@@ -84,7 +84,7 @@ def notes(native: Native, config: Mapping[str, Any], model: HPViT) -> dict[str, 
     tag, probed = str(config.get("tag") or ""), any(step.source.startswith("head.0.running") for step in native.steps)
     if "mae" in tag.split("_") or probed or any(step.why == DECODER_REASON for step in native.steps):
         said = "masked autoencoding (MAE)"
-    elif tag or native.layout.name == "vit_class_token":
+    elif tag or native.layout.name in ("vit_class_token", "vit_class_token_transformers"):
         why = f"tag {tag}" if tag else "the source has a classifier of the class token"
         said = f"not MAE ({why}), which the paper builds on"
     else:

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..checkpoints.layouts import Native
-from ..checkpoints.tables.vit import PLAIN
+from ..checkpoints.tables.vit import PLAIN, plain_rules
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
 from .build import source_grid
@@ -120,6 +120,7 @@ FAMILY = add_family(
         layouts=PLAIN,
         img_size=img_size,
         fit=fit,
+        more_rules=plain_rules,
         view=view,
         mae=Rows(Recipe(fusion="last", depth=8, xavier=True)),
         pretraining=Rows(Pretraining(blr=1.5e-4)),  # arXiv 2111.06377, table 8

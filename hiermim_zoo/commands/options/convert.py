@@ -115,10 +115,8 @@ class ConvertOptions(OptionSet):
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
-        if self.mae and (self.img_size or self.install):
-            raise ValueError(
-                "--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install"
-            )
+        if self.mae and self.install:
+            raise ValueError("--mae keeps the decoder, for which the store has no place: leave out --install")
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
         if self.images and not self.verify:
