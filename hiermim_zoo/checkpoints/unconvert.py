@@ -50,7 +50,7 @@ def to_published(
     if layout.added:
         renamed |= layout.added(fresh)
     if missing := layout.missing(renamed):
-        if layout.decoder and not decoder:
+        if not decoder and any("mask_token" in pattern or "decoder" in pattern for pattern in missing):
             raise ValueError(f"--to {layout.name} needs a decoder, which the source does not hold")
         raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
     if lost:

@@ -144,7 +144,8 @@ def check_decoder(converted: Converted) -> None:
     with without_memory():
         mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args})
     state, source = model.state_dict(), converted.native.state
-    if changed := [name for name, tensor in source.items() if not torch.equal(tensor.to(state[name]), state[name])]:
+    kept = {name: tensor for name, tensor in source.items() if name in state}
+    if changed := [name for name, tensor in kept.items() if not torch.equal(tensor.to(state[name]), state[name])]:
         raise ValueError(
             f"--mae keeps the decoder, whose positions belong to one size, but {changed[0]!r} was resampled: "
             "leave out --img-size, or name the source's"
