@@ -1,5 +1,5 @@
-"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or
-refused.
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, split, or (for a stated reason) dropped
+or refused.
 
 Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no
 rule matches is an error, so nothing is ever lost by accident.
@@ -86,6 +86,16 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Join's way back: a tensor becomes several of as many rows each, the first of the first rows, and so on."""
+
+    pattern: str
+    to: str  # {} in it is the part
+    parts: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True)
 class Refuse:
     """No model of this package can hold the tensor, and leaving it behind would change what is computed."""
 
@@ -93,14 +103,14 @@ class Refuse:
     reason: str
 
 
-Rule = Copy | Rename | Number | Unnumber | Reshape | Join | Drop | Refuse
+Rule = Copy | Rename | Number | Unnumber | Reshape | Join | Split | Drop | Refuse
 
 
 class Step(NamedTuple):
     """What became of one tensor."""
 
     source: str
-    action: str  # kept, renamed, reshaped, joined, dropped
+    action: str  # kept, renamed, reshaped, joined, split, dropped
     target: str  # empty where dropped
     why: str
 
@@ -143,6 +153,10 @@ def apply_rules(
         if isinstance(rule, Join):
             joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor)
             steps.append(Step(name, "joined", target, rule.why))
+            continue
+        if isinstance(rule, Split):
+            out.update(zip(map(target.format, rule.parts), tensor.chunk(len(rule.parts)), strict=True))
+            steps.append(Step(name, "split", target.format(", ".join(rule.parts)), rule.why))
             continue
         if target in out:
             raise ValueError(f"tensor {name!r}: another tensor of the layout {layout!r} already became {target!r}")
