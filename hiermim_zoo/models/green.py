@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .green_swin import GreenSwin
 from .green_twins import GreenTwins
+from .grids import Sizes
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
 __all__ = ["FAMILY", "GreenSwin", "GreenTwins"]
@@ -59,7 +60,7 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
     return resized
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> Any:
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> Any:
     """No tensor tells: what is known beside it, the likeliest first."""
     return next(size for size in sizes if size is not None)
 

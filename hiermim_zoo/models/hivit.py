@@ -4,7 +4,7 @@ hivit_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hivit import LAYOUTS
 from ..layers.position import resample_bias_table
-from .build import build_model, default_cfgs_for, known_sizes, source_grid, timm_model
+from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
+from .grids import Sizes, position_table, sizes_of, source_grid
 from .hivit_model import TABLE, UNIT, HiViT
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
@@ -37,7 +38,7 @@ def construct(variant: str, **kwargs: Any) -> nn.Module:
 
 def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Tensor]:
     """Tables are resampled to the model's grid, and dropped where the model was built without them."""
-    own, old, new = model.state_dict(), _grid(state, known_sizes(model)), model.patch_embed.grid_size
+    own, old, new = model.state_dict(), _grid(state, sizes_of(native, model)), model.patch_embed.grid_size
     position = state["absolute_pos_embed"]
     state["absolute_pos_embed"] = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=0)
     for name in [name for name in state if name.endswith(TABLE)]:
@@ -48,16 +49,14 @@ def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Ten
     return state
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
     height, width = _grid(native.state, sizes)
     return height * UNIT, width * UNIT
 
 
-def _grid(state: Mapping[str, Tensor], sizes: Sequence[Any]) -> tuple[int, int]:
+def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
     """Units along both sides."""
-    if "absolute_pos_embed" not in state or state["absolute_pos_embed"].ndim != 3:
-        raise ValueError("tensor 'absolute_pos_embed' [1, units, channels] is missing from the checkpoint")
-    return source_grid(state["absolute_pos_embed"].shape[1], UNIT, sizes)
+    return source_grid(position_table(state, "absolute_pos_embed").shape[1], UNIT, sizes)
 
 
 # ---- the family

@@ -30,10 +30,10 @@ _NO_SUCH_VIT = (
         _PLAIN_ONLY + "blocks of this package have a plain MLP, no SwiGLU",
     ),
 )
-_PROBE = "classifier of the class token, of no use to mean pooling"
-_PROBE_DROPPED = (
-    "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
-)
+CLASS_TOKEN_HEAD = "classifier of the class token, of no use to mean pooling"
+PROBE = "linear probe, which reads the class token behind a batch norm"
+_PROBE_DROPPED = "the linear probe reads the class token behind a batch norm: it is left out, the encoder is kept"
+HEAD_DROPPED = "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
 _MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
 
 # transformers: names on disk, and those that 5.x has in memory
@@ -79,12 +79,18 @@ _MM_ENCODER: tuple[Rule, ...] = (
     Rename(r"(?:backbone\.)?ln1\.(weight|bias)", r"norm.\1"),
     Rename(r"(?:backbone\.)?ln2\.(weight|bias)", r"fc_norm.\1"),
 )
-_MM_PROBE = r"head\.(layers\.head|fc)\.(weight|bias)"
+_MM_HEAD = r"head\.(?:layers\.head|fc)\.(weight|bias)"
+_MM_BATCH_NORM = r"neck\.bn\.(running_mean|running_var|num_batches_tracked)"
 _MM_SIGNATURE = (
     r"(backbone\.)?cls_token",
     r"(backbone\.)?patch_embed\.projection\.weight",
     r"(backbone\.)?layers\.0\.ln1\.weight",
 )
+
+
+def reads_class_token(state: Mapping[str, Tensor]) -> bool:
+    """Whether the classifier of a plain ViT in timm's names, if there is one, reads the class token."""
+    return {"cls_token", "head.weight"} <= state.keys() and "fc_norm.weight" not in state
 
 
 def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -100,8 +106,10 @@ def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tu
     if args.get("class_token"):
         row = state["pos_embed"][:, :1]  # [1, 1, C]
         token = Reshape("cls_token", "cls_embed", lambda value: value + row, "its row of the position table added")
+    head = (Drop(r"head\.(weight|bias)", CLASS_TOKEN_HEAD),) if reads_class_token(state) else ()
     return (
         token,
+        *head,
         Drop(
             r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"
         ),
@@ -111,6 +119,7 @@ def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tu
 
 
 _UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)")
+_UNTRAINED_NORM = (r"norm\.(weight|bias)", *_UNTRAINED[1:])
 
 LAYOUTS = (
     Layout(
@@ -138,20 +147,29 @@ LAYOUTS = (
         has=(*_VIT_SIGNATURE, r"fc_norm\.weight"),
         lacks=("mask_token", r"norm\.weight"),
         rules=(*_VIT_ENCODER, *HEAD, *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED[1:],
+        may_be_missing=_UNTRAINED_NORM,
         preprocessing=_MAE_PREPROCESSING,
     ),
     Layout(
         "vit_class_token",
-        "a plain ViT whose classifier reads the class token, as in MAE's linear probes; only the encoder is of use",
-        has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.(1\.)?weight"),
+        "timm's names of a plain ViT whose classifier reads the class token",
+        has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.weight"),
+        lacks=("mask_token", r"fc_norm\.weight"),
+        rules=(*_VIT_ENCODER, *HEAD, *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED,
+    ),
+    Layout(
+        "vit_probe",
+        "MAE's linear probe of a plain ViT; only the encoder is of use",
+        has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.1\.weight"),
         lacks=("mask_token", r"fc_norm\.weight"),
         rules=(
             *_VIT_ENCODER,
-            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|(1\.)?(weight|bias))", _PROBE),
+            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|1\.(weight|bias))", PROBE),
             *_NO_SUCH_VIT,
         ),
         may_be_missing=_UNTRAINED,
+        preprocessing=_MAE_PREPROCESSING,
         warning=_PROBE_DROPPED,
     ),
     Layout(
@@ -177,7 +195,7 @@ LAYOUTS = (
         "vit_mae_mmpretrain",
         "mmpretrain, masked pre-training with or without decoder",
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight"),
-        lacks=(r"(backbone\.)?ln2\.weight", _MM_PROBE),
+        lacks=(r"(backbone\.)?ln2\.weight", _MM_HEAD),
         rules=(
             *_MM_ENCODER,
             Drop(r"neck\.(mask_token|decoder_pos_embed)", DECODER_REASON),
@@ -194,14 +212,19 @@ LAYOUTS = (
     ),
     Layout(
         "vit_class_token_mmpretrain",
-        "mmpretrain, a classifier that reads the class token, as in linear probes; only the encoder is of use",
-        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_PROBE),
+        "mmpretrain, a classifier that reads the class token",
+        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_HEAD),
+        lacks=(r"(backbone\.)?ln2\.weight", _MM_BATCH_NORM),
+        rules=(*_MM_ENCODER, Rename(_MM_HEAD, r"head.\1"), *_NO_SUCH_VIT),
+        may_be_missing=_UNTRAINED,
+        preprocessing=_MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_probe_mmpretrain",
+        "mmpretrain, a linear probe; only the encoder is of use",
+        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_HEAD, _MM_BATCH_NORM),
         lacks=(r"(backbone\.)?ln2\.weight",),
-        rules=(
-            *_MM_ENCODER,
-            Drop(rf"{_MM_PROBE}|neck\.bn\.(running_mean|running_var|num_batches_tracked)", _PROBE),
-            *_NO_SUCH_VIT,
-        ),
+        rules=(*_MM_ENCODER, Drop(rf"{_MM_HEAD}|{_MM_BATCH_NORM}", PROBE), *_NO_SUCH_VIT),
         may_be_missing=_UNTRAINED,
         preprocessing=_MAE_PREPROCESSING,
         warning=_PROBE_DROPPED,
@@ -212,7 +235,7 @@ LAYOUTS = (
         has=(*_MM_SIGNATURE, r"(backbone\.)?ln2\.weight"),
         lacks=(r"(backbone\.)?ln1\.weight",),
         rules=(*_MM_ENCODER, Rename(r"head\.fc\.(weight|bias)", r"head.\1"), *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED[1:],
+        may_be_missing=_UNTRAINED_NORM,
         preprocessing=_MAE_PREPROCESSING,
     ),
     Layout(
@@ -226,4 +249,4 @@ LAYOUTS = (
     ),
 )
 
-PLAIN = tuple(layout for layout in LAYOUTS if layout.name in ("vit_mae", "vit_timm"))  # that remain a plain ViT
+PLAIN = tuple(layout for layout in LAYOUTS if not layout.own)  # of what can remain a plain ViT
