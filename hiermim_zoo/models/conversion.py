@@ -132,19 +132,39 @@ def convert(
     state = family.adapt(native, model)
     check_fits(state, model.state_dict(), model=arch)
     model.load_state_dict(state)
-    resampled = [
-        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in native.state and native.state[name].shape != tensor.shape
-    ]
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
     if checkpoint.path.with_name(DECODER_FILE).is_file():
         config.setdefault("tag", "mae")  # an encoder of our own pre-training, or converted with its decoder
     notes = family.notes(native, config, model)
     return Converted(
-        arch, model, native, checkpoint, source, license, row, wanted.dtype, args, resampled, initial, notes
+        arch,
+        model,
+        native,
+        checkpoint,
+        source,
+        license,
+        row,
+        wanted.dtype,
+        args,
+        _resampled(native, state, shape["img_size"]),
+        initial,
+        notes,
     )
+
+
+def _resampled(native: Native, state: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:
+    """Which tables were resampled; one that keeps its shape may have changed its grid."""
+    changed = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in native.state and tensor is not native.state[name] and not torch.equal(tensor, native.state[name])
+    }
+    before, after = (" x ".join(map(str, _pair(pixels))) for pixels in (native.size, size))
+    sizes = f", images of {before} -> {after} pixels" if before != after else ""
+    return [
+        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}{sizes}" for name, tensor in changed.items()
+    ]
 
 
 def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> Native:

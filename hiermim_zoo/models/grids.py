@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoints.layouts import Native
 
 Size = Any  # one number of pixels, or height and width
-MOST_EXTRA = 16  # rows beyond a square that are taken for those of a class token and of registers
+REGISTERS = (1, 4, 8, 16)  # how many tokens of registers there are in public models
 SHOWN = 6  # grids that a message names
 
 
@@ -101,13 +101,13 @@ def _which_grid(count: int, cell: int, asked: Size | None, prefix: int, rows: in
     if asked is not None:
         height, width = grid_at(asked, cell)
         said += f" ({' x '.join(map(str, to_2tuple(asked)))} pixels have {height} x {width} = {height * width})"
-    side = math.isqrt(count + prefix)
+    side = math.isqrt(count)
     extra = count + prefix - side * side
-    if side > 2 and 0 < extra <= MOST_EXTRA:
-        registers = f" and {extra - 1} register rows" if extra > 1 else " row"
-        said += f"; {extra} more than {side * side} = {side} x {side}: 1 class{registers}? No model here has registers"
-        if extra == 1:
-            said = said.removesuffix(" No model here has registers")
+    if side > 2 and extra == 1:
+        said += f"; 1 more than {side * side} = {side} x {side}: a class row?"
+    if side > 2 and extra - 1 in REGISTERS:
+        said += f"; {extra} more than {side * side} = {side} x {side}: 1 class and {extra - 1} register rows?"
+        said += " No model here has registers"
     shapes = [(count // columns, columns) for columns in range(math.isqrt(count), 1, -1) if not count % columns]
     grids = [shape for height, width in shapes for shape in ((height, width), (width, height))][:SHOWN]
     if not grids:
