@@ -436,7 +436,8 @@ def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: A
     file = folder / DECODER_FILE
     if decoder == "load" and folder.exists() and not file.is_file():
         raise ValueError(
-            f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
+            f"{folder} holds no {DECODER_FILE}; convert with --mae, or start a new one: --fresh-decoder of pretrain, "
+            "decoder='fresh' of create_mae"
         )
     encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder, size)
     check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not

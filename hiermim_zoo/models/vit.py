@@ -69,7 +69,7 @@ class MaskableViT:
         norm.
         """
         model, prefix = self.model, self.model.num_prefix_tokens
-        x = model.patch_embed(images)  # [B, N, D]
+        x = model.patch_embed(images).flatten(1, -2)  # [B, N, D]; with dynamic_img_size a grid until here
         check_keep(keep, x.shape[0], x.shape[1])
         positions: Any = model.pos_embed  # [1, prefix + N, D]
         x = gather_units(x + positions[:, prefix:], keep)  # [B, K, D]
@@ -94,9 +94,15 @@ def pool_of(state: Mapping[str, Tensor]) -> str:
 
 
 def more_rules(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> Sequence[Rule]:
-    """What a model keeps of a file: one norm, and the classifier only behind the norm that it was trained with."""
+    """What a model keeps of a file: one norm, and the classifier only behind the norm that it was trained with.
+
+    Raises:
+        ValueError: another pooling is asked for.
+    """
     found = pool_of(state)
     pool = args.get("global_pool", found)
+    if pool not in POOLS:
+        raise ValueError(f"--global-pool {pool} is unknown, use {' or '.join(POOLS)}")
     if pool == "avg":
         rules = [Drop(r"norm\.(weight|bias)", "norm over the tokens; fc_norm stands behind mean pooling instead")]
     else:
