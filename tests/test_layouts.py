@@ -25,7 +25,7 @@ from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.hivit_model import HiViT
 
 from .golden.fill import fill
-from .names import State, mmpretrain, renamed, transformers, transformers_in_memory, without
+from .names import State, mmpretrain, renamed, transformers, without
 
 WIDTH, DEPTH, CLASSES, LATENT = 24, 2, 5, 16
 VIT: dict[str, Any] = {"img_size": 64, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 2, "num_classes": 0}
@@ -110,6 +110,10 @@ def backbone(state: State) -> State:
     return renamed(state, (r"^", "backbone."))
 
 
+def classifier(state: State) -> State:
+    return renamed(transformers(state), (r"^head\.", "classifier."))
+
+
 def mmpretrain_hivit(state: State) -> State:
     return renamed(state, (r"^absolute_pos_embed", "pos_embed"), (r"^", "backbone."))
 
@@ -146,26 +150,31 @@ TRACKER = {
 INDEX = "attn.relative_position_index"
 HEADS = r"head\..*"
 MIM_HEAD = {"vit.embeddings.mask_token": (1, 1, WIDTH), **pair("decoder.0", 768, WIDTH, 1, 1)}
-NO_CLASSIFIER, NO_HEAD_NO_DECODER = rf"{HEAD}", rf"{HEAD}|{DECODER}"
+NO_HEAD_NO_DECODER = rf"{HEAD}|{DECODER}"
+FC_NORM = r"fc_norm\..*"
+CLASS_TOKEN = rf"{FC_NORM}|{DECODER}"
 VIT_KINDS = {
     "MAE": Kind("vit_mae", mae, HEAD),
     "MAE without norm": Kind("vit_mae", mae, rf"{HEAD}|{NORM}"),
-    "MAE with a head": Kind("vit_mae_class_token", mae, HEAD, pair("head", 5, WIDTH), "of the class token", False),
+    "MAE with a head": Kind("vit_mae_class_token", mae, FC_NORM),
     "MAE fine-tuned": Kind("vit_mae_finetuned", mae, NORM),
     "MAE, two norms and a head": Kind("vit_mae_finetuned", mae),
     "encoder": Kind("vit_timm", dict, NO_HEAD_NO_DECODER),
     "encoder without norm": Kind("vit_timm", dict, rf"{NO_HEAD_NO_DECODER}|{NORM}"),
-    "encoder with pre_logits": Kind(
-        "vit_timm", dict, NO_HEAD_NO_DECODER, pair("pre_logits.fc", WIDTH, WIDTH), "between class token and classifier"
+    "pre_logits and head": Kind(
+        "vit_pre_logits",
+        dict,
+        NO_HEAD_NO_DECODER,
+        {**pair("pre_logits.fc", WIDTH, WIDTH), **pair("head", CLASSES, WIDTH)},
+        "with a layer more",
+        False,
     ),
     "fine-tuned": Kind("vit_finetuned", dict, rf"{NORM}|{DECODER}"),
     "fine-tuned, no head": Kind("vit_finetuned", dict, rf"{NORM}|{DECODER}|{HEADS}"),
     "two norms and a head": Kind("vit_two_norms", dict, DECODER),
     "two norms": Kind("vit_two_norms", dict, rf"{DECODER}|{HEADS}"),
-    "class token": Kind(
-        "vit_class_token", dict, NO_HEAD_NO_DECODER, pair("head", 5, WIDTH), "of the class token", False
-    ),
-    "linear probe": Kind("vit_class_token", dict, NO_HEAD_NO_DECODER, PROBE, "of the class token", False),
+    "class token": Kind("vit_class_token", dict, CLASS_TOKEN),
+    "linear probe": Kind("vit_probe", dict, NO_HEAD_NO_DECODER, PROBE, "behind a batch norm", False),
     "Prithvi": Kind("vit_prithvi", prithvi, HEAD),
     "Prithvi of dates and places": Kind(
         "vit_prithvi",
@@ -176,21 +185,13 @@ VIT_KINDS = {
     ),
     "transformers' ViTMAE": Kind("vit_mae_transformers", lambda s: transformers(mae(s)), HEAD),
     "transformers' ViTMAE, encoder": Kind("vit_mae_transformers", lambda s: transformers(mae(s)), NO_HEAD_NO_DECODER),
-    "transformers' classifier": Kind(
+    "transformers' classifier": Kind("vit_class_token_transformers", classifier, CLASS_TOKEN),
+    "transformers' classifier with a pooler": Kind(
         "vit_class_token_transformers",
-        transformers,
-        NO_HEAD_NO_DECODER,
-        pair("classifier", 5, WIDTH),
-        "of the class token",
-        False,
-    ),
-    "transformers' classifier in memory": Kind(
-        "vit_class_token_transformers",
-        transformers_in_memory,
-        NO_HEAD_NO_DECODER,
-        pair("classifier", 5, WIDTH),
-        "of the class token",
-        False,
+        classifier,
+        CLASS_TOKEN,
+        pair("vit.pooler.dense", WIDTH, WIDTH),
+        "behind the class token",
     ),
     "transformers' ViTModel": Kind(
         "vit_transformers",
@@ -205,6 +206,11 @@ VIT_KINDS = {
     ),
     "mmpretrain": Kind("vit_mae_mmpretrain", lambda s: mmpretrain(mae(s)), HEAD),
     "mmpretrain, encoder without norm": Kind("vit_mae_mmpretrain", mmpretrain, rf"{NO_HEAD_NO_DECODER}|{NORM}"),
+    "mmpretrain, class token": Kind(
+        "vit_class_token_mmpretrain",
+        lambda s: renamed(mmpretrain(s), (r"^head\.fc", "head.layers.head")),
+        CLASS_TOKEN,
+    ),
     "mmpretrain, fine-tuned": Kind("vit_finetuned_mmpretrain", mmpretrain, rf"{NORM}|{DECODER}"),
     "our autoencoder": Kind("vit_timm_autoencoder", own, HEAD, back=False),
 }

@@ -23,6 +23,7 @@ class Native(NamedTuple):
     layout: Layout
     steps: list[Step]
     decoder: dict[str, Tensor]  # "fusion.*" and "decoder.*"; empty unless asked for
+    size: int | tuple[int, int] | None = None  # pixels of the images that it was made for, where known
 
 
 def add_layouts(layouts: Iterable[Layout]) -> None:

@@ -1,5 +1,5 @@
-"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or
-refused.
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, split, or (for a stated reason) dropped
+or refused.
 
 Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no
 rule matches is an error, so nothing is ever lost by accident.

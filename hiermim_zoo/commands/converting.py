@@ -133,7 +133,7 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
 
 
 def check_decoder(converted: Converted) -> None:
-    """Refuse a decoder that the autoencoder which the source tells of cannot take, or an encoder of another size."""
+    """Refuse a decoder that the autoencoder which the source tells of cannot take."""
     model: Any = converted.model
     recipe = converted.recipe()
     if recipe is None:
@@ -143,13 +143,6 @@ def check_decoder(converted: Converted) -> None:
         )
     with without_memory():
         mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args})
-    state, source = model.state_dict(), converted.native.state
-    kept = {name: tensor for name, tensor in source.items() if name in state}
-    if changed := [name for name, tensor in kept.items() if not torch.equal(tensor.to(state[name]), state[name])]:
-        raise ValueError(
-            f"--mae keeps the decoder, whose positions belong to one size, but {changed[0]!r} was resampled: "
-            "leave out --img-size, or name the source's"
-        )
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 

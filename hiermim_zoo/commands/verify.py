@@ -75,7 +75,7 @@ def compare(converted: Converted, images: str | None) -> str:
             if images:
                 raise ValueError(f"--images {images}: {error}") from error
             return f"how the source is to be read cannot be told: {error}"
-    found = family.similarity(converted.checkpoint.state, model, sample(data, model))
+    found = family.similarity(converted.checkpoint.state, model, sample(data, model), converted.native.size)
     if images and not found:
         raise ValueError(f"--images {images}: of this source --verify compares nothing on images; leave them out")
     return found

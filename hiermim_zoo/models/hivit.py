@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hivit import LAYOUTS
 from ..layers.position import resample_bias_table
-from .build import build_model, default_cfgs_for, known_sizes, source_grid, timm_model
+from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
+from .grids import Sizes, position_table, sizes_of, source_grid
 from .hivit_model import TABLE, UNIT, HiViT
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
@@ -44,7 +45,7 @@ def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Ten
         ValueError: a checkpoint of other depths, or with bias tables of windows smaller than its grid.
     """
     check_depths(state, model)
-    own, old, new = model.state_dict(), _grid(state, known_sizes(model)), model.patch_embed.grid_size
+    own, old, new = model.state_dict(), _grid(state, sizes_of(native, model)), model.patch_embed.grid_size
     position = state["absolute_pos_embed"]
     state["absolute_pos_embed"] = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=0)
     for name in [name for name in state if name.endswith(TABLE)]:
@@ -104,7 +105,7 @@ def _table_grid(name: str, table: Tensor, grid: tuple[int, int]) -> tuple[int, i
 def notes(native: Native, config: Mapping[str, Any], model: HiViT) -> dict[str, str]:
     """What report, card and configuration say: of bias tables that are of another grid than the positions."""
     tables = {len(table) for name, table in native.state.items() if name.endswith(TABLE)}
-    old, new = _grid(native.state, known_sizes(model)), model.patch_embed.grid_size
+    old, new = _grid(native.state, sizes_of(native, model)), model.patch_embed.grid_size
     rows = (2 * old[0] - 1) * (2 * old[1] - 1)
     sides = sorted((math.isqrt(count) + 1) // 2 for count in tables - {rows})
     if not sides or not any(name.endswith(TABLE) for name in model.state_dict()):
@@ -116,16 +117,14 @@ def notes(native: Native, config: Mapping[str, Any], model: HiViT) -> dict[str, 
     }
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
     height, width = _grid(native.state, sizes)
     return height * UNIT, width * UNIT
 
 
-def _grid(state: Mapping[str, Tensor], sizes: Sequence[Any]) -> tuple[int, int]:
+def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
     """Units along both sides."""
-    if "absolute_pos_embed" not in state or state["absolute_pos_embed"].ndim != 3:
-        raise ValueError("tensor 'absolute_pos_embed' [1, units, channels] is missing from the checkpoint")
-    return source_grid(state["absolute_pos_embed"].shape[1], UNIT, sizes)
+    return source_grid(position_table(state, "absolute_pos_embed").shape[1], UNIT, sizes)
 
 
 # ---- the family

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout, own_autoencoder
 from ..rules import Copy, Drop, Refuse, Rename, Reshape, Rule
 from .vit_mmpretrain import LAYOUTS as MMPRETRAIN
-from .vit_shared import MAE_PREPROCESSING, NO_SUCH_VIT, PRE_LOGITS, PROBE, PROBE_DROPPED, UNTRAINED
+from .vit_shared import CLASS_TOKEN_HEAD, HEAD_DROPPED, MAE_PREPROCESSING, NO_SUCH_VIT, PROBE, PROBE_DROPPED, UNTRAINED
 from .vit_transformers import LAYOUTS as TRANSFORMERS
 
 _ENCODER: tuple[Rule, ...] = (
@@ -21,10 +21,9 @@ _ENCODER: tuple[Rule, ...] = (
     Copy(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
 )
 _SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight")
-_NORM, _FC_NORM, _HEAD = r"norm\.weight", r"fc_norm\.weight", r"head\.(1\.)?weight"
-_PROBE_HEAD = Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|(1\.)?(weight|bias))", PROBE)
-_CLASS_TOKEN = (*_ENCODER, _PROBE_HEAD, PRE_LOGITS, *NO_SUCH_VIT)
-_MEAN_POOLING = (*_ENCODER, *HEAD, *NO_SUCH_VIT)
+_NORM, _FC_NORM, _HEAD = r"norm\.weight", r"fc_norm\.weight", r"head\.weight"
+_PRE_LOGITS, _PROBED = r"pre_logits(\.fc)?\.(weight|bias)", r"head\.1\.weight"
+_WITH_HEAD = (*_ENCODER, *HEAD, *NO_SUCH_VIT)
 
 # ---- Prithvi, of satellite images (https://github.com/NASA-IMPACT/Prithvi-EO-2.0)
 
@@ -67,10 +66,9 @@ def one_frame(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     return (Reshape("patch_embed.proj.weight", "patch_embed.proj.weight", lambda w: w[:, :, 0], "stem of one frame"),)
 
 
-def plain_rules(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tuple[Rule, ...]:
-    """What a plain ViT takes of the layouts of plain ViTs."""
-    stem = one_frame(state)
-    return (*stem, Copy(".*")) if stem else ()
+def reads_class_token(state: Mapping[str, Tensor]) -> bool:
+    """Whether the classifier of a plain ViT in timm's names, if there is one, reads the class token."""
+    return {"cls_token", "head.weight"} <= state.keys() and "fc_norm.weight" not in state
 
 
 def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -86,9 +84,11 @@ def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tu
     if args.get("class_token"):
         row = state["pos_embed"][:, :1]  # [1, 1, C]
         token = Reshape("cls_token", "cls_embed", lambda value: value + row, "its row of the position table added")
+    head = (Drop(r"head\.(weight|bias)", CLASS_TOKEN_HEAD),) if reads_class_token(state) else ()
     return (
         *one_frame(state),
         token,
+        *head,
         Drop(
             r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"
         ),
@@ -103,8 +103,8 @@ _TIMM = Layout(
     "vit_timm",
     "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
     has=_SIGNATURE,
-    lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight"),
-    rules=(*_ENCODER, PRE_LOGITS, *NO_SUCH_VIT),
+    lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight", _PRE_LOGITS),
+    rules=(*_ENCODER, *NO_SUCH_VIT),
     may_be_missing=UNTRAINED,
     back=_ENCODER,
 )
@@ -123,21 +123,21 @@ LAYOUTS = (
     ),
     Layout(
         "vit_mae_class_token",
-        "MAE's names with decoder and a classifier that reads the class token, which is of no use",
-        has=(*_SIGNATURE, "mask_token", _HEAD),
+        "MAE's names with decoder and a classifier that reads the class token",
+        has=(*_SIGNATURE, "mask_token", _NORM, _HEAD),
         lacks=(_FC_NORM,),
-        rules=_CLASS_TOKEN,
+        rules=_WITH_HEAD,
         may_be_missing=UNTRAINED,
         decoder=MAE_DECODER,
+        back=(*_ENCODER, *HEAD, *MAE_DECODER_BACK),
         preprocessing=MAE_PREPROCESSING,
-        warning=PROBE_DROPPED,
     ),
     Layout(
         "vit_mae_finetuned",
         "MAE's names with decoder and a classifier behind mean pooling",
         has=(*_SIGNATURE, "mask_token", _FC_NORM),
         lacks=(),
-        rules=_MEAN_POOLING,
+        rules=_WITH_HEAD,
         may_be_missing=UNTRAINED[1:],
         decoder=MAE_DECODER,
         back=(*_ENCODER, *HEAD, *MAE_DECODER_BACK),
@@ -149,7 +149,7 @@ LAYOUTS = (
         "MAE authors, fine-tuned with mean pooling (mae_finetuned_vit_*.pth); timm's names of such a ViT",
         has=(*_SIGNATURE, _FC_NORM),
         lacks=("mask_token", _NORM),
-        rules=_MEAN_POOLING,
+        rules=_WITH_HEAD,
         may_be_missing=UNTRAINED[1:],
         back=(*_ENCODER, *HEAD),
         preprocessing=MAE_PREPROCESSING,
@@ -159,7 +159,7 @@ LAYOUTS = (
         "MAE's names with norm and fc_norm together",
         has=(*_SIGNATURE, _FC_NORM, _NORM),
         lacks=("mask_token",),
-        rules=_MEAN_POOLING,
+        rules=_WITH_HEAD,
         may_be_missing=UNTRAINED[1:],
         back=(*_ENCODER, *HEAD),
         preprocessing=MAE_PREPROCESSING,
@@ -167,12 +167,41 @@ LAYOUTS = (
     ),
     Layout(
         "vit_class_token",
-        "a plain ViT whose classifier reads the class token, as in MAE's linear probes; only the encoder is of use",
-        has=(*_SIGNATURE, _HEAD),
-        lacks=("mask_token", _FC_NORM),
-        rules=_CLASS_TOKEN,
+        "timm's names of a plain ViT whose classifier reads the class token",
+        has=(*_SIGNATURE, _NORM, _HEAD),
+        lacks=("mask_token", _FC_NORM, _PRE_LOGITS),
+        rules=_WITH_HEAD,
         may_be_missing=UNTRAINED,
+        back=(*_ENCODER, *HEAD),
+    ),
+    Layout(
+        "vit_probe",
+        "MAE's linear probe of a plain ViT; only the encoder is of use",
+        has=(*_SIGNATURE, _NORM, _PROBED),
+        lacks=("mask_token", _FC_NORM),
+        rules=(
+            *_ENCODER,
+            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|1\.(weight|bias))", PROBE),
+            *NO_SUCH_VIT,
+        ),
+        may_be_missing=UNTRAINED,
+        preprocessing=MAE_PREPROCESSING,
         warning=PROBE_DROPPED,
+    ),
+    Layout(
+        "vit_pre_logits",
+        "a plain ViT of timm's older versions with a layer before its classifier; only the encoder is of use",
+        has=(*_SIGNATURE, _PRE_LOGITS),
+        lacks=("mask_token", _FC_NORM),
+        rules=(
+            *_ENCODER,
+            Drop(
+                rf"{_PRE_LOGITS}|head\.(weight|bias)", "classifier of the class token with a layer more than timm's has"
+            ),
+            *NO_SUCH_VIT,
+        ),
+        may_be_missing=UNTRAINED,
+        warning=HEAD_DROPPED,
     ),
     Layout(
         "vit_prithvi",
@@ -206,6 +235,4 @@ LAYOUTS = (
     ),
 )
 
-# what remains a plain ViT: encoders; a classifier behind mean pooling is another model
-_CLASSIFIERS = ("vit_mae_finetuned", "vit_finetuned", "vit_two_norms", "vit_finetuned_mmpretrain")
-PLAIN = tuple(layout for layout in LAYOUTS if layout.name not in (*_CLASSIFIERS, "hpvit_timm"))
+PLAIN = tuple(layout for layout in LAYOUTS if not layout.own)  # of what can remain a plain ViT

@@ -40,7 +40,8 @@ _ENCODER_BACK: tuple[Rule, ...] = (
     Rename(r"patch_embed\.proj\.(weight|bias)", r"backbone.patch_embed.projection.\1"),
     *_blocks_back(r"blocks\.(\d+)\.", r"backbone.layers.\1."),
 )
-DECODER = (
+_NORM_BACK = Rename(r"norm\.(weight|bias)", r"backbone.ln1.\1")
+_DECODER = (
     Rename(r"neck\.mask_token", "decoder.mask_token"),
     Rename(r"neck\.decoder_pos_embed", "decoder.pos_embed"),
     Rename(r"neck\.decoder_(embed|pred)\.(weight|bias)", r"decoder.\1.\2"),
@@ -54,7 +55,8 @@ _DECODER_BACK: tuple[Rule, ...] = (
     Rename(r"decoder\.norm\.(weight|bias)", r"neck.ln1.\1"),
     *_blocks_back(r"decoder\.blocks\.(\d+)\.", r"neck.decoder_blocks.\1."),
 )
-_PROBE_NAMES = r"head\.(layers\.head|fc)\.(weight|bias)"
+_HEAD = r"head\.(?:layers\.head|fc)\.(weight|bias)"
+_BATCH_NORM = r"neck\.bn\.(running_mean|running_var|num_batches_tracked)"
 _SIGNATURE = ("cls_token", r"patch_embed\.projection\.weight", r"layers\.0\.ln1\.weight")
 _NORM, _FC_NORM = r"ln1\.weight", r"ln2\.weight"
 
@@ -63,25 +65,33 @@ LAYOUTS = (
         "vit_mae_mmpretrain",
         "mmpretrain, masked pre-training with or without decoder",
         has=_SIGNATURE,
-        lacks=(_FC_NORM, _PROBE_NAMES),
+        lacks=(_FC_NORM, _HEAD),
         rules=(*_ENCODER, *NO_SUCH_VIT),
         may_be_missing=UNTRAINED,
-        decoder=DECODER,
-        back=(*_ENCODER_BACK, Rename(r"norm\.(weight|bias)", r"backbone.ln1.\1"), *_DECODER_BACK),
+        decoder=_DECODER,
+        back=(*_ENCODER_BACK, _NORM_BACK, *_DECODER_BACK),
         top_key="state_dict",
         preprocessing=MAE_PREPROCESSING,
         prefix="backbone.",
     ),
     Layout(
         "vit_class_token_mmpretrain",
-        "mmpretrain, a classifier that reads the class token, as in linear probes; only the encoder is of use",
-        has=(*_SIGNATURE, _NORM, _PROBE_NAMES),
+        "mmpretrain, a classifier that reads the class token",
+        has=(*_SIGNATURE, _NORM, _HEAD),
+        lacks=(_FC_NORM, _BATCH_NORM),
+        rules=(*_ENCODER, Rename(_HEAD, r"head.\1"), *NO_SUCH_VIT),
+        may_be_missing=UNTRAINED,
+        back=(*_ENCODER_BACK, _NORM_BACK, Rename(r"head\.(weight|bias)", r"head.layers.head.\1")),
+        top_key="state_dict",
+        preprocessing=MAE_PREPROCESSING,
+        prefix="backbone.",
+    ),
+    Layout(
+        "vit_probe_mmpretrain",
+        "mmpretrain, a linear probe; only the encoder is of use",
+        has=(*_SIGNATURE, _NORM, _HEAD, _BATCH_NORM),
         lacks=(_FC_NORM,),
-        rules=(
-            *_ENCODER,
-            Drop(rf"{_PROBE_NAMES}|neck\.bn\.(running_mean|running_var|num_batches_tracked)", PROBE),
-            *NO_SUCH_VIT,
-        ),
+        rules=(*_ENCODER, Drop(rf"{_HEAD}|{_BATCH_NORM}", PROBE), *NO_SUCH_VIT),
         may_be_missing=UNTRAINED,
         preprocessing=MAE_PREPROCESSING,
         prefix="backbone.",

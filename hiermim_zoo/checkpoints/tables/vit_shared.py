@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..rules import Drop, Refuse, Rule
+from ..rules import Refuse, Rule
 
 _ONLY = "only ViTs as MAE has them are read: "
 NO_SUCH_VIT: tuple[Rule, ...] = (
@@ -27,6 +27,7 @@ NO_SUCH_VIT: tuple[Rule, ...] = (
 UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)", r"norm\.(weight|bias)")
 MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
 
-PROBE = "classifier of the class token, of no use to mean pooling"
-PROBE_DROPPED = "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
-PRE_LOGITS = Drop(r"pre_logits(\.fc)?\.(weight|bias)", "a layer between class token and classifier")
+CLASS_TOKEN_HEAD = "classifier of the class token, of no use to mean pooling"
+HEAD_DROPPED = "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
+PROBE = "linear probe, which reads the class token behind a batch norm"
+PROBE_DROPPED = "the linear probe reads the class token behind a batch norm: it is left out, the encoder is kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..layout import Layout
 from ..rules import Drop, Join, Rename, Rule, Split
-from .vit_shared import MAE_PREPROCESSING, NO_SUCH_VIT, PROBE, PROBE_DROPPED, UNTRAINED
+from .vit_shared import MAE_PREPROCESSING, NO_SUCH_VIT, UNTRAINED
 
 _JOINED = "query, key and value one below the other"
 _APART = "query, key and value apart"
@@ -103,13 +103,14 @@ LAYOUTS = (
     ),
     Layout(
         "vit_class_token_transformers",
-        "transformers' ViTForImageClassification, which reads the class token; only the encoder is of use",
+        "transformers' ViTForImageClassification, which reads the class token",
         has=(*_SIGNATURE, _CLASSIFIER),
         lacks=(),
-        rules=(*_ENCODER, Drop(_CLASSIFIER, PROBE), *_LEFT_OUT),
+        rules=(*_ENCODER, Rename(_CLASSIFIER, r"head.\1"), *_LEFT_OUT),
         may_be_missing=UNTRAINED,
+        back=(*_ENCODER_BACK, Rename(r"head\.(weight|bias)", r"classifier.\1")),
+        top_key="",
         prefix="vit.",
-        warning=PROBE_DROPPED,
     ),
     Layout(
         "vit_transformers",

@@ -59,7 +59,8 @@ class ConvertOptions(OptionSet):
     dry_run: bool = flag("report on every tensor, write nothing", group="what is written")
 
     img_size: tuple[int, int] | None = img_size(
-        "N x N pixels, or height and width, that positions are resampled to",
+        "N x N pixels, or height and width, that positions are resampled to; of a table that is not square: those that "
+        "it was made for",
         auto="those of the checkpoint",
         group="the model",
     )
@@ -116,7 +117,7 @@ class ConvertOptions(OptionSet):
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
         if self.mae and self.install:
-            raise ValueError("--mae keeps the decoder, for which the store has no place: leave out --install")
+            raise ValueError("--mae keeps the decoder, which no tag has: leave out --install")
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
         if self.images and not self.verify:
