@@ -241,7 +241,7 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [{"optimizer": {"lr": 1}}, [torch.ones(2)], {"model": {"a": 1}}])
-def test_a_file_without_state_dict_is_named(tmp_path: Path, content: object) -> None:
+def test_a_file_without_weights_is_named(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match=r"odd\.pth holds no state dict"):
+    with pytest.raises(ValueError, match=r"odd\.pth holds no set of weights"):
         read_checkpoint(tmp_path / "odd.pth")

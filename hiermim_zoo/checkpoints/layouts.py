@@ -16,6 +16,10 @@ _logger = logging.getLogger(__name__)
 _LAYOUTS: dict[str, Layout] = {}
 
 
+class NoLayout(ValueError):
+    """The names of the tensors are of no layout that is looked for."""
+
+
 class Native(NamedTuple):
     """A checkpoint carried over into a family's own names."""
 
@@ -55,8 +59,8 @@ def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -
         family: its name, for messages.
 
     Raises:
-        ValueError: no layout fits, or one does that the family cannot read, or the file is of a kind that no family
-            reads.
+        NoLayout: none fits, or one does that the family cannot read.
+        ValueError: the file is of a kind that no family reads.
     """
     refuse_strangers(names)
     fitting = [layout for layout in all_layouts() if layout.fits(names) and not layout.by_name]
@@ -65,9 +69,9 @@ def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -
     if fitting and fitting[0].name in known:
         return fitting[0]
     if fitting:
-        raise ValueError(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
+        raise NoLayout(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
     first = ", ".join(list(names)[:4])
-    raise ValueError(
+    raise NoLayout(
         f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {', '.join(known)}"
     )
 

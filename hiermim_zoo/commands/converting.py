@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import torch
 
@@ -16,9 +16,12 @@ from ..checkpoints import manifest, store
 from ..checkpoints.download import download
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import check_target, write_folder
-from ..checkpoints.layouts import find_layout
+from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.rules import check_fits
+from ..checkpoints.sets import SeveralSets
+from ..checkpoints.shards import is_index, parts_of
 from ..checkpoints.unconvert import check_file, to_published, write_published
+from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
@@ -66,8 +69,7 @@ def convert_source(options: ConvertOptions) -> Path | None:
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = fetch(options.source, Path(scratch))
-        converted = convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+        converted = converted_by(options, arch, row, Path(scratch))
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
@@ -82,6 +84,40 @@ def convert_source(options: ConvertOptions) -> Path | None:
     if options.verify:
         print("\n".join(filter(None, (verify(converted, target), found))))
     return target
+
+
+def converted_by(options: ConvertOptions, arch: str, row: manifest.Weights | None, scratch: Path) -> Converted:
+    """Read the source and carry it over.
+
+    Raises:
+        ValueError, OSError: it cannot be had or does not fit; of names that fit no layout the message says what helps.
+    """
+    try:
+        checkpoint = fetch(options, scratch)
+    except SeveralSets as error:
+        raise ValueError(f"{error}; {way_out(options, arch, error.names)}") from error
+    try:
+        return convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+    except NoLayout as error:
+        raise ValueError(f"{error}; {way_out(options, arch, checkpoint.names)}") from error
+
+
+def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str]]) -> str:
+    """What to type for a source that fits no layout as it is; it is said, never done unasked.
+
+    Args:
+        names: of the tensors, by set of weights.
+    """
+    family = family_of(arch)
+    found = ways(names, family.layouts)
+    if not found:
+        return f"no other set of weights of the file, nor one without a prefix, is of {family.name} either"
+    lines = [
+        f"layout {way.layout!r} fits with: "
+        + replace(options, key=way.key or None, prefix=way.prefix or None).command("convert")
+        for way in found
+    ]
+    return "; ".join(lines)
 
 
 def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
@@ -157,34 +193,44 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
     return store.user_store() / row.name if options.install and row else options.output
 
 
-def fetch(source: str, scratch: Path) -> Checkpoint:
+def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
     """Bring a source of any kind onto the disk and read it.
 
     Raises:
         ValueError, OSError: it cannot be had or read.
     """
+    return read_checkpoint(located(options.source, scratch), options.key or "", options.prefix or "")
+
+
+def located(source: str, scratch: Path) -> Path:
+    """The file or folder on the disk; what is downloaded goes to ``scratch`` or into the Hub's cache."""
     row = known_row(source)
     if row is not None:
         local = store.find_local(row) if row.file else None
-        return read_checkpoint(local or store.fetch_origin(row, scratch))
+        return local or store.fetch_origin(row, scratch)
     if source.startswith("hf-hub:"):
         name, _, revision = source.removeprefix("hf-hub:").partition("@")
-        return read_checkpoint(store.fetch_repository(name, revision or None))
+        return store.fetch_repository(name, revision or None)
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
-    if urlsplit(source).scheme in ("http", "https"):
-        target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
-        download(source, target)
-        return read_checkpoint(target)
-    return read_checkpoint(source)
+    if urlsplit(source).scheme not in ("http", "https"):
+        return Path(source)
+    target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
+    download(source, target)
+    for part in parts_of(target) if is_index(target) else ():
+        download(urljoin(source, quote(part)), scratch / part)
+    return target
 
 
 def report(converted: Converted, every: bool) -> str:
     """What became of the tensors: in numbers, or (``every``) one line each."""
-    native = converted.native
+    native, checkpoint = converted.native, converted.checkpoint
+    others = [name for name in checkpoint.sets if name != checkpoint.top_key]
     lines = [
-        f"source  {converted.source} ({len(converted.checkpoint.state)} tensors"
-        + (f" under {converted.checkpoint.top_key!r})" if converted.checkpoint.top_key else ")"),
+        f"source  {converted.source} ({len(checkpoint.state)} tensors"
+        + (f" under {checkpoint.top_key!r})" if checkpoint.top_key else ")"),
+        f"set     {checkpoint.top_key or 'the file itself'}; "
+        + (f"--key reads another: {', '.join(others)}" if others else "there is no other"),
         f"layout  {native.layout.name}: {native.layout.about}",
         f"licence {converted.license}",
     ]
@@ -195,12 +241,16 @@ def report(converted: Converted, every: bool) -> str:
         + (f" ({s.why})" if s.why else "")
         for s in steps
     ]
+    if every:
+        lines += [f"  left out {name} ({why})" for name, why in checkpoint.left_out.items()]
     counts = Counter(step.action for step in native.steps)
     lines.append(
         "tensors " + ", ".join(f"{counts[a]} {a}" for a in ("kept", "renamed", "reshaped", "joined", "dropped"))
     )
     reasons = Counter(step.why for step in native.steps if step.action == "dropped")
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
+    left_out = Counter(checkpoint.left_out.values())
+    lines += [f"  left out {count}: {why}" for why, count in left_out.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
     lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:

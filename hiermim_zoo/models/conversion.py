@@ -48,6 +48,8 @@ class Converted:
             "source": self.source,
             "file": self.checkpoint.path.name,
             "sha256": self.checkpoint.sha256,
+            **({"key": self.checkpoint.top_key} if len(self.checkpoint.sets) > 1 else {}),
+            **({"prefix": self.checkpoint.prefix} if self.checkpoint.prefix else {}),
             "layout": self.native.layout.name,
             "license": self.license,
             **self.notes,

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from ..checkpoints.layout import Layout, own_autoencoder
 from ..checkpoints.layouts import Native, add_layouts, carry_over, find_layout, recognise
 from ..checkpoints.rules import Rule, check_fits
+from ..checkpoints.sets import weights_in
+from ..checkpoints.wrappers import unwrapped
 from ..protocol import MaskableEncoder
 from .grids import Sizes
 from .recipes import FineTuning, Pretraining, Recipe, Rows
@@ -182,14 +184,16 @@ class Family:
         """Carry a checkpoint of any known layout over into the family's own names.
 
         Args:
-            state: as read from the file.
+            state: as read from the file; wrappers of frameworks are taken out of its names.
             layout: forces a layout instead of recognising it.
             decoder: keep the decoder of a masked autoencoder, apart from the encoder.
             args: of the model, as far as they decide what is carried over.
 
         Raises:
-            ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
+            ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know;
+                NoLayout: none is recognised.
         """
+        state = unwrapped(state)
         table = find_layout(layout) if layout else self.layout_of(state.keys())
         if table.name not in {own.name for own in self.layouts}:
             readers = " and ".join(f.name for f in families() if table.name in {own.name for own in f.layouts})
@@ -200,7 +204,7 @@ class Family:
         """The layout of a file with these tensor names.
 
         Raises:
-            ValueError: no layout fits, or one does that the family cannot read.
+            NoLayout: none fits, or one does that the family cannot read.
         """
         return recognise(names, self.layouts, self.name)
 
@@ -228,11 +232,15 @@ class Family:
         """Bring a checkpoint of any known layout into the form of ``model``; timm calls it when it loads weights.
 
         Args:
-            state: as read from the file.
-            model: to load it into.
+            state: a set of weights, or the content of a file under whose keys timm has not found one.
+            model: to be loaded.
             size: height and width of the images that the checkpoint was made for; None: as timm knows of the model.
+
+        Raises:
+            ValueError: see :meth:`native` and :meth:`adapt`; SeveralSets: the file has several.
         """
-        return self.adapt(self.native(state, args=self.loading_args(model))._replace(size=size), model)
+        native = self.native(weights_in(state), args=self.loading_args(model))
+        return self.adapt(native._replace(size=size), model)
 
 
 # ---- all of them

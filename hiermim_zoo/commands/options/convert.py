@@ -22,6 +22,15 @@ class ConvertOptions(OptionSet):
         positional=True,
     )
     model: str | None = option("architecture", default=None, metavar="ARCH", auto="a tag's own")
+    key: str | None = option(
+        "which set of weights of the file: its key, dotted where it stands under several (ema.module)",
+        default=None,
+        metavar="KEY",
+        auto="the one that timm's loader takes, or the only one",
+    )
+    prefix: str | None = option(
+        "read the tensors alone whose names begin with P, without it", default=None, metavar="P", auto="none"
+    )
     layout: str | None = option(
         "force a layout of checkpoints", default=None, metavar="NAME", auto="recognised by its names"
     )
@@ -112,7 +121,8 @@ class ConvertOptions(OptionSet):
             raise ValueError("-o DIR is needed (or --install, or --dry-run)")
         if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
             raise ValueError(
-                "--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone"
+                "--to goes with SOURCE, --model, --key, --prefix, --layout, --num-classes, --dtype, --force and "
+                "-o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
