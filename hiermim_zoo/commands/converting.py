@@ -68,6 +68,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
     with tempfile.TemporaryDirectory() as scratch:
         checkpoint = fetch(options.source, Path(scratch))
         converted = convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+        if options.to and options.img_size not in (None, converted.native.size):
+            size = " ".join(map(str, options.img_size))
+            raise ValueError(f"--to writes tensors as the source has them: --img-size {size} would resample them")
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
