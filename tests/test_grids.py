@@ -152,8 +152,9 @@ def test_the_way_back_needs_the_grid_too(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="no square"):
         command(*args)
+    torch.save(own("hiera_atto", (64, 64)), tmp_path / "square.pth")
     with pytest.raises(ValueError, match="--img-size 96 64 would resample them"):
-        command(*args, "--img-size", 96, 64)
+        command(tmp_path / "square.pth", *args[1:], "--img-size", 96, 64)
     assert not (tmp_path / "back.pth").exists()
     command(*args, "--img-size", 64, 96)
     back = torch.load(tmp_path / "back.pth", weights_only=True)
