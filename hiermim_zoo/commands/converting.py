@@ -70,6 +70,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
         converted = converted_by(options, arch, row, Path(scratch))
+        if options.to and options.img_size not in (None, converted.native.size):
+            size = " ".join(map(str, options.img_size))
+            raise ValueError(f"--to writes tensors as the source has them: --img-size {size} would resample them")
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""

@@ -119,10 +119,10 @@ class ConvertOptions(OptionSet):
             raise ValueError("--install and -o exclude each other")
         if not (self.output or self.install or self.dry_run):
             raise ValueError("-o DIR is needed (or --install, or --dry-run)")
-        if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
+        if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             raise ValueError(
-                "--to goes with SOURCE, --model, --key, --prefix, --layout, --num-classes, --dtype, --force and "
-                "-o FILE alone"
+                "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
+                "--num-classes, --dtype, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
