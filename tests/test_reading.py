@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.files import Checkpoint, read_checkpoint
-from hiermim_zoo.checkpoints.sets import SeveralSets, at, find_sets
+from hiermim_zoo.checkpoints.sets import SeveralSets, at, choose, find_sets
 from hiermim_zoo.checkpoints.ways import Way, by_prefix, ways
 from hiermim_zoo.checkpoints.wrappers import bare, bookkeeping, unwrapped
 from hiermim_zoo.models.family import family_of
@@ -208,6 +209,29 @@ def test_a_set_alone_is_read_under_any_key(key: str, tmp_path: Path) -> None:
     assert same(loaded_by_timm(file), encoder())
 
 
+def test_timm_and_convert_agree_whatever_keys_there_are(tmp_path: Path) -> None:
+    """Where timm's choice is a set of weights, it is ours; else the only set is read, or none."""
+    keys, seen = ("model", "state_dict", "model_ema", "state_dict_ema"), set()
+    for there in itertools.product((False, None, True), repeat=len(keys)):
+        pairs = enumerate(zip(keys, there, strict=True))
+        content = {key: weights(i) if is_there else None for i, (key, is_there) in pairs if is_there is not False}
+        file = saved({"epoch": 1, **content}, tmp_path / "file.pth")
+        sets = [key for key, value in content.items() if value]
+        try:
+            theirs = load_state_dict(str(file))
+        except AttributeError:  # timm takes None
+            theirs = {}
+        if "w" in theirs:
+            assert same(read_checkpoint(file).state, theirs)
+        elif len(sets) == 1:
+            assert read_checkpoint(file).top_key == sets[0]
+        else:
+            with pytest.raises(ValueError, match=r"--key NAME must say|holds no set of weights"):
+                read_checkpoint(file)
+        seen.add((len(sets), "w" in theirs))
+    assert {(0, False), (1, False), (1, True), (2, True), (4, True)} <= seen
+
+
 @pytest.mark.parametrize("case", ["timm", "average first", "state_dict before model", "beside an average"])
 def test_timm_and_convert_agree_on_files_with_several_sets(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -266,6 +290,23 @@ def test_containers_that_hold_each_other_end() -> None:
     assert list(find_sets(content)) == ["model"]
     around.append(torch.ones(1))
     assert not find_sets(content), "a set has no containers with tensors"
+
+
+def test_attributes_of_a_mapping_are_no_part_of_it(tmp_path: Path) -> None:
+    """A file can give an OrderedDict attributes, called as its methods are."""
+    state = OrderedDict(weights(1))
+    state.__dict__.update(dict.fromkeys(("items", "keys", "values", "get", "update"), 5))
+    content = OrderedDict(model=state, epoch=3)
+    content.__dict__.update(state.__dict__)
+    sets = find_sets(content)
+    assert list(sets) == ["model"]
+    assert same(unwrapped(sets["model"]), weights(1))
+    for key in ("", "model"):
+        assert choose(content, sets, tmp_path, key) == "model"
+    content["extra"] = state
+    assert list(find_sets(content)) == ["model", "extra"]
+    with pytest.raises(ValueError, match="its keys are model, epoch"):
+        choose(content, {}, tmp_path)
 
 
 def test_a_mapping_under_very_many_keys_is_looked_at_once() -> None:
@@ -369,7 +410,7 @@ def test_a_wrong_name_leaves_no_way(framework: str, tmp_path: Path) -> None:
     state = encoder()
     state["patch_embed.normal.weight"] = state.pop("patch_embed.norm.weight")
     file = saved(FRAMEWORKS[framework](state), tmp_path / "run.ckpt")
-    with pytest.raises(ValueError, match="nor one without a prefix, is of hivit either"):
+    with pytest.raises(ValueError, match="no set of weights of the file is of hivit, with or without a prefix"):
         converted(file, tmp_path / "out")
 
 

@@ -480,12 +480,14 @@ def test_a_repository_of_several_files_is_a_source(
         own = {name: state[name] for name, place in weight_map.items() if place == part}
         save_file(own, tmp_path / part) if suffix == "safetensors" else torch.save(own, tmp_path / part)
         files[part] = (tmp_path / part).read_bytes()
+    files["images-0001.tar"] = CONTENT
     hub.files = {f"/someone/large/resolve/main/{name}": content for name, content in files.items()}
     args = ("hf-hub:someone/large", "--model", "hivit_atto", "-o", tmp_path / "out")
     done = online.command("hiermim_zoo.convert", *args)
     assert done.returncode == 0, done.stderr
     about = json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]
     assert (about["file"], about["layout"]) == (f"{kind}.index.json", "hivit_mae")
+    assert not any("images" in path for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path)
     del hub.files[f"/someone/large/resolve/main/{parts[1]}"]
     hub.files = {path.replace("large", "torn"): content for path, content in hub.files.items()}
     done = online.command("hiermim_zoo.convert", "hf-hub:someone/torn", *args[1:3], "-o", tmp_path / "torn")

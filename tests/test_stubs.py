@@ -10,6 +10,7 @@ import functools
 import pathlib
 import pickle
 import shlex
+import shutil
 import sys
 import tracemalloc
 import types
@@ -308,38 +309,69 @@ def test_old_files_that_hold_the_source_of_a_layer_are_refused(tmp_path: Path) -
         read_checkpoint(tmp_path / "old.pth")
 
 
-def test_the_remedy_saves_the_weights_alone(tmp_path: Path) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def follow(said: str) -> None:
+    """Run the command in a message."""
+    assert "this runs the code in the file" in said
+    exec(shlex.split(said[said.index("python -c ") :])[2], {})
+
+
+def test_the_remedy_saves_the_weights_alone(here: Path) -> None:
     """All names that stand in the way are told, and the command that is printed works."""
     import ipaddress
     import logging
 
     own = {"state_dict": {**STATE, "n": 3}, "args": ipaddress.ip_address("::1"), "log": logging.getLogger("toy")}
-    torch.save(own, tmp_path / "their run.ckpt")
+    own |= {"ema": {"module": STATE, "decay": 0.9}, "layer": torch.nn.Linear(2, 2), "epoch": 3, "more": [1, "a"]}
+    torch.save(own, here / "their run.ckpt")
     with pytest.raises(ValueError, match=r"asks for ipaddress.IPv6Address, logging.getLogger, which") as error:
-        read_checkpoint(tmp_path / "their run.ckpt")
-    said = str(error.value)
-    assert "this runs the code in the file" in said
-    exec(shlex.split(said[said.index("python -c ") :])[2])
-    found = read_checkpoint(tmp_path / "their run-weights.pth")
-    assert (found.top_key, found.left_out) == ("state_dict", {"n": "a number (int), no tensor"})
+        read_checkpoint(here / "their run.ckpt")
+    follow(str(error.value))
+    found = read_checkpoint(here / "their run-weights.pth")
+    assert (found.top_key, found.sets) == ("state_dict", ("state_dict", "ema.module", "layer"))
+    assert list(found.left_out) == ["n"]
     assert all(torch.equal(found.state[name], tensor) for name, tensor in STATE.items())
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_later_protocol_is_told_from_damage(here: Path, protocol: int) -> None:
+    torch.save({"model": STATE}, here / "new.pth", pickle_protocol=protocol)
+    with pytest.raises(ValueError, match=r"new\.pth is pickled by protocol 4 or later") as error:
+        read_checkpoint(here / "new.pth")
+    follow(str(error.value))
+    assert torch.equal(read_checkpoint(here / "new-weights.pth").state["w"], STATE["w"])
+
+
+def test_a_message_has_an_end(tmp_path: Path) -> None:
+    """However many names a file asks for."""
+    names = ("copy", "copy2", "copyfile", "copymode", "copystat", "copytree", "move", "rmtree", "which", "chown")
+    many = [getattr(shutil, name) for name in names]
+    content = {"state_dict": STATE, "more": many}
+    torch.save(content, tmp_path / "many.pth")
+    with pytest.raises(ValueError, match=r"asks for (shutil\.\w+, ){8}2 more, which could run code"):
+        read_checkpoint(tmp_path / "many.pth")
 
 
 @pytest.mark.parametrize("key", ["", "model"])
-def test_arrays_of_numpy_are_no_weights(tmp_path: Path, key: str) -> None:
+def test_arrays_of_numpy_are_no_weights(here: Path, key: str) -> None:
     """All of them: refused with the command that makes them tensors. One of them: refused by name."""
     arrays = {name: tensor.numpy() for name, tensor in STATE.items()}
-    torch.save({key: arrays} if key else arrays, tmp_path / "arrays.pth")
+    torch.save({key: arrays} if key else arrays, here / "arrays.pth")
     with pytest.raises(ValueError, match="holds no set of weights: there are arrays of numpy") as error:
-        read_checkpoint(tmp_path / "arrays.pth")
-    said = str(error.value)
-    exec(shlex.split(said[said.index("python -c ") :])[2])
-    found = read_checkpoint(tmp_path / "arrays-weights.pth")
+        read_checkpoint(here / "arrays.pth")
+    follow(str(error.value))
+    found = read_checkpoint(here / "arrays-weights.pth")
     assert all(torch.equal(found.state[name], tensor) for name, tensor in STATE.items())
     mixed = {**STATE, "b": arrays["b"]}
-    torch.save({key: mixed} if key else mixed, tmp_path / "mixed.pth")
+    torch.save({key: mixed} if key else mixed, here / "mixed.pth")
     with pytest.raises(ValueError, match="'b' is an array of numpy, and only tensors are read"):
-        read_checkpoint(tmp_path / "mixed.pth")
+        read_checkpoint(here / "mixed.pth")
 
 
 def test_parts_of_tensors_are_told_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import shlex
 import tarfile
 import threading
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from torch import Tensor
 from .stubs import STUBS
 
 _ONE_AT_A_TIME = threading.Lock()  # torch keeps one list of names for all threads
-# Of any file: the tensors at its top, and whatever maps names to tensors.
-_WEIGHTS_ALONE = "{k: v for k, v in c.items() if any(map(torch.is_tensor, v.values() if isinstance(v, dict) else [v]))}"
+_SHOWN = 8  # names that a message lists
 
 
 def read_content(file: Path) -> Any:
@@ -35,21 +35,22 @@ def read_content(file: Path) -> Any:
     return _read_safetensors(file) if _is_safetensors(file) else _read_pickle(file)
 
 
-def remedy(file: Path, weights: str = _WEIGHTS_ALONE) -> str:
-    """The command that saves the weights alone, for who trusts the file.
-
-    Args:
-        weights: a Python expression for them; ``c`` is the content of the file.
-    """
-    target = str(file.with_name(f"{file.stem}-weights.pth"))
+def remedy(file: Path) -> str:
+    """The command that saves the tensors of a file alone, under their keys, for who trusts the file."""
     code = (
-        f'import torch; c = torch.load({str(file)!r}, map_location="cpu", weights_only=False); '
-        f"torch.save({weights}, {target!r})"
+        "import torch; f = lambda v: {k: f(x) for k, x in v.items()} if isinstance(v, dict) else f(v.state_dict()) if "
+        'isinstance(v, torch.nn.Module) else torch.as_tensor(v) if hasattr(v, "__array__") and v.ndim else None; '
+        f'torch.save(f(torch.load({str(file)!r}, map_location="cpu", weights_only=False)), {_saved_again(file)!r})'
     )
     return (
         f"if you trust whoever made the file, save its weights alone and read those (careful: this runs the code in "
         f"the file): python -c {shlex.quote(code)}"
     )
+
+
+def _saved_again(file: Path) -> str:
+    """The name for it, in the folder where the command is typed."""
+    return f"{file.stem}-weights.pth"
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -88,8 +89,10 @@ def _reason(file: Path, error: Exception) -> str:
     if "TorchScript" in str(error):
         return "is a program (TorchScript), of which the weights can be saved alone: python -c " + shlex.quote(
             f'import torch; torch.save(torch.jit.load({str(file)!r}, map_location="cpu").state_dict(), '
-            f"{str(file.with_name(f'{file.stem}-weights.pth'))!r})"
+            f"{_saved_again(file)!r})"
         )
+    if "Unsupported operand 149" in str(error) and zipfile.is_zipfile(file):
+        return f"is pickled by protocol 4 or later, which torch does not read safely; {remedy(file)}"
     if "must be imported" in str(error):
         return (
             "holds tensors in parts, as several processes trained them; save them whole: full_state_dict of "
@@ -110,4 +113,5 @@ def _asked_for(file: Path, said: str) -> str:
         with suppress(Exception):  # a file of an old version of torch, or damaged beside
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
     names -= {name.removeprefix("builtins.") for name in names if name.startswith("builtins.")}  # said in two ways
-    return ", ".join(sorted(names))
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join(sorted(names)[:_SHOWN] + more)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .content import read_content
 from .runs import refuse_shards, run_config
-from .sets import at, check_no_arrays, choose, find_sets
+from .sets import at, check_no_arrays, choose, find_sets, plain
 from .shards import INDEX, check_whole, is_index, parts_of, read_parts
 from .wrappers import bare, bookkeeping, unwrapped
 
@@ -106,9 +106,10 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "") -> Checkp
     content = read_parts(file) if is_index(file) else read_content(file)
     sets = find_sets(content)
     key = choose(content, sets, file, key)
-    sets.setdefault(key, at(content, key))  # deeper than they are looked for
+    if key not in sets:  # deeper than they are looked for
+        sets[key] = plain(at(content, key))
     weights = sets[key]
-    check_no_arrays(weights, file, key)
+    check_no_arrays(weights, file)
     state, left_out = unwrapped(weights), bookkeeping(weights)
     if prefix:
         prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x")

@@ -51,9 +51,9 @@ def _sets(value: Any, name: str, depth: int, barren: set[tuple[int, int]]) -> It
         return
     found = is_set(value)
     if found:
-        yield name, value
+        yield name, plain(value)
     elif depth:
-        for key, inner in value.items():
+        for key, inner in dict.items(value):
             if isinstance(key, str) and not _NO_WEIGHTS.fullmatch(key):
                 for one in _sets(inner, f"{name}.{key}" if name else key, depth - 1, barren):
                     found = True
@@ -62,14 +62,19 @@ def _sets(value: Any, name: str, depth: int, barren: set[tuple[int, int]]) -> It
         barren.add((id(value), depth))
 
 
+def plain(value: dict[Any, Any]) -> dict[Any, Any]:
+    """A mapping without the attributes that a file can give it, which may be called as its methods are."""
+    return dict(dict.items(value))
+
+
 def is_set(value: Any) -> bool:
     """Whether it is a set of weights."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
-    tensors = {key: v for key, v in value.items() if isinstance(v, Tensor)}
+    tensors = {key: v for key, v in dict.items(value) if isinstance(v, Tensor)}
     if not any(tensor.ndim > 1 for tensor in tensors.values()) or tensors.keys() <= _MOMENTS:
         return False
-    return not _hold_tensors([v for v in value.values() if isinstance(v, (dict, list, tuple))])
+    return not _hold_tensors([v for v in dict.values(value) if isinstance(v, (dict, list, tuple))])
 
 
 def _hold_tensors(containers: list[Any]) -> bool:
@@ -80,7 +85,7 @@ def _hold_tensors(containers: list[Any]) -> bool:
         if id(container) in seen:
             continue
         seen.add(id(container))
-        for value in container.values() if isinstance(container, dict) else container:
+        for value in dict.values(container) if isinstance(container, dict) else container:
             if isinstance(value, Tensor):
                 return True
             if isinstance(value, (dict, list, tuple)):
@@ -119,7 +124,7 @@ def timms_choice(content: Any) -> str:
     """The key whose value timm's loader takes; "" where it takes all."""
     if not isinstance(content, dict):
         return ""
-    averages = (key for key in ("state_dict_ema", "model_ema") if content.get(key) is not None)
+    averages = (key for key in ("state_dict_ema", "model_ema") if dict.get(content, key) is not None)
     return next(averages, next((key for key in ("state_dict", "model") if key in content), ""))
 
 
@@ -142,7 +147,7 @@ def weights_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return sets[choose(content, sets, Path("the checkpoint"))] if sets else content
 
 
-def check_no_arrays(weights: Mapping[str, Any], file: Path, key: str) -> None:
+def check_no_arrays(weights: Mapping[str, Any], file: Path) -> None:
     """Refuse arrays of numpy among weights: read as nothing, they would be missing.
 
     Raises:
@@ -150,15 +155,7 @@ def check_no_arrays(weights: Mapping[str, Any], file: Path, key: str) -> None:
     """
     for name, value in weights.items():
         if isinstance(value, InertArray):
-            raise ValueError(
-                f"{file}: {name!r} is an array of numpy, and only tensors are read; {_converted(file, key)}"
-            )
-
-
-def _converted(file: Path, key: str) -> str:
-    """What saves arrays as tensors."""
-    where = f"c[{key!r}]" if key else "c"
-    return remedy(file, f"{{k: torch.as_tensor(v) for k, v in {where}.items()}}")
+            raise ValueError(f"{file}: {name!r} is an array of numpy, and only tensors are read; {remedy(file)}")
 
 
 def _listed(sets: Mapping[str, Any]) -> str:
@@ -169,9 +166,8 @@ def _found(content: Any, file: Path) -> str:
     """What there is instead."""
     if not isinstance(content, dict):
         return f"it is a {type(content).__name__}"
-    places = {"": content} | {key: value for key, value in content.items() if isinstance(value, dict)}
-    for key, place in places.items():
-        if isinstance(key, str) and any(isinstance(value, InertArray) for value in place.values()):
-            return f"there are arrays of numpy, and only tensors are read; {_converted(file, key)}"
+    places = [content, *(value for value in dict.values(content) if isinstance(value, dict))]
+    if any(isinstance(value, InertArray) for place in places for value in dict.values(place)):
+        return f"there are arrays of numpy, and only tensors are read; {remedy(file)}"
     keys = f"its keys are {', '.join(map(str, list(content)[:6]))}" if content else "it is empty"
     return f"{keys}; a set maps names to tensors, by itself or under one key or two"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .content import read_content
+from .sets import plain
 
 INDEX = ".index.json"  # ends the name of an index
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(?P<suffix>\.\w+)")
@@ -64,7 +65,7 @@ def read_parts(index: Path) -> dict[str, Any]:
                 raise ValueError(
                     f"tensor {name!r} of {part} is missing from {index}, or it says that another file has it"
                 )
-        state.update(content)
+        state |= plain(content)
     return state
 
 

@@ -97,7 +97,8 @@ def fetch_repository(name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = [*(f"*{suffix}" for suffix in (*SUFFIXES, INDEX)), "config.json"]
+    suffixes = [".pth.tar" if suffix == ".tar" else suffix for suffix in (*SUFFIXES, INDEX)]  # others hold data
+    wanted = [*(f"*{suffix}" for suffix in suffixes), "config.json"]
     with hub_errors():
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -114,7 +115,7 @@ def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str
     family = family_of(arch)
     found = ways(names, family.layouts)
     if not found:
-        return f"no other set of weights of the file, nor one without a prefix, is of {family.name} either"
+        return f"no set of weights of the file is of {family.name}, with or without a prefix"
     lines = [
         f"layout {way.layout!r} fits with: "
         + replace(options, key=way.key or None, prefix=way.prefix or None).command("convert")
@@ -202,7 +203,11 @@ def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
     Raises:
         ValueError, OSError: it cannot be had or read.
     """
-    return read_checkpoint(located(options.source, scratch), options.key or "", options.prefix or "")
+    try:
+        return read_checkpoint(located(options.source, scratch), options.key or "", options.prefix or "")
+    except ValueError as error:
+        error.args = (str(error).replace(f"{scratch}{os.sep}", ""),)  # which is gone when the message is read
+        raise
 
 
 def located(source: str, scratch: Path) -> Path:
