@@ -51,8 +51,8 @@ def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Ten
     for name in [name for name in state if name.endswith(TABLE)]:
         if name not in own:
             del state[name]
-        elif name in native.state and state[name].ndim == 2:
-            state[name] = resample_bias_table(state[name], _table_grid(name, state[name], old), new)
+        elif name in native.state and (grid := _table_grid(name, state[name], old)):
+            state[name] = resample_bias_table(state[name], grid, new)
     return state
 
 
@@ -82,18 +82,20 @@ def depths_of(names: Iterable[str]) -> tuple[int, int, int] | None:
     return merges[0] // 2, (merges[1] - merges[0] - 1) // 2, len(main)
 
 
-def _table_grid(name: str, table: Tensor, grid: tuple[int, int]) -> tuple[int, int]:
+def _table_grid(name: str, table: Tensor, grid: tuple[int, int]) -> tuple[int, int] | None:
     """The grid that a bias table was made for: that of the positions, or a larger square one, as of segmenters, whose
-    tables belong to the size of their crops.
+    tables belong to the size of their crops; None where it is neither, which check_fits names.
 
     Raises:
         ValueError: a smaller one: such blocks attended in windows.
     """
+    if table.ndim != 2:
+        return None
     if len(table) == (2 * grid[0] - 1) * (2 * grid[1] - 1):
         return grid
     side = (math.isqrt(len(table)) + 1) // 2
     if (2 * side - 1) ** 2 != len(table):
-        return grid  # check_fits names it
+        return None
     if side < max(grid):
         raise ValueError(
             f"tensor {name!r} has {len(table)} rows, those of windows of {side} x {side} units, but the positions are "
