@@ -18,7 +18,7 @@ from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.layouts import find_layout
 from hiermim_zoo.checkpoints.unconvert import to_published
 from hiermim_zoo.mae import create_mae, decoder_state
-from hiermim_zoo.models.grids import Sizes, source_grid
+from hiermim_zoo.models.grids import Sizes, sizes_beside, source_grid
 
 from .test_hpvit_convert import plain, same, with_decoder
 
@@ -124,6 +124,20 @@ def test_the_folder_of_an_audio_model_says_it(arch: str, tmp_path: Path) -> None
     words = r"513 rows, 512 and one of the class token: no square.* 64 x 8 \(--img-size 1024 128\)"
     with pytest.raises(ValueError, match=words):
         converted(folder, tmp_path, arch)
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        ({"model_args": {"img_size": 96}, "pretrained_cfg": {"input_size": [1, 64, 32]}}, [(96, 96), (64, 32), None]),
+        ({"image_size": [64, 96]}, [None, None, (64, 96)]),
+        ({"model_args": [1], "pretrained_cfg": "x", "image_size": {}}, [None] * 3),
+        ({"model_args": {"img_size": True}, "pretrained_cfg": {"input_size": "224"}, "image_size": -3}, [None] * 3),
+        ({"model_args": {"img_size": [1, 2, 3]}, "pretrained_cfg": {"input_size": [3]}, "image_size": 2.5}, [None] * 3),
+    ],
+)
+def test_what_is_no_size_says_nothing(config: dict[str, Any], sizes: list[Any]) -> None:
+    assert list(sizes_beside(config)) == sizes
 
 
 def test_a_decoder_is_kept_at_the_size_of_the_source(tmp_path: Path) -> None:

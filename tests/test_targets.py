@@ -90,7 +90,7 @@ def test_every_file_of_the_same_encoder_becomes_timms_vit(kind: str, tmp_path: P
     written = converted(rename(state), tmp_path, "--verify")
     assert same(written, state)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["layout"] == layout
-    assert model_args(tmp_path) == {"global_pool": "token", "img_size": [64, 64]}
+    assert model_args(tmp_path) == {"img_size": [64, 64]}
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     reference = VisionTransformer(img_size=64, depth=6, num_classes=0, **TOY).eval()
     reference.load_state_dict(state)
@@ -108,7 +108,7 @@ def test_classifiers_keep_what_they_read(kind: str, tmp_path: Path) -> None:
     state = toy(global_pool=pool)
     converted(rename(state), tmp_path, "--verify")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["layout"] == layout
-    assert model_args(tmp_path)["global_pool"] == pool
+    assert model_args(tmp_path).get("global_pool", "token") == pool
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     reference = VisionTransformer(img_size=64, depth=6, num_classes=5, global_pool=pool, **TOY).eval()
     reference.load_state_dict(head(state))
@@ -118,7 +118,7 @@ def test_classifiers_keep_what_they_read(kind: str, tmp_path: Path) -> None:
     assert not torch.allclose(model(images), reference(images), atol=1e-2)
     again = converted(load_file(tmp_path / "out" / "model.safetensors"), tmp_path, "--num-classes", 0)
     assert same(again, state)
-    assert model_args(tmp_path)["global_pool"] == pool
+    assert model_args(tmp_path).get("global_pool", "token") == pool
 
 
 def test_what_a_folder_holds_converts_again_and_to_an_hpvit(tmp_path: Path) -> None:
@@ -258,7 +258,8 @@ def test_patches_of_another_architecture_name_it(tmp_path: Path) -> None:
         shapes = VisionTransformer(**small, num_classes=0).state_dict()
     state = {name: torch.zeros(1).expand(tensor.shape) for name, tensor in shapes.items()}
     native = family_named("vision_transformer").native(state)
-    assert vit.checkpoint_args(native, "vit_small_patch8_224") == {"global_pool": "token"}
+    assert vit.checkpoint_args(native, "vit_small_patch8_224") == {}
+    assert vit.checkpoint_args(native, "eva_large_patch14_196") == {"global_pool": "token", "patch_size": 8}
     words = r"has patches of 8 x 8 pixels, vit_small_patch16_224 has 16 x 16: use --model vit_small_patch8_224$"
     with pytest.raises(ValueError, match=words):
         vit.checkpoint_args(native, "vit_small_patch16_224")
@@ -269,7 +270,7 @@ def test_patches_that_timm_has_no_name_for_are_remembered() -> None:
         tiny = VisionTransformer(embed_dim=192, num_heads=3, depth=12, img_size=56, patch_size=14, num_classes=0)
     native = family_named("vision_transformer").native(dict(tiny.state_dict()))
     args = vit.checkpoint_args(native, "vit_tiny_patch16_224")
-    assert args == {"global_pool": "token", "patch_size": 14}
+    assert args == {"patch_size": 14}
     with without_memory():
         model = vit.construct("vit_tiny_patch16_224", num_classes=0, img_size=56, **args)
     assert vit.FAMILY.adapt(native._replace(size=56), model).keys() == model.state_dict().keys()

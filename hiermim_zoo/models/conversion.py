@@ -18,7 +18,7 @@ from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..version import __version__
 from .family import Family, family_of
-from .grids import Sizes
+from .grids import Sizes, sizes_beside
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
@@ -205,10 +205,9 @@ def _shape(
         ValueError: nothing tells that size, or the decoder is to be kept for another one.
     """
     base: Any = get_pretrained_cfg(arch)
-    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE))
-    said = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
-    if checkpoint.config.get("architecture") != arch:  # beside a plain ViT, the file speaks of another model
-        saved = {}
+    ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
+    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
+    said = (*sizes_beside({**checkpoint.config, "pretrained_cfg": config}), base.input_size[1:])
     native = native._replace(size=_pair(family.img_size(native, Sizes(said, wanted.img_size), saved)))
     size = _pair(wanted.img_size or native.size)
     if native.decoder and size != native.size:

@@ -37,6 +37,20 @@ class Sizes:
         return iter(self.said)
 
 
+def sizes_beside(config: Mapping[str, Any]) -> tuple[Size | None, ...]:
+    """What config.json beside a checkpoint says, in the form of timm or of transformers; perhaps a stranger's."""
+    args, cfg = config.get("model_args"), config.get("pretrained_cfg")
+    saved = args.get("img_size") if isinstance(args, dict) else None
+    shape = cfg.get("input_size") if isinstance(cfg, dict) else None
+    return _size(saved), _size(shape[1:] if isinstance(shape, (list, tuple)) else None), _size(config.get("image_size"))
+
+
+def _size(value: Any) -> Size | None:
+    """One number of pixels, or height and width; None where it is neither."""
+    sides = value if isinstance(value, (list, tuple)) else (value, value)
+    return tuple(sides) if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides) else None
+
+
 def sizes_of(native: Native, model: Any) -> Sizes:
     """For the loading of a checkpoint into a model: what is known of the checkpoint, else what timm knows of the
     model's weights.

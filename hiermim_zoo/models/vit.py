@@ -114,12 +114,15 @@ def more_rules(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> Sequence
 
 
 def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
-    """What norm and classifier read; the patch, where it is not the architecture's.
+    """What norm and classifier read, and the patch, where they are not the architecture's.
 
     Raises:
         ValueError: timm has such patches under another name.
     """
-    args: dict[str, Any] = {"global_pool": pool_of(native.state)}
+    pool = pool_of(native.state)
+    with without_memory():
+        model: Any = construct(arch, num_classes=0)
+    args: dict[str, Any] = {} if pool == model.global_pool else {"global_pool": pool}
     own, patch = _patch(arch), native.state["patch_embed.proj.weight"].shape[-1]
     if own in (None, patch):
         return args
