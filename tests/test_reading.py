@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -91,6 +92,7 @@ def test_names_that_differ_by_wrappers_alone_are_refused(tmp_path: Path) -> None
         read(state, tmp_path)
     with pytest.raises(ValueError, match=r"both 'blocks\.0\.w'"):
         family_of(ARCH).native(state)
+    assert same(read({"model": weights(1), "other": state}, tmp_path).state, weights(1)), "they are not what is read"
 
 
 WRAPPED: dict[str, Callable[[str], str]] = {
@@ -135,6 +137,7 @@ def loaded_by_timm(file: Path) -> State:
 
 def test_numbers_among_the_tensors_are_left_out_and_named(tmp_path: Path) -> None:
     state: dict[str, Any] = {**weights(1), "module.n": 3, "best": 0.5, "none": None, "version": "1.2", "more": [1, 2]}
+    state["acc"] = np.float64(82.1)
     found = read({"model": state, "epoch": 3}, tmp_path)
     assert same(found.state, weights(1))
     assert found.left_out == {
@@ -143,6 +146,7 @@ def test_numbers_among_the_tensors_are_left_out_and_named(tmp_path: Path) -> Non
         "none": "None, no tensor",
         "version": "a text, no tensor",
         "more": "an object (list), no tensor",
+        "acc": "an object of a library, no tensor",
     }
     assert not bookkeeping(weights(1))
 

@@ -372,6 +372,9 @@ def test_arrays_of_numpy_are_no_weights(here: Path, key: str) -> None:
     torch.save({key: mixed} if key else mixed, here / "mixed.pth")
     with pytest.raises(ValueError, match="'b' is an array of numpy, and only tensors are read"):
         read_checkpoint(here / "mixed.pth")
+    apart = {"net.w": STATE["w"], "b": arrays["b"]}
+    torch.save({key: apart} if key else apart, here / "apart.pth")
+    assert read_checkpoint(here / "apart.pth", prefix="net").left_out == {"b": "an array of numpy, no tensor"}
 
 
 def test_parts_of_tensors_are_told_from_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

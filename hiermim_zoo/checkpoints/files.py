@@ -15,7 +15,7 @@ from .content import read_content
 from .runs import refuse_shards, run_config
 from .sets import at, check_no_arrays, choose, find_sets, plain
 from .shards import INDEX, check_whole, is_index, parts_of, read_parts
-from .wrappers import bare, bookkeeping, unwrapped
+from .wrappers import bare, bare_names, bookkeeping, unwrapped
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
 # Of several files in a folder: where others find a model, too.
@@ -109,10 +109,10 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "") -> Checkp
     if key not in sets:  # deeper than they are looked for
         sets[key] = plain(at(content, key))
     weights = sets[key]
-    check_no_arrays(weights, file)
+    prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
+    check_no_arrays(weights, file, prefix)
     state, left_out = unwrapped(weights), bookkeeping(weights)
     if prefix:
-        prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x")
         state, others = _without(state, prefix)
         left_out |= others
     beside = file.parent / "config.json"
@@ -123,7 +123,7 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "") -> Checkp
         sha256_of_parts(file) if is_index(file) else sha256_of(file),
         run_config(content) or (_read_json(beside) if beside.is_file() else {}),
         prefix,
-        {name: tuple(unwrapped(found)) for name, found in sets.items()},
+        {name: bare_names(found) for name, found in sets.items()},
         left_out,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .content import remedy
 from .stubs import InertArray
-from .wrappers import unwrapped
+from .wrappers import bare, bare_names
 
 _DEPTH = 2  # keys above a set
 _MOST = 100  # sets that are looked for: one mapping can stand in a file under thousands of keys
@@ -116,7 +116,7 @@ def choose(content: Any, sets: Mapping[str, Mapping[str, Any]], file: Path, key:
         return name
     if len(sets) == 1:
         return next(iter(sets))
-    names = {name: tuple(unwrapped(found)) for name, found in sets.items()}
+    names = {name: bare_names(found) for name, found in sets.items()}
     raise SeveralSets(f"{file}: --key NAME must say which set of weights is meant; {_listed(sets)}", names)
 
 
@@ -147,14 +147,14 @@ def weights_in(content: Mapping[str, Any]) -> Mapping[str, Any]:
     return sets[choose(content, sets, Path("the checkpoint"))] if sets else content
 
 
-def check_no_arrays(weights: Mapping[str, Any], file: Path) -> None:
-    """Refuse arrays of numpy among weights: read as nothing, they would be missing.
+def check_no_arrays(weights: Mapping[str, Any], file: Path, prefix: str) -> None:
+    """Refuse arrays of numpy among the weights that begin with a prefix: read as nothing, they would be missing.
 
     Raises:
         ValueError: naming the first one.
     """
     for name, value in weights.items():
-        if isinstance(value, InertArray):
+        if isinstance(value, InertArray) and bare(name).startswith(prefix):
             raise ValueError(f"{file}: {name!r} is an array of numpy, and only tensors are read; {remedy(file)}")
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from .stubs import Inert, InertArray
+
 # DistributedDataParallel, torch.compile, FullyShardedDataParallel, activation checkpointing: a model in a model.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_KINDS = {str: "a text", type(None): "None", InertArray: "an array of numpy", Inert: "an object of a library"}
 
 
 def bare(name: str) -> str:
@@ -37,6 +40,11 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
+def bare_names(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """The bare names of its tensors, each once."""
+    return tuple(dict.fromkeys(bare(name) for name, value in state.items() if isinstance(value, Tensor)))
+
+
 def bookkeeping(state: Mapping[str, Any]) -> dict[str, str]:
     """What :func:`unwrapped` leaves out: bare name -> why."""
     return {bare(name): f"{_kind(value)}, no tensor" for name, value in state.items() if not isinstance(value, Tensor)}
@@ -45,4 +53,4 @@ def bookkeeping(state: Mapping[str, Any]) -> dict[str, str]:
 def _kind(value: Any) -> str:
     if isinstance(value, (bool, int, float, complex)):
         return f"a number ({type(value).__name__})"
-    return {str: "a text", type(None): "None"}.get(type(value), f"an object ({type(value).__name__})")
+    return _KINDS.get(type(value), f"an object ({type(value).__name__})")
