@@ -354,7 +354,7 @@ def create_mae(
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
-    saved_recipe, saved_args = _saved(Path(checkpoint)) if checkpoint is not None else ({}, {})
+    saved_recipe, saved_args, size = _saved(Path(checkpoint)) if checkpoint is not None else ({}, {}, None)
     chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
     args = {"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs}
     encoder = create_model(name, pretrained=pretrained, **args)
@@ -364,7 +364,7 @@ def create_mae(
                 _xavier(module)
     mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
     if checkpoint is not None:
-        _load(mae, name, Path(checkpoint), decoder)
+        _load(mae, name, Path(checkpoint), decoder, size)
     return mae
 
 
@@ -418,26 +418,28 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
 
 
-def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json of a folder says of recipe and encoder, if there is one."""
+def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """What config.json of a folder says of recipe and encoder, and of the images that it was made for."""
     file = folder / CONFIG_FILE
     if not file.is_file():
-        return {}, {}
+        return {}, {}, None
     config = json.loads(file.read_text(encoding="utf-8"))
     saved = saved_model_args(config, file)
     args = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
-    chans = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
-    return config.get(CONFIG_KEY, {}).get("recipe", {}), {**args, "in_chans": chans}
+    chans, *size = config.get("pretrained_cfg", {}).get("input_size", (3,))
+    recipe = config.get(CONFIG_KEY, {}).get("recipe", {})
+    return recipe, {**args, "in_chans": chans}, args.get("img_size") or tuple(size) or None
 
 
-def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
+def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: Any) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
     file = folder / DECODER_FILE
     if decoder == "load" and folder.exists() and not file.is_file():
         raise ValueError(
-            f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
+            f"{folder} holds no {DECODER_FILE}; convert with --mae, or start a new one: --fresh-decoder of pretrain, "
+            "decoder='fresh' of create_mae"
         )
-    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder)
+    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder, size)
     check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not
     mae.encoder.load_state_dict(encoder)
     if decoder == "load":

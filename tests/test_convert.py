@@ -359,7 +359,7 @@ def test_only_what_a_layout_can_hold_goes_back(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a decoder"):
         convert.main([str(folder), *make, "hivit_mae", "-o", file])
     write(mae.encoder, decoder_state(mae))
-    with pytest.raises(ValueError, match=r"--to hivit_timm: only hivit_mae, vit_mae, .* can be written"):
+    with pytest.raises(ValueError, match=r"--to hivit_timm: only hivit_supervised, .*vit_mae, .* can be written"):
         convert.main([str(folder), *make, "hivit_timm", "-o", file])
     biased = timm.create_model("hivit_atto", num_classes=0)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .content import read_content
+from .runs import refuse_shards, run_config
 from .sets import at, check_no_arrays, choose, find_sets, plain
 from .shards import INDEX, check_whole, is_index, parts_of, read_parts
 from .wrappers import bare, bare_names, bookkeeping, unwrapped
@@ -29,7 +30,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     top_key: str  # dotted, under which the set stood, empty at the root
     sha256: str  # of the file; of several, of what the program sha256sum prints of them in the order of their names
-    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any; of a snapshot its options
     prefix: str = ""  # that was taken off the names
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the tensors of every set of the file
     left_out: Mapping[str, str] = field(default_factory=dict)  # what else is in the set, and why it is not in ``state``
@@ -47,6 +48,7 @@ def find_file(path: Path) -> Path:
         ValueError: no such path, an empty file, a folder without a checkpoint or with several, one file of several.
     """
     if path.is_dir():
+        refuse_shards(path)
         return _find_in(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
@@ -113,13 +115,13 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "") -> Checkp
     if prefix:
         state, others = _without(state, prefix)
         left_out |= others
-    config = file.parent / "config.json"
+    beside = file.parent / "config.json"
     return Checkpoint(
         file,
         state,
         key,
         sha256_of_parts(file) if is_index(file) else sha256_of(file),
-        _read_json(config) if config.is_file() else {},
+        run_config(content) or (_read_json(beside) if beside.is_file() else {}),
         prefix,
         {name: bare_names(found) for name, found in sets.items()},
         left_out,

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import signature
@@ -47,10 +47,12 @@ class Contents:
     recipe: Mapping[str, Any] = field(
         default_factory=dict
     )  # values of the autoencoder's recipe that are not the family's
+    omitted: Collection[str] = ()  # of the model's tensors: those that an autoencoder's encoder does not have
 
     def state(self) -> dict[str, Tensor]:
         """The model's tensors in the type written."""
-        return {name: self._written(tensor) for name, tensor in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        return {name: self._written(tensor) for name, tensor in state.items() if name not in self.omitted}
 
     def decoder_state(self) -> dict[str, Tensor]:
         return {name: self._written(tensor) for name, tensor in self.decoder.items()}

@@ -71,6 +71,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
         converted = converted_by(options, arch, row, Path(scratch))
+        if options.to and options.img_size not in (None, converted.native.size):
+            size = " ".join(map(str, options.img_size))
+            raise ValueError(f"--to writes tensors as the source has them: --img-size {size} would resample them")
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
@@ -161,7 +164,8 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
     write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
-    print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
+    what = "encoder and decoder" if decoder and table.decoder else "the model"
+    print(f"wrote {file}: {what} under the names of {layout}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:
@@ -169,11 +173,16 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
 
 
 def check_decoder(converted: Converted) -> None:
-    """Refuse a decoder that the architecture's autoencoder cannot take."""
+    """Refuse a decoder that the autoencoder which the source tells of cannot take."""
     model: Any = converted.model
-    size = {name: value for name, value in converted.model_args.items() if name in ("img_size", "num_frames")}
+    recipe = converted.recipe()
+    if recipe is None:
+        raise ValueError(
+            f"--mae {converted.source}: the run went on from a folder, and its snapshot does not say with which "
+            "decoder; the command of the run with --resume FILE --export-only added writes both"
+        )
     with without_memory():
-        mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
+        mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args})
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 

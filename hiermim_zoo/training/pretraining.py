@@ -23,7 +23,7 @@ from ..data.batches import WANTED, Batching, batches
 from ..data.kinds import open_source
 from ..data.readers import ReaderKilled
 from ..data.transforms import data_config, random_part
-from ..mae import MaskedAutoencoder
+from ..mae import MaskedAutoencoder, recipe_changes
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
@@ -428,6 +428,7 @@ class Run:
             "skipped": self.skipped,
             "epoch": list(divmod(step, self.batching.per_epoch)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
+            "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
             "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }

@@ -68,7 +68,8 @@ class ConvertOptions(OptionSet):
     dry_run: bool = flag("report on every tensor, write nothing", group="what is written")
 
     img_size: tuple[int, int] | None = img_size(
-        "N x N pixels, or height and width, that positions are resampled to",
+        "N x N pixels, or height and width, that positions are resampled to; of a table that is not square: those that "
+        "it was made for",
         auto="those of the checkpoint",
         group="the model",
     )
@@ -118,17 +119,15 @@ class ConvertOptions(OptionSet):
             raise ValueError("--install and -o exclude each other")
         if not (self.output or self.install or self.dry_run):
             raise ValueError("-o DIR is needed (or --install, or --dry-run)")
-        if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
+        if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             raise ValueError(
-                "--to goes with SOURCE, --model, --key, --prefix, --layout, --num-classes, --dtype, --force and "
-                "-o FILE alone"
+                "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
+                "--num-classes, --dtype, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
-        if self.mae and (self.img_size or self.install):
-            raise ValueError(
-                "--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install"
-            )
+        if self.mae and self.install:
+            raise ValueError("--mae keeps the decoder, which no tag has: leave out --install")
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
         if self.images and not self.verify:
