@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -18,6 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import clean_state_dict
 from torch import Tensor
+
+from ..text import printable
+from .configs import read_config
+from .inspection import BROKEN, DAMAGED, damage_named, refuse_other_kinds
+from .soundness import check_names, check_sound
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _TOP_KEYS = ("model", "state_dict", "model_state")  # where training code puts the state dict, in this order
@@ -42,6 +46,7 @@ class Checkpoint:
     top_key: str  # under which the state dict stood, empty at the root
     sha256: str
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any
+    nonfinite: Mapping[str, int] = field(default_factory=dict)  # values that are NaN or infinite, of tensors with any
 
 
 def find_file(path: Path) -> Path:
@@ -79,26 +84,29 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, allow_nonfinite: bool = False) -> Checkpoint:
     """Read a .pth, .pt, .bin or .safetensors file, or a folder with one.
 
     PyTorch files are read with ``weights_only=True``; options saved beside the weights (argparse, yacs) come back
     inert.
 
     Raises:
-        ValueError: the file cannot be read, would run code, or holds no state dict.
+        ValueError: the file cannot be read, would run code, holds no state dict, or tensors that are not sound.
     """
     file = find_file(Path(path))
+    refuse_other_kinds(file)
     content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    state, key = _state_dict(content, file)
+    with damage_named(file):
+        state, key = _state_dict(content, file)
+        nonfinite = check_sound(state, file, allow_nonfinite)
     config = file.parent / "config.json"
-    return Checkpoint(file, state, key, sha256_of(file), _read_json(config) if config.is_file() else {})
+    return Checkpoint(file, state, key, sha256_of(file), read_config(config) if config.is_file() else {}, nonfinite)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, *BROKEN) as error:
         raise ValueError(f"{file} is no complete .safetensors file ({error}); get it again") from error
 
 
@@ -107,32 +115,13 @@ def _read_pickle(file: Path) -> Any:
         with torch.serialization.safe_globals(_STUBS), warnings.catch_warnings():  # type: ignore[arg-type]
             warnings.simplefilter("ignore")  # about pickles that are then refused, or read all the same
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        OSError,
-    ) as error:
+    except (OSError, *BROKEN) as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
             reason = f"asks for {wanted[1]}, which could run code; only tensors, numbers and plain containers are read"
         else:
-            reason = "is damaged or no PyTorch checkpoint"
+            reason = DAMAGED
         raise ValueError(f"{file} {reason}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no configuration")
-    return content
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -141,12 +130,18 @@ def _is_state_dict(value: Any) -> bool:
 
 def _state_dict(content: Any, file: Path) -> tuple[dict[str, Tensor], str]:
     if _is_state_dict(content):
+        check_names(content, file)
         return clean_state_dict(content), ""
     keys = list(content) if isinstance(content, dict) else []
     for key in _TOP_KEYS:
         if key in keys and _is_state_dict(content[key]):
+            check_names(content[key], file)
             return clean_state_dict(content[key]), key
-    found = f"its keys are {', '.join(map(str, keys[:6]))}" if keys else f"it is a {type(content).__name__}"
+    found = (
+        f"its keys are {', '.join(printable(short(key), 40) for key in keys[:6])}"
+        if keys
+        else f"it is a {type(content).__name__}"
+    )
     raise ValueError(
         f"{file} holds no state dict: {found}; expected tensors at the top or under {', '.join(_TOP_KEYS)}"
     )

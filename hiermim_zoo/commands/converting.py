@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
+from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -66,7 +68,7 @@ def convert_source(options: ConvertOptions) -> Path | None:
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = fetch(options.source, Path(scratch))
+        checkpoint = fetch(options.source, Path(scratch), options.allow_nonfinite)
         converted = convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
         if options.mae:
             check_decoder(converted)
@@ -151,26 +153,32 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
     return store.user_store() / row.name if options.install and row else options.output
 
 
-def fetch(source: str, scratch: Path) -> Checkpoint:
+def fetch(source: str, scratch: Path, allow_nonfinite: bool = False) -> Checkpoint:
     """Bring a source of any kind onto the disk and read it.
+
+    Args:
+        source: as named by the user.
+        scratch: folder for what is downloaded.
+        allow_nonfinite: take values that are NaN or infinite as they are.
 
     Raises:
         ValueError, OSError: it cannot be had or read.
     """
+    read = partial(read_checkpoint, allow_nonfinite=allow_nonfinite)
     row = known_row(source)
     if row is not None:
         local = store.find_local(row) if row.file else None
-        return read_checkpoint(local or store.fetch_origin(row, scratch))
+        return read(local or store.fetch_origin(row, scratch))
     if source.startswith("hf-hub:"):
         name, _, revision = source.removeprefix("hf-hub:").partition("@")
-        return read_checkpoint(store.fetch_repository(name, revision or None))
+        return read(store.fetch_repository(name, revision or None))
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
     if urlsplit(source).scheme in ("http", "https"):
         target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
         download(source, target)
-        return read_checkpoint(target)
-    return read_checkpoint(source)
+        return read(target)
+    return read(source)
 
 
 def report(converted: Converted, every: bool) -> str:
@@ -195,8 +203,9 @@ def report(converted: Converted, every: bool) -> str:
     )
     reasons = Counter(step.why for step in native.steps if step.action == "dropped")
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
+    lines += [f"  not finite: {count} values of {name}" for name, count in converted.checkpoint.nonfinite.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
     lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:
         lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -12,7 +12,8 @@ from timm.data import create_transform
 from timm.models import create_model
 from torch import Tensor
 
-from ..checkpoints.folder import CONFIG_KEY, MODEL_FILE
+from ..checkpoints.configs import CONFIG_KEY
+from ..checkpoints.folder import MODEL_FILE
 from ..checkpoints.rules import check_fits
 from ..data.kinds import open_images
 from ..data.transforms import data_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import manifest
 from .family import check_arch, family_of
+from .saved import check_folder
 from .weights import locate
 
 
@@ -101,6 +103,8 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ":" not in name:
         check_arch(name)
+    if name.startswith("local-dir:"):
+        check_folder(Path(name.removeprefix("local-dir:")))
     try:
         return create_model(name, **kwargs)
     except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # for bad names and files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,15 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg, saved_model_args
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
+from ..checkpoints.soundness import check_kinds, in_type
 from ..version import __version__
 from .family import Family, family_of
+from .saved import check_buildable, saved_args
+from .shapes import without_memory
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
@@ -117,6 +121,9 @@ def convert(
     wanted = wanted or Wanted()
     family = family_of(arch)
     native = _read(checkpoint, arch, family, wanted)
+    with without_memory():
+        blank = family.construct(arch, num_classes=1).state_dict()
+    check_kinds({**native.state, **native.decoder}, blank, model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or "unstated"
@@ -124,12 +131,21 @@ def convert(
     cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
     if row:
         cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
-    model = family.construct(
-        arch, pretrained_cfg=cfg, num_classes=shape["num_classes"], in_chans=shape["in_chans"], **args
+    build = partial(
+        family.construct,
+        arch,
+        pretrained_cfg=cfg,
+        num_classes=shape["num_classes"],
+        in_chans=shape["in_chans"],
+        **args,
     )
+    if checkpoint.config.get("model_args"):
+        values = sum(tensor.numel() for tensor in checkpoint.state.values())
+        check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
+    model = build()
     state = family.adapt(native, model)
-    check_fits(state, model.state_dict(), model=arch)
-    model.load_state_dict(state)
+    check_fits(state, own := model.state_dict(), model=arch)
+    model.load_state_dict({name: in_type(name, tensor, own[name].dtype) for name, tensor in state.items()})
     resampled = [
         f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}"
         for name, tensor in state.items()
@@ -171,7 +187,7 @@ def _shape(
     """
     base: Any = get_pretrained_cfg(arch)
     ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
-    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
+    saved = saved_args(arch, checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
     sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
     size = _pair(wanted.img_size or family.img_size(native, sizes, saved))
     stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips

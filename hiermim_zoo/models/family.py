@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..checkpoints.layout import Layout
 from ..checkpoints.layouts import Native, add_layouts, carry_over, find_layout, recognise
 from ..checkpoints.rules import Rule, check_fits
+from ..checkpoints.soundness import check_kinds, check_sound
 from ..protocol import MaskableEncoder
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
@@ -206,6 +207,7 @@ class Family:
             ValueError: naming the first tensor that does not fit.
         """
         own, state = model.state_dict(), dict(native.state)
+        check_kinds(state, own, model=f"this {type(model).__name__}")
         state |= {name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)}
         state = self.fit(state, native, model)
         cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -215,7 +217,12 @@ class Family:
         return state
 
     def load_filter(self, state: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """Bring a checkpoint of any known layout into the form of ``model``; timm calls it when it loads weights."""
+        """Bring a checkpoint of any known layout into the form of ``model``; timm calls it when it loads weights.
+
+        Raises:
+            ValueError: naming the first tensor that is not sound or does not fit.
+        """
+        check_sound(state, "the checkpoint", nonfinite=True)
         return self.adapt(self.native(state, args=self.loading_args(model)), model)
 
 

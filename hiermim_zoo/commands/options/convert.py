@@ -78,6 +78,7 @@ class ConvertOptions(OptionSet):
         group="the model",
     )
 
+    allow_nonfinite: bool = flag("take values that are NaN or infinite as they are", group="checks")
     verify: bool = flag("load what was written and compare it", group="checks")
     images: str | None = option(
         "images on which --verify compares",
@@ -111,7 +112,8 @@ class ConvertOptions(OptionSet):
             raise ValueError("-o DIR is needed (or --install, or --dry-run)")
         if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
             raise ValueError(
-                "--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone"
+                "--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --allow-nonfinite, --force and "
+                "-o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
@@ -121,6 +123,10 @@ class ConvertOptions(OptionSet):
             )
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+        if self.verify and self.allow_nonfinite:
+            raise ValueError(
+                "--verify compares values, and NaN equals nothing: leave out --verify or --allow-nonfinite"
+            )
         if self.images and not self.verify:
             raise ValueError(f"--images {self.images} belongs to --verify")
 
