@@ -10,7 +10,7 @@ import random
 import struct
 import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,12 +235,20 @@ def of_another_type(rng: random.Random, state: dict[Any, Any], name: str) -> Non
         lambda: tensor.double(), lambda: tensor.half(), lambda: tensor.bfloat16(), lambda: tensor.long(),
         lambda: tensor.bool(), lambda: tensor.to(torch.uint8), lambda: tensor.to(torch.complex64),
         lambda: tensor.to(torch.float8_e4m3fn), lambda: tensor.to_sparse(),
-        lambda: tensor.to("meta"), lambda: torch.nested.nested_tensor([tensor, tensor]),
+        lambda: tensor.to("meta"),
         lambda: torch.complex(tensor, tensor).conj().imag, lambda: torch.nn.Parameter(tensor),
         lambda: tensor.tolist(), lambda: 3, lambda: 1.5, lambda: "text", lambda: None, lambda: b"bytes",
         lambda: tensor.shape, lambda: tensor.dtype, lambda: {"w": tensor}, lambda: [tensor], lambda: set(),
     )  # fmt: skip
-    state[name] = rng.choice(kinds)()
+    state[name] = made(rng, kinds, tensor)
+
+
+def made(rng: random.Random, kinds: Sequence[Callable[[], Any]], tensor: Tensor) -> Any:
+    """One of several things made of a tensor; the tensor itself, where its type does not allow that."""
+    try:
+        return rng.choice(kinds)()
+    except RuntimeError:
+        return tensor
 
 
 def of_another_shape(rng: random.Random, state: dict[Any, Any], name: str) -> None:
@@ -255,7 +263,7 @@ def of_another_shape(rng: random.Random, state: dict[Any, Any], name: str) -> No
         lambda: flat.as_strided(tensor.shape, (1,) * tensor.ndim),
         lambda: torch.ones((1,) * 60), lambda: tensor.repeat_interleave(3, -1),
     )  # fmt: skip
-    state[name] = rng.choice(kinds)()
+    state[name] = made(rng, kinds, tensor)
 
 
 def of_other_values(rng: random.Random, state: dict[Any, Any], name: str) -> None:

@@ -237,6 +237,8 @@ def not_fitting(name: str, value: Any, annotation: str) -> str:
     kinds = _kinds(annotation)
     if not _is_of(value, kinds):
         return " or ".join(words for kind, words in _WORDS.items() if kind in kinds) or "nothing"
+    if isinstance(value, (list, tuple)) and re.search(r"uple\[int, int\]", annotation) and len(value) != 2:
+        return "a whole number or two"
     if name in _LIMITS and value is not None:
         least, most = _LIMITS[name]
         numbers = value if isinstance(value, (list, tuple)) else [value]

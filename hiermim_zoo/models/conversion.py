@@ -19,8 +19,7 @@ from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
 from ..version import __version__
 from .family import Family, family_of
-from .saved import check_buildable, saved_args
-from .shapes import without_memory
+from .saved import blank, check_buildable, saved_args
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
@@ -121,9 +120,7 @@ def convert(
     wanted = wanted or Wanted()
     family = family_of(arch)
     native = _read(checkpoint, arch, family, wanted)
-    with without_memory():
-        blank = family.construct(arch, num_classes=1).state_dict()
-    check_kinds({**native.state, **native.decoder}, blank, model=arch)
+    check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or "unstated"

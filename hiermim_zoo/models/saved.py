@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from timm.models import is_model
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoints.configs import check_model_args, read_config
 from ..checkpoints.files import SUFFIXES
@@ -17,7 +18,21 @@ from ..text import printable
 from .family import families, family_of
 from .shapes import without_memory
 
+Blank = tuple[type[nn.Module], dict[str, Tensor]]
+
 SPARE = 10_000_000  # values that a model may have beside those of its file: tables that are computed or resampled
+
+
+def blank(arch: str) -> Blank:
+    """The class of an architecture's models, and the state dict of its usual one with a classifier, without values."""
+    return _blank(family_of(arch).construct, arch)
+
+
+@functools.cache
+def _blank(construct: Callable[..., nn.Module], arch: str) -> Blank:
+    with without_memory():
+        model = construct(arch, num_classes=1)
+    return type(model), model.state_dict()
 
 
 def saved_args(arch: str, config: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -34,10 +49,7 @@ def saved_args(arch: str, config: Mapping[str, Any], file: Path) -> dict[str, An
     args: dict[str, Any] = config.get("model_args") or {}
     if not args:
         return {}
-    family = family_of(arch)
-    with without_memory():
-        model = family.construct(arch, num_classes=0)
-    check_model_args(args, file, type(model), (choice.name for choice in family.choices))
+    check_model_args(args, file, blank(arch)[0], (choice.name for choice in family_of(arch).choices))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
 
 
