@@ -107,7 +107,7 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, *BROKEN) as error:
-        raise ValueError(f"{file} is no complete .safetensors file ({error}); get it again") from error
+        raise ValueError(f"{file} is no complete .safetensors file ({printable(error, 200)}); get it again") from error
 
 
 def _read_pickle(file: Path) -> Any:
@@ -118,7 +118,8 @@ def _read_pickle(file: Path) -> Any:
     except (OSError, *BROKEN) as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         if wanted:
-            reason = f"asks for {wanted[1]}, which could run code; only tensors, numbers and plain containers are read"
+            name = printable(wanted[1], 100)
+            reason = f"asks for {name}, which could run code; only tensors, numbers and plain containers are read"
         else:
             reason = DAMAGED
         raise ValueError(f"{file} {reason}") from error

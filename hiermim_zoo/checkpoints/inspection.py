@@ -124,10 +124,8 @@ def _check_sums(file: Path, archive: zipfile.ZipFile) -> None:
                 while part.read(1 << 20):
                     pass
         except (zipfile.BadZipFile, EOFError) as error:
-            part_name = entry.filename[:80]
-            raise ValueError(
-                f"{file} is damaged: the checksum of its part {part_name!r} is another; get it again"
-            ) from error
+            name = entry.filename[:80]
+            raise ValueError(f"{file} is damaged: its part {name!r} has another checksum; get it again") from error
 
 
 def _check_legacy(file: Path) -> None:

@@ -125,7 +125,7 @@ class ConvertOptions(OptionSet):
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
         if self.verify and self.allow_nonfinite:
             raise ValueError(
-                "--verify compares values, and NaN equals nothing: leave out --verify or --allow-nonfinite"
+                "--verify compares values, and NaN equals nothing: leave out one of it and --allow-nonfinite"
             )
         if self.images and not self.verify:
             raise ValueError(f"--images {self.images} belongs to --verify")
