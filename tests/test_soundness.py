@@ -423,6 +423,12 @@ def test_integers_and_other_numbers_of_axes_are_named(toy: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_what_timm_loads_by_itself_is_checked_too(toy: Path) -> None:
+    changed(toy / "model.safetensors", "blocks.0.mlp.fc1.weight", lambda t: t.to(torch.complex64))
+    with pytest.raises(ValueError, match=r"^the checkpoint: tensor 'blocks\.0\.mlp\.fc1\.weight' is complex64"):
+        timm.create_model(f"local-dir:{toy}", pretrained=True, num_classes=0)
+
+
 def test_a_decoder_with_values_that_are_not_finite_is_refused(toy: Path) -> None:
     changed(toy / "decoder.safetensors", "decoder.embed.weight", with_value(float("inf")))
     with pytest.raises(ValueError, match=r"decoder\.safetensors: tensor 'decoder\.embed\.weight' .*: 1 values are NaN"):

@@ -21,7 +21,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from .card import model_card
-from .configs import CONFIG_KEY
+from .configs import CONFIG_KEY, read_json
 from .soundness import in_type
 
 MODEL_FILE = "model.safetensors"
@@ -113,7 +113,7 @@ def _is_own(folder: Path) -> bool:
     """Whether its files were written here, perhaps by a process that was killed before all were in place."""
     for file in (folder / CONFIG_FILE, *folder.glob(f"{PART}*/{CONFIG_FILE}")):
         with suppress(OSError, ValueError):  # no such file, or none of ours
-            if CONFIG_KEY in json.loads(file.read_text(encoding="utf-8")):
+            if CONFIG_KEY in read_json(file):
                 return True
     return False
 

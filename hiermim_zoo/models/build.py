@@ -15,6 +15,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..checkpoints import manifest
+from ..checkpoints.inspection import BROKEN
 from .family import check_arch, family_of
 from .saved import check_folder
 from .weights import locate
@@ -107,7 +108,9 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
         check_folder(Path(name.removeprefix("local-dir:")))
     try:
         return create_model(name, **kwargs)
-    except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # for bad names and files
+    except ValueError:
+        raise
+    except (SafetensorError, *BROKEN) as error:  # for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error
 
 
