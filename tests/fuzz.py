@@ -7,6 +7,7 @@ import io
 import json
 import pickletools
 import random
+import re
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -227,6 +228,11 @@ def renamed(rng: random.Random, state: dict[Any, Any], name: str) -> None:
         state[other] = state[name]
     if kind > 0 and other != name:
         del state[name]
+
+
+def of_another_number(rng: random.Random, state: dict[Any, Any], name: str) -> None:
+    """Of a block that is far away, as its name says."""
+    state[re.sub(r"\d+", rng.choice(("99999999999", "0", "007")), name, count=1)] = state.pop(name)
 
 
 def of_another_type(rng: random.Random, state: dict[Any, Any], name: str) -> None:

@@ -196,12 +196,12 @@ def published(arch: str, layout: Layout) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "layout"), toy_layouts(), ids=lambda value: getattr(value, "name", value))
-def test_every_layout_refuses_other_shapes_and_types_in_one_line(arch: str, layout: Layout) -> None:
+def test_every_layout_refuses_other_shapes_types_and_numbers_in_one_line(arch: str, layout: Layout) -> None:
     whole = published(arch, layout)
     for seed in range(40):
         rng, changed = random.Random(f"{layout.name} {seed}"), dict(whole)
         name = rng.choice(list(whole))
-        rng.choice((fuzz.of_another_shape, fuzz.of_another_type))(rng, changed, name)
+        rng.choice((fuzz.of_another_shape, fuzz.of_another_type, fuzz.of_another_number))(rng, changed, name)
         changed = {key: value for key, value in changed.items() if isinstance(value, Tensor)}
         what = f"{layout.name} seed {seed}: {name}"
         with watched(what):

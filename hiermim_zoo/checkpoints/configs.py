@@ -17,7 +17,7 @@ from ..text import printable
 LARGEST = 16 << 20  # bytes of a file: 20 thousand classes with their descriptions take two
 MOST = 1 << 16  # of a whole number, of an argument of a model
 LONGEST = 64  # a list among the arguments of a model
-CLASSES = 1 << 20
+CLASSES = 1 << 17  # ImageNet-21k has 21843
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
 
 _short = Repr()
@@ -131,8 +131,7 @@ CROP_MODES = ("center", "squash", "border", "random")
 _SIZE = (_input_size, "[channels, height, width]")
 _SHARE = (lambda value: _number(value, 0.01, 10), "a number near 1")
 _NAME = (_text, "a short text")
-_MODULE = (lambda v: _text(v) or (_list(v, 8) and all(map(_text, v))), "the name of a module")
-# Whatever stands there beside these is not taken.
+# Whatever stands there beside these is not taken: names of layers are the architecture's own.
 _CFG: Mapping[str, Any] = {
     "architecture": _NAME,
     "tag": _NAME,
@@ -145,9 +144,6 @@ _CFG: Mapping[str, Any] = {
     "crop_pct": _SHARE,
     "interpolation": (lambda value: value in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
     "crop_mode": (lambda value: value in CROP_MODES, " or ".join(CROP_MODES)),
-    "first_conv": _MODULE,
-    "classifier": _MODULE,
-    "pool_size": (lambda v: _list(v, 3) and all(_whole(side) for side in v), "a list of whole numbers"),
 }
 
 
