@@ -192,11 +192,12 @@ def pickle_built(rng: random.Random, sounds: list[Sound], state: Mapping[str, Te
     """A pickle of random operations, alone, in torch's archive, or in the place of one in a sound file."""
     operations = b"".join(random_operation(rng) for _ in range(rng.choice((3, 20, 200))))
     program = b"\x80\x02" + operations + rng.choice((b".", b""))
-    if rng.random() < 0.5:  # in the middle of a sound one
+    if spliced := rng.random() < 0.5:  # in the middle of a sound one
         whole = data_pickle(sounds[0].content)
         at = rng.choice([place or 0 for _, _, place in pickletools.genops(whole)])
         program = whole[:at] + operations[: rng.choice((1, 10, 1000))] + whole[at + rng.choice((0, 1, 10)) :]
-    return Mutant(in_archive(sounds[0].content, program) if rng.random() < 0.8 else program, ".pth")
+    alone = rng.random() < 0.2
+    return Mutant(program if alone else in_archive(sounds[0].content, program, 99 if spliced else 2), ".pth")
 
 
 def data_pickle(content: bytes) -> bytes:
@@ -204,11 +205,14 @@ def data_pickle(content: bytes) -> bytes:
         return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
 
 
-def in_archive(content: bytes, program: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """torch's archive with another pickle."""
+def in_archive(content: bytes, program: bytes, storages: int) -> bytes:
+    """torch's archive with another pickle, and the first of its storages."""
     out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", compression) as new:
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
         for name in old.namelist():
+            key = name.rpartition("/data/")[2]
+            if key.isdigit() and int(key) >= storages:
+                continue
             new.writestr(name, program if name.endswith("data.pkl") else old.read(name))
     return out.getvalue()
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from inspect import Parameter, signature
 from pathlib import Path
 from reprlib import Repr
@@ -187,20 +187,19 @@ def arguments_of(cls: type) -> dict[str, Parameter]:
 _VARIADIC = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
 
 
-def check_model_args(args: Mapping[str, Any], file: Path, cls: type, also: Iterable[str] = ()) -> None:
+def check_model_args(args: Mapping[str, Any], file: Path, cls: type, also: Mapping[str, str]) -> None:
     """Refuse what is no argument of a model, or no value for it.
 
     Args:
         args: ``model_args`` of a configuration.
         file: for messages.
         cls: the model's class.
-        also: further names of whole numbers that its family takes.
+        also: further arguments that its family takes, and their types.
 
     Raises:
         ValueError: naming the first that is not taken.
     """
-    takes = {name: str(p.annotation) for name, p in arguments_of(cls).items() if _kinds(str(p.annotation))}
-    takes |= dict.fromkeys(also, "int | tuple[int, ...]")
+    takes = dict(also) | {n: str(p.annotation) for n, p in arguments_of(cls).items() if _kinds(str(p.annotation))}
     for name, value in args.items():
         if name not in takes:
             raise ValueError(

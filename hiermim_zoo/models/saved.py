@@ -49,7 +49,8 @@ def saved_args(arch: str, config: Mapping[str, Any], file: Path) -> dict[str, An
     args: dict[str, Any] = config.get("model_args") or {}
     if not args:
         return {}
-    check_model_args(args, file, blank(arch)[0], (choice.name for choice in family_of(arch).choices))
+    chosen = {choice.name: choice.type.__name__ for choice in family_of(arch).choices if not choice.many}
+    check_model_args(args, file, blank(arch)[0], chosen)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
 
 
