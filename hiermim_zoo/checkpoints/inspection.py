@@ -41,7 +41,7 @@ _BEGINNINGS = (
     (rb"\x89HDF", "is an HDF5 file (of Keras, perhaps), which is not read here"),
     (rb"\x93NUMPY", "is a NumPy array, which is not read here"),
     (rb"GGUF", "is a GGUF file, which is not read here"),
-    (rb"(?s).{257}ustar", "is a tar archive: unpack it"),
+    (rb"(?s).{257}ustar", "is a tar archive, no PyTorch checkpoint; unpack it"),
 )
 
 
@@ -61,8 +61,8 @@ def refuse_other_kinds(file: Path) -> None:
         if begin.startswith(_ZIP):
             raise ValueError(f"{file} is a file of torch or another ZIP archive: rename it to {file.stem}.pth")
         return
-    if begin[8:10] == b'{"' and begin[5:8] == bytes(3):
-        raise ValueError(f"{file} is a safetensors file: rename it to {file.stem}.safetensors")
+    if begin[8:9] == b"{" and begin[5:8] == bytes(3):
+        return  # safetensors, whatever the suffix says: its reader checks what it reads
     with damage_named(file):
         _check_archive(file) if begin.startswith(_ZIP) else _check_legacy(file)
 
@@ -85,10 +85,7 @@ def _check_archive(file: Path) -> None:
         entries = archive.infolist()
         names = {entry.filename.partition("/")[2] for entry in entries}
         if "constants.pkl" in names:
-            raise ValueError(
-                f"{file} is a TorchScript archive, which holds code: "
-                "load it with torch.jit.load and save its state_dict()"
-            )
+            return  # TorchScript, which torch refuses
         if "data.pkl" not in names:
             kind = "a NumPy archive" if any(e.filename.endswith(".npy") for e in entries) else "a ZIP archive"
             raise ValueError(f"{file} is {kind} without data.pkl, no PyTorch checkpoint: unpack it")
