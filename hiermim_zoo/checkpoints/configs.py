@@ -25,8 +25,12 @@ _short.maxstring = _short.maxother = 40
 _short.maxdict = _short.maxlist = _short.maxlevel = 2
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path, what: str = "configuration in timm's form") -> dict[str, Any]:
     """The mapping in a JSON file.
+
+    Args:
+        file: of a stranger.
+        what: it should be, for messages.
 
     Raises:
         ValueError: it is too large, no UTF-8, no JSON, nested too deep, says one thing twice, or holds something else.
@@ -40,7 +44,7 @@ def read_json(file: Path) -> dict[str, Any]:
         why = "nested too deep" if isinstance(error, RecursionError) else printable(error, 200)
         raise ValueError(f"{file} is no valid JSON: {why}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is no configuration in timm's form: it holds a {type(content).__name__}")
+        raise ValueError(f"{file} is no {what}: it holds a {type(content).__name__}")
     return content
 
 
