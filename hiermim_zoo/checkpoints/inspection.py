@@ -83,10 +83,10 @@ def _check_archive(file: Path) -> None:
     size = file.stat().st_size
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
-        names = {entry.filename.partition("/")[2] for entry in entries}
-        if "constants.pkl" in names:
+        root, names = entries[0].filename.partition("/")[0], {entry.filename for entry in entries}
+        if f"{root}/constants.pkl" in names:
             return  # TorchScript, which torch refuses
-        if "data.pkl" not in names:
+        if f"{root}/data.pkl" not in names:
             kind = "a NumPy archive" if any(e.filename.endswith(".npy") for e in entries) else "a ZIP archive"
             raise ValueError(f"{file} is {kind} without data.pkl, no PyTorch checkpoint: unpack it")
         for entry in entries:
