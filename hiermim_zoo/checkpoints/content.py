@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..text import printable
+from .inspection import BROKEN, DAMAGED, refuse_other_kinds
 from .stubs import STUBS
 
 _ONE_AT_A_TIME = threading.Lock()  # torch keeps one list of names for all threads
@@ -32,6 +34,7 @@ def read_content(file: Path) -> Any:
     Raises:
         ValueError: the file cannot be read, or would run code.
     """
+    refuse_other_kinds(file)
     return _read_safetensors(file) if _is_safetensors(file) else _read_pickle(file)
 
 
@@ -65,8 +68,8 @@ def _is_safetensors(file: Path) -> bool:
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} is no complete .safetensors file ({error}); get it again") from error
+    except (SafetensorError, *BROKEN) as error:
+        raise ValueError(f"{file} is no complete .safetensors file ({printable(error, 200)}); get it again") from error
 
 
 def _read_pickle(file: Path) -> Any:
@@ -100,7 +103,7 @@ def _reason(file: Path, error: Exception) -> str:
         )
     if tarfile.is_tarfile(file):
         return "is a tar archive, no PyTorch checkpoint; unpack it"
-    return "is damaged or no PyTorch checkpoint"
+    return DAMAGED
 
 
 def _asked_for(file: Path, said: str) -> str:
@@ -114,4 +117,4 @@ def _asked_for(file: Path, said: str) -> str:
             names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(file)))
     names -= {name.removeprefix("builtins.") for name in names if name.startswith("builtins.")}  # said in two ways
     more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join(sorted(names)[:_SHOWN] + more)
+    return ", ".join([printable(name, 100) for name in sorted(names)[:_SHOWN]] + more)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..text import printable
+from .configs import checked_config, read_config
 from .content import read_content
+from .inspection import damage_named
 from .runs import refuse_shards, run_config
 from .sets import at, check_no_arrays, choose, find_sets, plain
 from .shards import INDEX, check_whole, is_index, parts_of, read_parts
+from .soundness import check_sound
 from .wrappers import bare, bare_names, bookkeeping, unwrapped
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
@@ -34,6 +37,7 @@ class Checkpoint:
     prefix: str = ""  # that was taken off the names
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the tensors of every set of the file
     left_out: Mapping[str, str] = field(default_factory=dict)  # what else is in the set, and why it is not in ``state``
+    nonfinite: Mapping[str, int] = field(default_factory=dict)  # values that are NaN or infinite, of tensors with any
 
     @property
     def sets(self) -> tuple[str, ...]:
@@ -91,40 +95,46 @@ def sha256_of_parts(index: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_checkpoint(path: str | Path, key: str = "", prefix: str = "") -> Checkpoint:
+def read_checkpoint(path: str | Path, key: str = "", prefix: str = "", *, allow_nonfinite: bool = False) -> Checkpoint:
     """Read a file of torch or of safetensors, one in several files by its index, or a folder with one.
 
     Args:
         path: of file, index or folder.
         key: dotted name of a set of weights in the file; default: the one that timm's loader takes, else the only one.
         prefix: names that begin with it are read alone, and without it.
+        allow_nonfinite: take values that are NaN or infinite as they are.
 
     Raises:
-        ValueError: the file cannot be read, would run code, or holds no such set; SeveralSets: it does not say which.
+        ValueError: the file cannot be read, would run code, holds no such set, or tensors that are not sound;
+            SeveralSets: it does not say which set is meant.
     """
     file = find_file(Path(path))
     content = read_parts(file) if is_index(file) else read_content(file)
-    sets = find_sets(content)
-    key = choose(content, sets, file, key)
-    if key not in sets:  # deeper than they are looked for
-        sets[key] = plain(at(content, key))
-    weights = sets[key]
-    prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
-    check_no_arrays(weights, file, prefix)
-    state, left_out = unwrapped(weights), bookkeeping(weights)
-    if prefix:
-        state, others = _without(state, prefix)
-        left_out |= others
-    beside = file.parent / "config.json"
+    with damage_named(file):
+        sets = find_sets(content)
+        key = choose(content, sets, file, key)
+        if key not in sets:  # deeper than they are looked for
+            sets[key] = plain(at(content, key))
+        weights = sets[key]
+        prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
+        check_no_arrays(weights, file, prefix)
+        state, left_out = unwrapped(weights), bookkeeping(weights)
+        if prefix:
+            state, others = _without(state, prefix)
+            left_out |= others
+        nonfinite = check_sound(state, file, allow_nonfinite)
+    beside, run = file.parent / "config.json", run_config(content)
+    config = checked_config(run, file) if run else read_config(beside) if beside.is_file() else {}
     return Checkpoint(
         file,
         state,
         key,
         sha256_of_parts(file) if is_index(file) else sha256_of(file),
-        run_config(content) or (_read_json(beside) if beside.is_file() else {}),
+        config,
         prefix,
         {name: bare_names(found) for name, found in sets.items()},
         left_out,
+        nonfinite,
     )
 
 
@@ -138,15 +148,5 @@ def _without(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor
     if not found:
         begins = dict.fromkeys(f"{name.partition('.')[0]}." for name in state if "." in name)
         there = f"they begin with {', '.join(list(begins)[:12])}" if begins else "they have no parts"
-        raise ValueError(f"--prefix {prefix}: no name of a tensor begins so; {there}")
+        raise ValueError(f"--prefix {prefix}: no name of a tensor begins so; {printable(there, 300)}")
     return found, {name: f"does not begin with --prefix {prefix}" for name in state if not name.startswith(prefix)}
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no configuration")
-    return content

@@ -7,11 +7,11 @@ model-00002-of-00002.safetensors
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from .configs import read_json
 from .content import read_content
 from .sets import plain
 
@@ -29,11 +29,7 @@ def parts_of(index: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: it is no index, or names a file that is not in its own folder.
     """
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{index} is no valid JSON: {error}") from error
-    found = content.get("weight_map") if isinstance(content, dict) else None
+    found = read_json(index, "index of a checkpoint").get("weight_map")
     if not found or not isinstance(found, dict) or not all(isinstance(part, str) for part in found.values()):
         raise ValueError(f"{index} is no index of a checkpoint: it has no weight_map from tensors to files")
     parts: dict[str, list[str]] = {}

@@ -27,6 +27,7 @@ from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
+from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -200,11 +201,20 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
 def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
     """Bring a source of any kind onto the disk and read it.
 
+    Args:
+        options: name the source, and what of it is read.
+        scratch: folder for what is downloaded.
+
     Raises:
         ValueError, OSError: it cannot be had or read.
     """
     try:
-        return read_checkpoint(located(options.source, scratch), options.key or "", options.prefix or "")
+        return read_checkpoint(
+            located(options.source, scratch),
+            options.key or "",
+            options.prefix or "",
+            allow_nonfinite=options.allow_nonfinite,
+        )
     except ValueError as error:
         error.args = (str(error).replace(f"{scratch}{os.sep}", ""),)  # which is gone when the message is read
         raise
@@ -259,8 +269,9 @@ def report(converted: Converted, every: bool) -> str:
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
     left_out = Counter(checkpoint.left_out.values())
     lines += [f"  left out {count}: {why}" for why, count in left_out.items()]
+    lines += [f"  not finite: {count} values of {name}" for name, count in converted.checkpoint.nonfinite.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
     lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:
         lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -12,7 +13,9 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..checkpoints import manifest
+from ..checkpoints.inspection import BROKEN
 from .family import check_arch, family_of
+from .saved import check_folder
 from .weights import locate
 
 
@@ -99,9 +102,13 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ":" not in name:
         check_arch(name)
+    if name.startswith("local-dir:"):
+        check_folder(Path(name.removeprefix("local-dir:")))
     try:
         return create_model(name, **kwargs)
-    except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # for bad names and files
+    except ValueError:
+        raise
+    except (SafetensorError, *BROKEN) as error:  # for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error
 
 

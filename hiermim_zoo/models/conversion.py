@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from ..checkpoints.configs import CONFIG_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, Contents, own_cfg, saved_model_args
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
+from ..checkpoints.soundness import check_kinds, in_type
 from ..version import __version__
 from .family import Family, family_of
 from .grids import Sizes, sizes_beside
+from .saved import blank, check_buildable, saved_args
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
@@ -129,6 +133,7 @@ def convert(
     wanted = wanted or Wanted()
     family = family_of(arch)
     native = _read(checkpoint, arch, family, wanted)
+    check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or "unstated"
@@ -136,12 +141,21 @@ def convert(
     cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
     if row:
         cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
-    model = family.construct(
-        arch, pretrained_cfg=cfg, num_classes=shape["num_classes"], in_chans=shape["in_chans"], **args
+    build = partial(
+        family.construct,
+        arch,
+        pretrained_cfg=cfg,
+        num_classes=shape["num_classes"],
+        in_chans=shape["in_chans"],
+        **args,
     )
+    if checkpoint.config.get("model_args"):
+        values = sum(tensor.numel() for tensor in checkpoint.state.values())
+        check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
+    model = build()
     state = family.adapt(native, model)
-    check_fits(state, model.state_dict(), model=arch)
-    model.load_state_dict(state)
+    check_fits(state, own := model.state_dict(), model=arch)
+    model.load_state_dict({name: in_type(name, tensor, own[name].dtype) for name, tensor in state.items()})
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
     if checkpoint.path.with_name(DECODER_FILE).is_file():
@@ -206,7 +220,7 @@ def _shape(
     """
     base: Any = get_pretrained_cfg(arch)
     ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
-    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
+    saved = saved_args(arch, checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
     said = (*sizes_beside({**checkpoint.config, "pretrained_cfg": config}), base.input_size[1:])
     native = native._replace(size=_pair(family.img_size(native, Sizes(said, wanted.img_size), saved)))
     size = _pair(wanted.img_size or native.size)

@@ -23,6 +23,7 @@ from ..checkpoints.layout import Layout, own_autoencoder
 from ..checkpoints.layouts import Native, add_layouts, carry_over, find_layout, recognise
 from ..checkpoints.rules import Rule, check_fits
 from ..checkpoints.sets import weights_in
+from ..checkpoints.soundness import check_kinds, check_sound
 from ..checkpoints.wrappers import unwrapped
 from ..protocol import MaskableEncoder
 from .grids import Sizes
@@ -218,6 +219,7 @@ class Family:
             ValueError: naming the first tensor that does not fit.
         """
         own, state = model.state_dict(), dict(native.state)
+        check_kinds(state, own, model=f"this {type(model).__name__}")
         state |= {name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)}
         state = self.fit(state, native, model)
         cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -237,9 +239,12 @@ class Family:
             size: height and width of the images that the checkpoint was made for; None: as timm knows of the model.
 
         Raises:
-            ValueError: see :meth:`native` and :meth:`adapt`; SeveralSets: the file has several.
+            ValueError: naming a tensor that is not sound; see :meth:`native` and :meth:`adapt`; SeveralSets: the file
+                has several.
         """
-        native = self.native(weights_in(state), args=self.loading_args(model))
+        weights = unwrapped(weights_in(state))
+        check_sound(weights, "the checkpoint", nonfinite=True)
+        native = self.native(weights, args=self.loading_args(model))
         return self.adapt(native._replace(size=size), model)
 
 

@@ -88,6 +88,7 @@ class ConvertOptions(OptionSet):
         group="the model",
     )
 
+    allow_nonfinite: bool = flag("take values that are NaN or infinite as they are", group="checks")
     verify: bool = flag("load what was written and compare it", group="checks")
     images: str | None = option(
         "images on which --verify compares",
@@ -122,7 +123,7 @@ class ConvertOptions(OptionSet):
         if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             raise ValueError(
                 "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
-                "--num-classes, --dtype, --force and -o FILE alone"
+                "--num-classes, --dtype, --allow-nonfinite, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
@@ -130,6 +131,10 @@ class ConvertOptions(OptionSet):
             raise ValueError("--mae keeps the decoder, which no tag has: leave out --install")
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+        if self.verify and self.allow_nonfinite:
+            raise ValueError(
+                "--verify compares values, and NaN equals nothing: leave out one of it and --allow-nonfinite"
+            )
         if self.images and not self.verify:
             raise ValueError(f"--images {self.images} belongs to --verify")
 
