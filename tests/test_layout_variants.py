@@ -349,7 +349,7 @@ def test_windows_smaller_than_the_grid_are_refused(tmp_path: Path) -> None:
 
 def test_other_depths_are_told_and_can_be_chosen(tmp_path: Path) -> None:
     state = hivit(depths=(1, 1, 3))
-    with pytest.raises(ValueError, match=r"stages of 1, 1, 3 blocks, the model of 1, 1, 4: --depths 1 1 3"):
+    with pytest.raises(ValueError, match=r"stages of 1, 1, 3 blocks, the model has 1, 1, 4: --depths 1 1 3"):
         converted(state, tmp_path, "hivit_atto")
     written = converted(state, tmp_path, "hivit_atto", "--depths", 1, 1, 3, "--verify")
     assert len(timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).blocks) == len(

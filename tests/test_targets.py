@@ -219,7 +219,7 @@ def test_commands_take_the_folder(tmp_path: Path) -> None:
             r"'norm_pre\.weight' \[64\]: .* no norm before the first",
         ),
         (lambda s: s.update({"blocks.0.ls1.gamma": torch.ones(64)}), "no layer scale"),
-        (lambda s: s.update({"pos_embed": torch.ones(17, 64)}), r"'pos_embed' \[1, rows, channels\] is needed"),
+        (lambda s: s.update({"pos_embed": torch.ones(17, 64)}), r"'pos_embed' is \[17, 64\] in the checkpoint"),
     ],
 )
 def test_the_tensor_in_the_way_is_named(change: Callable[[State], Any], message: str, tmp_path: Path) -> None:

@@ -112,16 +112,17 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "", *, allow_
     content = read_parts(file) if is_index(file) else read_content(file)
     with damage_named(file):
         sets = find_sets(content)
-        key = choose(content, sets, file, key)
-        if key not in sets:  # deeper than they are looked for
-            sets[key] = plain(at(content, key))
-        weights = sets[key]
-        prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
-        check_no_arrays(weights, file, prefix)
-        state, left_out = unwrapped(weights), bookkeeping(weights)
-        if prefix:
-            state, others = _without(state, prefix)
-            left_out |= others
+    key = choose(content, sets, file, key)
+    if key not in sets:  # deeper than they are looked for
+        sets[key] = plain(at(content, key))
+    weights = sets[key]
+    prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
+    check_no_arrays(weights, file, prefix)
+    state, left_out = unwrapped(weights), bookkeeping(weights)
+    if prefix:
+        state, others = _without(state, prefix)
+        left_out |= others
+    with damage_named(file):
         nonfinite = check_sound(state, file, allow_nonfinite)
     beside, run = file.parent / "config.json", run_config(content)
     config = checked_config(run, file) if run else read_config(beside) if beside.is_file() else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -141,18 +141,8 @@ def convert(
     cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
     if row:
         cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
-    build = partial(
-        family.construct,
-        arch,
-        pretrained_cfg=cfg,
-        num_classes=shape["num_classes"],
-        in_chans=shape["in_chans"],
-        **args,
-    )
-    if checkpoint.config.get("model_args"):
-        values = sum(tensor.numel() for tensor in checkpoint.state.values())
-        check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
-    model = build()
+    chosen = {"num_classes": shape["num_classes"], "in_chans": shape["in_chans"], **args}
+    model = _built(checkpoint, partial(family.construct, arch, pretrained_cfg=cfg, **chosen))
     state = family.adapt(native, model)
     check_fits(state, own := model.state_dict(), model=arch)
     model.load_state_dict({name: in_type(name, tensor, own[name].dtype) for name, tensor in state.items()})
@@ -175,6 +165,14 @@ def convert(
         initial,
         notes,
     )
+
+
+def _built(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> nn.Module:
+    """The model; arguments that a stranger's configuration says must not make it much larger than the file."""
+    if checkpoint.config.get("model_args"):
+        values = sum(tensor.numel() for tensor in checkpoint.state.values())
+        check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
+    return build()
 
 
 def _resampled(native: Native, state: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:

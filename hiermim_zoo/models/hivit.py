@@ -68,7 +68,7 @@ def check_depths(state: Mapping[str, Tensor], model: HiViT) -> None:
     if stem is not None and len(stem) == model.patch_embed.proj.out_channels and found and found != own:
         wanted, built = (", ".join(map(str, depths)) for depths in (found, own))
         raise ValueError(
-            f"the checkpoint has stages of {wanted} blocks, the model of {built}: "
+            f"tensors (blocks.*) of the checkpoint are of stages of {wanted} blocks, the model has {built}: "
             f"--depths {' '.join(map(str, found))} (in Python depths=({wanted})) builds one that fits"
         )
 

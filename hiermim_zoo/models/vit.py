@@ -123,7 +123,7 @@ def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
     with without_memory():
         model: Any = construct(arch, num_classes=0)
     args: dict[str, Any] = {} if pool == model.global_pool else {"global_pool": pool}
-    own, patch = _patch(arch), native.state["patch_embed.proj.weight"].shape[-1]
+    own, patch = _patch(arch), _patch_of(native.state)
     if own in (None, patch):
         return args
     if others := _with_patch(native, arch, patch):
@@ -155,14 +155,27 @@ def fit(state: dict[str, Tensor], native: Native, model: VisionTransformer) -> d
 
 def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
     height, width = _grid(native.state, sizes)
-    patch = native.state["patch_embed.proj.weight"].shape[-1]
+    patch = _patch_of(native.state)
     return height * patch, width * patch
 
 
 def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
     """Patches along both sides; the first row is that of the class token."""
     rows = position_table(state, "pos_embed").shape[1]
-    return source_grid(rows - 1, state["patch_embed.proj.weight"].shape[-1], sizes, prefix=1)
+    return source_grid(rows - 1, _patch_of(state), sizes, prefix=1)
+
+
+def _patch_of(state: Mapping[str, Tensor]) -> int:
+    """Pixels along a side of a patch, as the stem of a checkpoint says.
+
+    Raises:
+        ValueError: it has none.
+    """
+    stem = state.get("patch_embed.proj.weight")
+    if stem is None or stem.ndim != 4:
+        found = "missing" if stem is None else list(stem.shape)
+        raise ValueError(f"tensor 'patch_embed.proj.weight' [width, channels, p, p] is needed, it is {found}")
+    return stem.shape[-1]
 
 
 def _patch(arch: str) -> int | None:
