@@ -9,7 +9,6 @@ order; C channels of a stage, D decoder width; P values of the patch of pixels u
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -22,19 +21,22 @@ from timm.models import checkpoint_seq, create_model
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .checkpoints.files import read_checkpoint
-from .checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, saved_model_args
+from .checkpoints.configs import CONFIG_KEY, read_config
+from .checkpoints.files import find_file, read_checkpoint
+from .checkpoints.folder import CONFIG_FILE, DECODER_FILE
 from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
 from .masking import check_keep, random_keep
 from .models.family import families, family_of, view_of
 from .models.recipes import Recipe
+from .models.saved import check_buildable, saved_args
 from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
 
 __all__ = ["MAEOutput", "MaskedAutoencoder", "Recipe", "create_mae"]
 
 EPS = 1e-6
+LARGEST_DECODER = 100_000_000  # values of a new one that a file may ask for
 
 
 class MAEOutput(NamedTuple):
@@ -354,9 +356,12 @@ def create_mae(
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
-    saved_recipe, saved_args = _saved(Path(checkpoint)) if checkpoint is not None else ({}, {})
+    saved_recipe, saved, size = _saved(name, Path(checkpoint)) if checkpoint is not None else ({}, {}, None)
     chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
-    args = {"num_classes": 0, **chosen.encoder, **saved_args, **model_kwargs}
+    args = {"num_classes": 0, **chosen.encoder, **saved, **model_kwargs}
+    if checkpoint is not None and (saved or saved_recipe):
+        build = partial(family_of(name).construct, name.partition(".")[0], **args)
+        check_buildable(lambda: MaskedAutoencoder(build(), chosen), *_held(Path(checkpoint), decoder))
     encoder = create_model(name, pretrained=pretrained, **args)
     if chosen.xavier and not pretrained:
         for part, module in encoder.named_modules():
@@ -364,7 +369,7 @@ def create_mae(
                 _xavier(module)
     mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
     if checkpoint is not None:
-        _load(mae, name, Path(checkpoint), decoder)
+        _load(mae, name, Path(checkpoint), decoder, size)
     return mae
 
 
@@ -381,17 +386,7 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
     if own is None:
         able = ", ".join(family.name for family in families() if family.mae)
         raise ValueError(f"{name} cannot be pre-trained by masking here; there are recipes for {able}")
-    known = [f.name for f in fields(Recipe)]
-    for key in changes:
-        if key not in known:
-            raise ValueError(f"recipe has no {key!r}, it has {', '.join(known)}")
-    recipe = replace(own, **changes)
-    if recipe.dim % recipe.heads or recipe.dim % 4 or recipe.depth < 1:
-        raise ValueError(
-            f"a decoder of depth {recipe.depth}, width {recipe.dim} and {recipe.heads} heads cannot be built: "
-            "depth must be at least 1, width a multiple of 4 and of the heads"
-        )
-    return recipe
+    return own.changed(changes, FUSIONS)
 
 
 def recipe_changes(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -418,29 +413,57 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
 
 
-def _saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What config.json of a folder says of recipe and encoder, if there is one."""
+def _saved(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """What config.json of a folder says of recipe and encoder, and of the images that it was made for.
+
+    Raises:
+        ValueError: naming what cannot be taken from it.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        return {}, {}
-    config = json.loads(file.read_text(encoding="utf-8"))
-    saved = saved_model_args(config, file)
-    args = {key: tuple(v) if isinstance(v, list) else v for key, v in saved.items()}
-    chans = config.get("pretrained_cfg", {}).get("input_size", (3,))[0]
-    return config.get(CONFIG_KEY, {}).get("recipe", {}), {**args, "in_chans": chans}
+        return {}, {}, None
+    config = read_config(file)
+    recipe, arch = config[CONFIG_KEY].get("recipe") or {}, name.partition(".")[0]
+    try:
+        recipe_of(name, recipe)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    saved_args(arch, {"model_args": recipe.get("encoder")}, file)
+    args = saved_args(arch, config, file)
+    chans, *size = config["pretrained_cfg"].get("input_size", (3,))
+    return recipe, {**args, "in_chans": chans}, args.get("img_size") or tuple(size) or None
 
 
-def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str) -> None:
-    """Load the folder that ``convert --mae`` or pre-training wrote."""
+def _held(folder: Path, decoder: str) -> tuple[int, Path]:
+    """How many values the files of a folder can hold, of two bytes at least, or a fresh decoder may have; and the file
+    that describes them.
+
+    Raises:
+        ValueError: the folder lacks one of them.
+    """
+    size = find_file(folder).stat().st_size
+    if decoder == "fresh":
+        return size // 2 + LARGEST_DECODER, folder / CONFIG_FILE
+    return (size + _decoder_file(folder).stat().st_size) // 2, folder / CONFIG_FILE
+
+
+def _decoder_file(folder: Path) -> Path:
     file = folder / DECODER_FILE
-    if decoder == "load" and folder.exists() and not file.is_file():
+    if folder.exists() and not file.is_file():
         raise ValueError(
-            f"{folder} holds no {DECODER_FILE}; convert with --mae, or pass decoder='fresh' to start a new one"
+            f"{folder} holds no {DECODER_FILE}; convert with --mae, or start a new one: --fresh-decoder of pretrain, "
+            "decoder='fresh' of create_mae"
         )
-    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder)
+    return file
+
+
+def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: Any) -> None:
+    """Load the folder that ``convert --mae`` or pre-training wrote."""
+    file = _decoder_file(folder) if decoder == "load" else None
+    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder, size)
     check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not
     mae.encoder.load_state_dict(encoder)
-    if decoder == "load":
+    if file is not None:
         state = read_checkpoint(file).state
         check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
         mae.load_state_dict({**mae.state_dict(), **state})

@@ -311,7 +311,8 @@ def test_decoding_less_changes_values_by_less_than_two_levels(
     def apart() -> float:
         image, complete = (Image.open(tmp_path / "whole.jpg") for _ in range(2))
         complete.load()
-        levels = part(image).int() - part(complete).int()
+        with seeded(0):  # one draw in ninety leaves out a column, and then more is decoded
+            levels = part(image).int() - part(complete).int()
         assert complete.width == 512 > image.width
         return psnr(levels)
 

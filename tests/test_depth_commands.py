@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hiermim_zoo import evaluate, extract, pretrain, reconstruct
+from hiermim_zoo import convert, evaluate, extract, pretrain, reconstruct
 from hiermim_zoo.training.image_form import remembered_in
 
 STEPS = {"steps": 2, "batch_size": 4, "workers": 0, "warmup": 0, "look_every": 1, "log_steps": 1}
@@ -45,6 +45,9 @@ def test_the_folder_remembers_how_images_were_read_and_commands_do_so(scans: Pat
     encoder = run / "encoder"
     assert json.loads((encoder / "config.json").read_text())["hiermim_zoo"]["images"] == {"scale": "0,4095"}
     assert "--scale 0,4095" in (encoder / "README.md").read_text()
+    for source in (encoder, max((run / "checkpoints").glob("*.pt"))):
+        convert.run(source=str(source), model="hivit_atto", output=tmp_path / "again", force=True)
+        assert remembered_in(tmp_path / "again") == {"scale": "0,4095"}, "conversions do not forget it"
     assert (run / "looks").is_dir(), "grey images are looked at, too"
     model: Any = timm.create_model(f"local-dir:{encoder}", pretrained=True).eval()
     files = sorted(map(str, (scans / "validation" / "dark").iterdir()))

@@ -69,7 +69,13 @@ def test_without_pooling_it_is_timms_plain_vit(patch: int, side: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "plain"), [("hpvit_base", "vit_base_patch16_224"), ("hpvit_huge", "vit_huge_patch14_224")]
+    ("name", "plain"),
+    [
+        ("hpvit_tiny", "vit_tiny_patch16_224"),
+        ("hpvit_small", "vit_small_patch16_224"),
+        ("hpvit_base", "vit_base_patch16_224"),
+        ("hpvit_huge", "vit_huge_patch14_224"),
+    ],
 )
 def test_parameters_are_the_plain_vits_but_for_positions_and_pooling(name: str, plain: str) -> None:
     with without_memory():

@@ -26,6 +26,7 @@ from hiermim_zoo.models.hpvit_verify import _plain_vit
 from hiermim_zoo.models.shapes import without_memory
 
 from .golden.case import differs, ends, golden
+from .names import mmpretrain, transformers, transformers_in_memory, with_decoder, without
 
 State = dict[str, Tensor]
 IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
@@ -46,90 +47,6 @@ def plain(**kwargs: Any) -> State:
     return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
 
-def renamed(state: State, *pairs: tuple[str, str]) -> State:
-    """Every pattern replaced by its names, in order."""
-    out = {}
-    for name, tensor in state.items():
-        for pattern, to in pairs:
-            name = re.sub(pattern, to, name)
-        out[name] = tensor
-    return out
-
-
-def with_decoder(state: State) -> State:
-    """MAE's own names; one block of a decoder is as good as eight."""
-    decoder = {f"decoder_blocks.0.{n[9:]}": t for n, t in state.items() if n.startswith("blocks.0.")}
-    ends = {
-        f"decoder_{part}.{kind}": torch.ones(3) for part in ("embed", "norm", "pred") for kind in ("weight", "bias")
-    }
-    return {**state, **decoder, **ends, "mask_token": torch.ones(1, 1, 8), "decoder_pos_embed": torch.ones(1, 17, 8)}
-
-
-def split(state: State, parts: tuple[str, str, str]) -> State:
-    """Query, key and value apart."""
-    out = {}
-    for name, tensor in state.items():
-        if ".attn.qkv." in name:
-            out.update({name.replace("attn.qkv", p): t for p, t in zip(parts, tensor.chunk(3), strict=True)})
-        else:
-            out[name] = tensor
-    return out
-
-
-def transformers(state: State, decoder: str = "decoder.decoder_layers") -> State:
-    """The names in files of transformers."""
-    return renamed(
-        split(state, ("attention.attention.query", "attention.attention.key", "attention.attention.value")),
-        (r"^(cls_token)", r"vit.embeddings.\1"),
-        (r"^pos_embed", "vit.embeddings.position_embeddings"),
-        (r"^patch_embed\.proj", "vit.embeddings.patch_embeddings.projection"),
-        (r"^norm\.", "vit.layernorm."),
-        (r"^blocks\.", "vit.encoder.layer."),
-        (r"^(mask_token|decoder_pos_embed|decoder_(embed|norm|pred)\.)", r"decoder.\1"),
-        (r"^decoder_blocks", decoder),
-        (r"attn\.proj", "attention.output.dense"),
-        (r"mlp\.fc1", "intermediate.dense"),
-        (r"mlp\.fc2", "output.dense"),
-        (r"norm1", "layernorm_before"),
-        (r"norm2", "layernorm_after"),
-    )
-
-
-def transformers_in_memory(state: State) -> State:
-    """The names that models of transformers 5 have."""
-    return renamed(
-        transformers(state),
-        (r"encoder\.layer\.", "layers."),
-        (r"attention\.attention\.(query|key|value)", lambda m: f"attention.{m[1][0]}_proj"),  # type: ignore[arg-type]
-        (r"attention\.output\.dense", "attention.o_proj"),
-        (r"intermediate\.dense", "mlp.fc1"),
-        (r"output\.dense", "mlp.fc2"),
-    )
-
-
-def mmpretrain(state: State) -> State:
-    return renamed(
-        state,
-        (r"^(mask_token|decoder_pos_embed|decoder_(embed|pred)\.)", r"neck.\1"),
-        (r"^decoder_norm", "neck.ln1"),
-        (r"^decoder_blocks", "neck.decoder_blocks"),
-        (r"^(cls_token|pos_embed|patch_embed)", r"backbone.\1"),
-        (r"patch_embed\.proj", "patch_embed.projection"),
-        (r"^blocks", "backbone.layers"),
-        (r"norm([12])\.", r"ln\1."),
-        (r"mlp\.fc1", "ffn.layers.0.0"),
-        (r"mlp\.fc2", "ffn.layers.1"),
-        (r"^norm", "backbone.ln1"),
-        (r"^fc_norm", "backbone.ln2"),
-        (r"^head", "head.fc"),
-    )
-
-
-def without(state: State, prefix: str) -> State:
-    """A prefix taken off, and what does not have it left out."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-
 ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
     "MAE encoder": ("vit_timm", dict),
     "MAE with decoder": ("vit_mae", with_decoder),
@@ -138,7 +55,7 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
         lambda s: {**s, "head.weight": torch.ones(5, 96), "head.bias": torch.ones(5)},
     ),
     "linear probe": (
-        "vit_class_token",
+        "vit_probe",
         lambda s: {
             **s,
             "head.0.running_mean": torch.ones(96),
@@ -157,12 +74,20 @@ ENCODERS: dict[str, tuple[str, Callable[[State], State]]] = {
     "transformers encoder": ("vit_mae_transformers", lambda s: without(transformers(s), "vit.")),
     "mmpretrain": ("vit_mae_mmpretrain", lambda s: mmpretrain(with_decoder(s))),
     "mmpretrain linear probe": (
-        "vit_class_token_mmpretrain",
+        "vit_probe_mmpretrain",
         lambda s: {
             **mmpretrain(s),
             "neck.bn.running_mean": torch.ones(96),
             "neck.bn.running_var": torch.ones(96),
             "neck.bn.num_batches_tracked": torch.tensor(3),
+            "head.layers.head.weight": torch.ones(5, 96),
+            "head.layers.head.bias": torch.ones(5),
+        },
+    ),
+    "mmpretrain class token classifier": (
+        "vit_class_token_mmpretrain",
+        lambda s: {
+            **mmpretrain(s),
             "head.layers.head.weight": torch.ones(5, 96),
             "head.layers.head.bias": torch.ones(5),
         },
@@ -356,13 +281,12 @@ def test_vits_that_compute_something_else_are_refused_with_the_reason(name: str,
 
 
 def test_a_classifier_of_the_class_token_is_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    for kind in ("linear probe", "mmpretrain linear probe"):
+    for kind in ("linear probe", "mmpretrain linear probe", "class token classifier"):
         caplog.clear()
-        layout, rename = ENCODERS[kind]
-        native = family_named("hpvit").native(rename(plain()))
+        native = family_named("hpvit").native(ENCODERS[kind][1](plain()))
         assert not [n for n in native.state if n.startswith("head")]
         [record] = caplog.records
-        assert (record.levelname, record.getMessage().partition(":")[0]) == ("WARNING", layout)
+        assert record.levelname == "WARNING"
         assert "is left out" in record.getMessage()
     caplog.clear()
     family_named("hpvit").native(plain())
@@ -494,7 +418,7 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
         (["--model", "hpvit_atto", "--depths", "1", "1", "2", "1"], r"'blocks\.5\.norm1\.weight' .* has no place"),
         (["--model", "hpvit_atto", "--depths", "1", "1", "4", "1"], r"'blocks\.6\.norm1\.weight' .* is missing"),
         (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),
-        (["--model", "hivit_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
+        (["--model", "green_swin_atto", "--depths", "1", "1", "4"], "--depths is nothing"),
         (["--model", "hivit_atto"], "which is no hivit checkpoint"),
         (["--model", "hpvit_atto", "--window-size", "-3"], "window_size=-3 must be at least 1"),
         (

@@ -10,7 +10,7 @@ import pytest
 import timm
 from PIL import Image
 
-from hiermim_zoo import pretrain, stats
+from hiermim_zoo import convert, pretrain, stats
 from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.statistics import measured
 
@@ -89,5 +89,9 @@ def test_pretraining_measures_mean_and_deviation_and_writes_them_down(tmp_path: 
     assert np.allclose(config["mean"], expected.mean)
     assert np.allclose(config["std"], expected.std)
     assert not np.allclose(config["mean"], timm.data.IMAGENET_DEFAULT_MEAN, atol=0.1)
+    (snapshot,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    convert.run(source=str(snapshot), model="hivit_atto", output=tmp_path / "again")
+    again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).pretrained_cfg
+    assert (again["mean"], again["std"]) == (config["mean"], config["std"])
     with pytest.raises(ValueError, match="--mean auto measures all channels"):
         pretrain.run(data=str(tmp_path), model="hivit_atto", output=tmp_path / "x", mean=("auto", 0.5), **run)

@@ -467,6 +467,34 @@ def test_a_repository_of_the_hub_is_a_source(
         assert done.stderr.startswith("error: ")
 
 
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_a_repository_of_several_files_is_a_source(
+    kind: str, origin_file: Path, hub: Server, online: Forks, tmp_path: Path
+) -> None:
+    """The client keeps them in another folder and links to them; they are read by their index."""
+    state, stem, suffix = torch.load(origin_file)["model"], *kind.split(".")
+    parts = [f"{stem}-0000{i}-of-00002.{suffix}" for i in (1, 2)]
+    weight_map = {name: parts[i % 2] for i, name in enumerate(state)}
+    files = {f"{kind}.index.json": json.dumps({"metadata": {}, "weight_map": weight_map}).encode()}
+    for part in parts:
+        own = {name: state[name] for name, place in weight_map.items() if place == part}
+        save_file(own, tmp_path / part) if suffix == "safetensors" else torch.save(own, tmp_path / part)
+        files[part] = (tmp_path / part).read_bytes()
+    files["images-0001.tar"] = CONTENT
+    hub.files = {f"/someone/large/resolve/main/{name}": content for name, content in files.items()}
+    args = ("hf-hub:someone/large", "--model", "hivit_atto", "-o", tmp_path / "out")
+    done = online.command("hiermim_zoo.convert", *args)
+    assert done.returncode == 0, done.stderr
+    about = json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]
+    assert (about["file"], about["layout"]) == (f"{kind}.index.json", "hivit_mae")
+    assert not any("images" in path for verb, path, _ in hub.log if verb == "GET" and "/resolve/" in path)
+    del hub.files[f"/someone/large/resolve/main/{parts[1]}"]
+    hub.files = {path.replace("large", "torn"): content for path, content in hub.files.items()}
+    done = online.command("hiermim_zoo.convert", "hf-hub:someone/torn", *args[1:3], "-o", tmp_path / "torn")
+    assert done.returncode == 2
+    assert f"{parts[1]}, which {kind}.index.json names, does not exist" in done.stderr
+
+
 # ---- timm's own way in
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from textwrap import dedent
 from typing import Any
 
 from torch import nn
+
+from ..text import printable
 
 
 def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str, images: Mapping[str, Any]) -> str:
@@ -23,7 +27,7 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made:
     task = "image-classification" if cfg["num_classes"] else "image-feature-extraction"
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     size = " x ".join(map(str, cfg["input_size"]))
-    rows = "\n".join(f"| {key} | `{value}` |" for key, value in provenance.items())
+    rows = "\n".join(f"| {in_cell(key)} | `{in_cell(value)}` |" for key, value in provenance.items())
     unstated = "\nThe authors state no licence for these weights.\n" if provenance["license"] == "unstated" else ""
     return (
         dedent(f"""\
@@ -78,5 +82,12 @@ def reading(images: Mapping[str, Any]) -> str:
 
 
 def hub_license(license: str) -> str:
-    """The Hub's identifier of a licence."""
-    return "unknown" if license == "unstated" else license
+    """The Hub's identifier of a licence, as YAML; whatever is no identifier stands in quotes."""
+    if license == "unstated":
+        return "unknown"
+    return license if re.fullmatch(r"[A-Za-z][A-Za-z0-9.+-]*", license) else json.dumps(printable(license))
+
+
+def in_cell(text: object) -> str:
+    """Text of a stranger, in a cell of a table and in backquotes: it can close neither."""
+    return printable(text).replace("`", "'").replace("|", "\\|")

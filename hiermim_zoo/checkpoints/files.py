@@ -1,73 +1,83 @@
-"""Reading checkpoints of strangers: tensors come out, nothing in the file ever runs."""
+"""Reading checkpoints of strangers: a set of weights comes out, nothing in the file ever runs."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
-import re
-import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_TOP_KEYS = ("model", "state_dict", "model_state")  # where training code puts the state dict, in this order
+from ..text import printable
+from .configs import checked_config, read_config
+from .content import read_content
+from .inspection import damage_named
+from .runs import refuse_shards, run_config
+from .sets import at, check_no_arrays, choose, find_sets, plain
+from .shards import INDEX, check_whole, is_index, parts_of, read_parts
+from .soundness import check_sound
+from .wrappers import bare, bare_names, bookkeeping, unwrapped
 
-
-class _Inert:
-    """Stands in for argparse.Namespace: training code saves its options beside the weights. Holds them, does
-    nothing.
-    """
-
-
-# A CfgNode is a dict with attributes; the one such class that torch's safe unpickler can fill is OrderedDict.
-_STUBS = [(_Inert, "argparse.Namespace"), (OrderedDict, "yacs.config.CfgNode")]
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pyth")
+# Of several files in a folder: where others find a model, too.
+_PREFERRED = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_model.bin", f"pytorch_model.bin{INDEX}")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors of one file and where they come from."""
+    """A set of weights of one file and where it comes from."""
 
-    path: Path
+    path: Path  # of several files the index
     state: dict[str, Tensor]
-    top_key: str  # under which the state dict stood, empty at the root
-    sha256: str
-    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any
+    top_key: str  # dotted, under which the set stood, empty at the root
+    sha256: str  # of the file; of several, of what the program sha256sum prints of them in the order of their names
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json beside it, if any; of a snapshot its options
+    prefix: str = ""  # that was taken off the names
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the tensors of every set of the file
+    left_out: Mapping[str, str] = field(default_factory=dict)  # what else is in the set, and why it is not in ``state``
+    nonfinite: Mapping[str, int] = field(default_factory=dict)  # values that are NaN or infinite, of tensors with any
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Dotted names of all sets of weights in the file; "" is the file itself."""
+        return tuple(self.names)
 
 
 def find_file(path: Path) -> Path:
     """The checkpoint meant by a path: the file itself, or the one in a folder.
 
     Raises:
-        ValueError: no such path, an empty file, a folder without a checkpoint or with several.
+        ValueError: no such path, an empty file, a folder without a checkpoint or with several, one file of several.
     """
     if path.is_dir():
-        preferred = path / "model.safetensors"
-        files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-        if preferred.is_file():
-            return preferred
-        if len(files) != 1:
-            found = (
-                f"holds {', '.join(p.name for p in files)}: name one of them"
-                if files
-                else f"holds no {'/'.join(SUFFIXES)} file"
-            )
-            raise ValueError(f"folder {path} {found}")
-        return files[0]
+        refuse_shards(path)
+        return _find_in(path)
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
+    check_whole(path)
     return path
+
+
+def _find_in(folder: Path) -> Path:
+    files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES or is_index(p))
+    for name in _PREFERRED:
+        if folder / name in files:
+            return folder / name
+    indices = [file for file in files if is_index(file)]
+    if len(indices) == 1:
+        return indices[0]
+    if len(files) != 1:
+        found = (
+            f"holds {', '.join(p.name for p in files)}: name one of them"
+            if files
+            else f"holds no {'/'.join(SUFFIXES)} file"
+        )
+        raise ValueError(f"folder {folder} {found}")
+    return find_file(files[0])
 
 
 def sha256_of(path: Path) -> str:
@@ -79,74 +89,65 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a .pth, .pt, .bin or .safetensors file, or a folder with one.
+def sha256_of_parts(index: Path) -> str:
+    """SHA-256 of a checkpoint in several files: of the lines "DIGEST  NAME" in the order of their names."""
+    lines = (f"{sha256_of(index.with_name(part))}  {part}\n" for part in sorted(parts_of(index)))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    PyTorch files are read with ``weights_only=True``; options saved beside the weights (argparse, yacs) come back
-    inert.
+
+def read_checkpoint(path: str | Path, key: str = "", prefix: str = "", *, allow_nonfinite: bool = False) -> Checkpoint:
+    """Read a file of torch or of safetensors, one in several files by its index, or a folder with one.
+
+    Args:
+        path: of file, index or folder.
+        key: dotted name of a set of weights in the file; default: the one that timm's loader takes, else the only one.
+        prefix: names that begin with it are read alone, and without it.
+        allow_nonfinite: take values that are NaN or infinite as they are.
 
     Raises:
-        ValueError: the file cannot be read, would run code, or holds no state dict.
+        ValueError: the file cannot be read, would run code, holds no such set, or tensors that are not sound;
+            SeveralSets: it does not say which set is meant.
     """
     file = find_file(Path(path))
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-    state, key = _state_dict(content, file)
-    config = file.parent / "config.json"
-    return Checkpoint(file, state, key, sha256_of(file), _read_json(config) if config.is_file() else {})
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{file} is no complete .safetensors file ({error}); get it again") from error
-
-
-def _read_pickle(file: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_STUBS), warnings.catch_warnings():  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")  # about pickles that are then refused, or read all the same
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        OSError,
-    ) as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        if wanted:
-            reason = f"asks for {wanted[1]}, which could run code; only tensors, numbers and plain containers are read"
-        else:
-            reason = "is damaged or no PyTorch checkpoint"
-        raise ValueError(f"{file} {reason}") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no configuration")
-    return content
-
-
-def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
-
-
-def _state_dict(content: Any, file: Path) -> tuple[dict[str, Tensor], str]:
-    if _is_state_dict(content):
-        return clean_state_dict(content), ""
-    keys = list(content) if isinstance(content, dict) else []
-    for key in _TOP_KEYS:
-        if key in keys and _is_state_dict(content[key]):
-            return clean_state_dict(content[key]), key
-    found = f"its keys are {', '.join(map(str, keys[:6]))}" if keys else f"it is a {type(content).__name__}"
-    raise ValueError(
-        f"{file} holds no state dict: {found}; expected tensors at the top or under {', '.join(_TOP_KEYS)}"
+    content = read_parts(file) if is_index(file) else read_content(file)
+    with damage_named(file):
+        sets = find_sets(content)
+    key = choose(content, sets, file, key)
+    if key not in sets:  # deeper than they are looked for
+        sets[key] = plain(at(content, key))
+    weights = sets[key]
+    prefix = bare(f"{prefix.rstrip('.')}.x").removesuffix("x") if prefix else ""
+    check_no_arrays(weights, file, prefix)
+    state, left_out = unwrapped(weights), bookkeeping(weights)
+    if prefix:
+        state, others = _without(state, prefix)
+        left_out |= others
+    with damage_named(file):
+        nonfinite = check_sound(state, file, allow_nonfinite)
+    beside, run = file.parent / "config.json", run_config(content)
+    config = checked_config(run, file) if run else read_config(beside) if beside.is_file() else {}
+    return Checkpoint(
+        file,
+        state,
+        key,
+        sha256_of_parts(file) if is_index(file) else sha256_of(file),
+        config,
+        prefix,
+        {name: bare_names(found) for name, found in sets.items()},
+        left_out,
+        nonfinite,
     )
+
+
+def _without(state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors whose names begin with a prefix, without it; the others, with the reason.
+
+    Raises:
+        ValueError: none does.
+    """
+    found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if not found:
+        begins = dict.fromkeys(f"{name.partition('.')[0]}." for name in state if "." in name)
+        there = f"they begin with {', '.join(list(begins)[:12])}" if begins else "they have no parts"
+        raise ValueError(f"--prefix {prefix}: no name of a tensor begins so; {printable(there, 300)}")
+    return found, {name: f"does not begin with --prefix {prefix}" for name in state if not name.startswith(prefix)}

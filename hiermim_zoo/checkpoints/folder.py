@@ -8,30 +8,27 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from timm.models import build_model_with_cfg, create_model, get_pretrained_cfg
+from timm.models import get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from .card import model_card
+from .configs import CONFIG_KEY, IMAGES_KEY, read_json
+from .soundness import in_type
 
 MODEL_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
 CONFIG_FILE, CARD = "config.json", "README.md"
 OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
-# what config.json must not say of a model
-BUILDERS = {name for builder in (create_model, build_model_with_cfg) for name in signature(builder).parameters}
 PART = ".hiermim-part-"  # begins the names of folders that are being written
-CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
-IMAGES_KEY = "images"  # there: how files become the images of the model, where that is not the default
 
 
 @dataclass
@@ -48,17 +45,23 @@ class Contents:
     recipe: Mapping[str, Any] = field(
         default_factory=dict
     )  # values of the autoencoder's recipe that are not the family's
-    images: Mapping[str, Any] = field(default_factory=dict)  # see IMAGES_KEY
+    images: Mapping[str, Any] = field(default_factory=dict)  # see configs.IMAGES_KEY
+    omitted: Collection[str] = ()  # of the model's tensors: those that an autoencoder's encoder does not have
 
     def state(self) -> dict[str, Tensor]:
-        """The model's tensors in the type written."""
-        return {name: self._written(tensor) for name, tensor in self.model.state_dict().items()}
+        """The model's tensors in the type written.
+
+        Raises:
+            ValueError: one has values that this type cannot hold.
+        """
+        state = self.model.state_dict()
+        return {name: self._written(name, tensor) for name, tensor in state.items() if name not in self.omitted}
 
     def decoder_state(self) -> dict[str, Tensor]:
-        return {name: self._written(tensor) for name, tensor in self.decoder.items()}
+        return {name: self._written(name, tensor) for name, tensor in self.decoder.items()}
 
-    def _written(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to("cpu", self.dtype).contiguous()
+    def _written(self, name: str, tensor: Tensor) -> Tensor:
+        return in_type(name, tensor.detach().cpu(), self.dtype).contiguous()
 
 
 def own_cfg(
@@ -81,21 +84,6 @@ def own_cfg(
         cfg["label_names"] = labels
     cfg.update(architecture=arch, license=license, num_classes=classes, input_size=(input_size[0], *input_size[-2:]))
     return cfg
-
-
-def saved_model_args(config: Any, file: Path) -> dict[str, Any]:
-    """The arguments of a model in config.json, which may be a stranger's.
-
-    Raises:
-        ValueError: it is of another form, or names what is for timm's builders alone: they would read other files.
-    """
-    args = (config.get("model_args") or {}) if isinstance(config, dict) else None
-    if not isinstance(args, dict):
-        raise ValueError(f"{file} is no configuration in timm's form")
-    for name in args:
-        if name in BUILDERS:
-            raise ValueError(f"{file}: model_args has {name!r}, which is no argument of a model; remove it")
-    return args
 
 
 def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
@@ -128,7 +116,7 @@ def _is_own(folder: Path) -> bool:
     """Whether its files were written here, perhaps by a process that was killed before all were in place."""
     for file in (folder / CONFIG_FILE, *folder.glob(f"{PART}*/{CONFIG_FILE}")):
         with suppress(OSError, ValueError):  # no such file, or none of ours
-            if CONFIG_KEY in json.loads(file.read_text(encoding="utf-8")):
+            if CONFIG_KEY in read_json(file):
                 return True
     return False
 
@@ -140,16 +128,17 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
     that others put there: only OWN_FILES are replaced, each by renaming.
 
     Raises:
-        ValueError: see :func:`check_target`.
+        ValueError: see :func:`check_target` and :meth:`Contents.state`.
     """
     check_target(folder, force)
+    states = ((MODEL_FILE, contents.state()), (DECODER_FILE, contents.decoder_state()))
     folder = folder.absolute()
     place = folder if folder.is_dir() else folder.parent
     part = place / f"{PART}{secrets.token_hex(8)}"
     part.mkdir(parents=True)
     try:
         _write_config(contents, part / CONFIG_FILE)
-        for file, state in ((MODEL_FILE, contents.state()), (DECODER_FILE, contents.decoder_state())):
+        for file, state in states:
             if state:
                 save_file(state, part / file, metadata={"format": "pt"})
                 (part / file).chmod((part / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone

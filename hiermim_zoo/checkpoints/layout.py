@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from .rules import Copy, Rename, Rule
+from .rules import Copy, Join, Rename, Rule
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Layout:
     rules: tuple[Rule, ...]
     may_be_missing: tuple[str, ...] = ()  # target names that start from their initial value
     # The rest of a masked autoencoder: to "fusion.*" and "decoder.*", or dropped with its reason.
-    decoder: tuple[Rename, ...] = ()
+    decoder: tuple[Rename | Join, ...] = ()
     back: tuple[Rule, ...] = ()  # the way back, of what ``rules`` and ``decoder`` change
     # On the way back: what its files hold beyond weights, from a model.
     added: Callable[[Any], dict[str, Tensor]] | None = None
@@ -37,10 +37,20 @@ class Layout:
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""  # said whenever such a file is read
     own: bool = False  # the files of this package
+    prefix: str = ""  # names that begin with it lose it before ``has``, ``lacks``, ``rules`` and ``decoder`` see them
+    bare: bool = True  # there are also files without the prefix
     by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
 
     def fits(self, names: Collection[str]) -> bool:
-        return all(_any(p, names) for p in self.has) and not any(_any(p, names) for p in self.lacks)
+        short = [name.removeprefix(self.prefix) for name in names]
+        return not self.missing(names) and not any(_any(pattern, short) for pattern in self.lacks)
+
+    def missing(self, names: Collection[str]) -> list[str]:
+        """What of the signature does not occur among the names."""
+        if not self.bare and not any(name.startswith(self.prefix) for name in names):
+            return [f"names that begin with {self.prefix}"]
+        short = [name.removeprefix(self.prefix) for name in names]
+        return [pattern for pattern in self.has if not _any(pattern, short)]
 
     def may_miss(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.may_be_missing)
@@ -65,3 +75,28 @@ MAE_DECODER_BACK = (
     Rename(r"decoder\.(embed|norm|pred)\.(weight|bias)", r"decoder_\1.\2"),
     Rename(r"decoder\.blocks\.(\d+)\.(.+)", r"decoder_blocks.\1.\2"),
 )
+# The decoder of mae.MaskedAutoencoder, in its own names.
+_OWN_DECODER = (
+    Rename(r"(fusion\.(?:norm|heads\.\d)\.(?:weight|bias))", r"\1"),
+    Rename(r"(decoder\.(?:mask_token|pos_embed))", r"\1"),
+    Rename(r"(decoder\.(?:embed|norm|pred)\.(?:weight|bias))", r"\1"),
+    Rename(r"(decoder\.blocks\.\d+\.(?:norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?:weight|bias))", r"\1"),
+)
+
+
+def own_autoencoder(encoder: Layout) -> Layout:
+    """The layout of this package's masked autoencoders: snapshots of a run, ``create_mae(ARCH).state_dict()``.
+
+    Args:
+        encoder: layout that has the names of the encoder.
+    """
+    return replace(
+        encoder,
+        name=f"{encoder.name}_autoencoder",
+        about="this package's own autoencoders: snapshots of a run, create_mae(...).state_dict()",
+        has=(*encoder.has, r"decoder\.mask_token", r"decoder\.embed\.weight"),
+        decoder=_OWN_DECODER,
+        back=(),
+        prefix="encoder.",
+        bare=False,
+    )

@@ -10,9 +10,14 @@ from torch import Tensor
 
 from .layout import DECODER_REASON, Layout
 from .rules import Drop, Rule, Step, apply_rules, then
+from .tables.strangers import refuse_strangers
 
 _logger = logging.getLogger(__name__)
 _LAYOUTS: dict[str, Layout] = {}
+
+
+class NoLayout(ValueError):
+    """The names of the tensors are of no layout that is looked for."""
 
 
 class Native(NamedTuple):
@@ -22,6 +27,7 @@ class Native(NamedTuple):
     layout: Layout
     steps: list[Step]
     decoder: dict[str, Tensor]  # "fusion.*" and "decoder.*"; empty unless asked for
+    size: int | tuple[int, int] | None = None  # pixels of the images that it was made for, where known
 
 
 def add_layouts(layouts: Iterable[Layout]) -> None:
@@ -53,17 +59,19 @@ def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -
         family: its name, for messages.
 
     Raises:
-        ValueError: no layout fits, or one does that the family cannot read.
+        NoLayout: none fits, or one does that the family cannot read.
+        ValueError: the file is of a kind that no family reads.
     """
+    refuse_strangers(names)
     fitting = [layout for layout in all_layouts() if layout.fits(names) and not layout.by_name]
     assert len(fitting) < 2, f"layouts must exclude each other: {[layout.name for layout in fitting]}"
     known = [layout.name for layout in readable]
     if fitting and fitting[0].name in known:
         return fitting[0]
     if fitting:
-        raise ValueError(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
+        raise NoLayout(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
     first = ", ".join(list(names)[:4])
-    raise ValueError(
+    raise NoLayout(
         f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {', '.join(known)}"
     )
 
@@ -87,13 +95,13 @@ def carry_over(
         ValueError: a tensor that the layout does not know, or a decoder is wanted that it does not hold.
     """
     if decoder and not table.decoder:
-        raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder")
+        raise ValueError(f"the file is {table.name!r} ({table.about}), which holds no decoder that can be kept")
     if table.warning:
         _logger.warning("%s: %s", table.name, table.warning)
     rest: tuple[Rule, ...] = table.decoder
     if not decoder:
         rest = tuple(Drop(rule.pattern, DECODER_REASON) for rule in table.decoder)
-    native, steps = apply_rules(state, (*table.rules, *rest), table.name)
+    native, steps = apply_rules(state, (*table.rules, *rest), table.name, table.prefix)
     if rules := more_rules(native):
         native, more = apply_rules(native, rules, table.name)
         steps = then(steps, more)

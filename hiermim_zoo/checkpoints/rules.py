@@ -1,5 +1,5 @@
-"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, or (for a stated reason) dropped or
-refused.
+"""What happens to each tensor of a checkpoint: kept, renamed, reshaped, joined, split, or (for a stated reason) dropped
+or refused.
 
 Patterns are regular expressions that must match the whole name. The first rule that matches decides; a name that no
 rule matches is an error, so nothing is ever lost by accident.
@@ -86,6 +86,16 @@ class Join:
 
 
 @dataclass(frozen=True)
+class Split:
+    """Join's way back: one tensor becomes several of one shape, its first rows under the first name, and so on."""
+
+    pattern: str
+    to: str  # {} in it is the part
+    parts: tuple[str, ...]  # in the order of the rows
+    why: str
+
+
+@dataclass(frozen=True)
 class Refuse:
     """No model of this package can hold the tensor, and leaving it behind would change what is computed."""
 
@@ -93,20 +103,21 @@ class Refuse:
     reason: str
 
 
-Rule = Copy | Rename | Number | Unnumber | Reshape | Join | Drop | Refuse
+Carrying = Copy | Rename | Number | Unnumber | Reshape | Join | Split | Drop
+Rule = Carrying | Refuse
 
 
 class Step(NamedTuple):
     """What became of one tensor."""
 
     source: str
-    action: str  # kept, renamed, reshaped, joined, dropped
+    action: str  # kept, renamed, reshaped, joined, split, dropped
     target: str  # empty where dropped
     why: str
 
 
 def apply_rules(
-    state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str
+    state: Mapping[str, Tensor], rules: Sequence[Rule], layout: str, prefix: str = ""
 ) -> tuple[dict[str, Tensor], list[Step]]:
     """Carry a state dict over.
 
@@ -114,41 +125,47 @@ def apply_rules(
         state: source names and tensors.
         rules: in order of precedence.
         layout: its name, for messages.
+        prefix: names that begin with it lose it before the rules look at them.
 
     Returns:
-        The new state dict, and one step for every source tensor.
+        The new state dict, and one step for every source tensor (for every part of one that is split).
 
     Raises:
         ValueError: a tensor that no rule covers or that one refuses, two that end under one name, a part of a join that
-            is missing or of another shape than the rest.
+            is missing or of another shape than the rest, rows that cannot be split.
     """
     out: dict[str, Tensor] = {}
     steps: list[Step] = []
     joins: dict[str, _Parts] = {}
-    count = _counted(state, rules)
-    for name, tensor in state.items():
-        rule, match = _first(rules, name)
-        if rule is None or match is None:
-            raise ValueError(f"tensor {name!r} {list(tensor.shape)} is not part of the layout {layout!r}")
-        if isinstance(rule, Refuse):
-            raise ValueError(f"tensor {name!r} {list(tensor.shape)}: {rule.reason}")
+    short = {name: name.removeprefix(prefix) for name in state}
+    count = _counted(short.values(), rules)
+
+    def put(name: str, target: str, tensor: Tensor, action: str, why: str = "") -> None:
+        if target in out:
+            raise ValueError(f"tensor {name!r}: another tensor of the layout {layout!r} already became {target!r}")
+        out[target] = tensor
+        steps.append(Step(name, action, target, why))
+
+    for name, rule, match in _matched(state, short, rules, layout):
+        tensor = state[name]
         if isinstance(rule, Drop):
             steps.append(Step(name, "dropped", "", rule.reason))
             continue
-        target = name if isinstance(rule, Copy) else match.expand(rule.to)
+        target = short[name] if isinstance(rule, Copy) else match.expand(rule.to)
         if isinstance(rule, Number):
             target = target.format(count[_place(match)])
         if isinstance(rule, Unnumber):
-            target = target.format(*_stage_and_place(int(match[1]), state, rule.begins))
+            target = target.format(*_stage_and_place(int(match[1]), short.values(), rule.begins))
         if isinstance(rule, Join):
-            joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor)
+            joins.setdefault(target, _Parts(rule, {}, {})).add(match, tensor, name)
             steps.append(Step(name, "joined", target, rule.why))
-            continue
-        if target in out:
-            raise ValueError(f"tensor {name!r}: another tensor of the layout {layout!r} already became {target!r}")
-        out[target] = rule.change(tensor) if isinstance(rule, Reshape) else tensor
-        action = "reshaped" if isinstance(rule, Reshape) else "kept" if target == name else "renamed"
-        steps.append(Step(name, action, target, rule.why if isinstance(rule, Reshape) else ""))
+        elif isinstance(rule, Split):
+            for part, rows in zip(rule.parts, _rows(name, tensor, len(rule.parts)), strict=True):
+                put(name, target.format(part), rows, "split", rule.why)
+        elif isinstance(rule, Reshape):
+            put(name, target, rule.change(tensor), "reshaped", rule.why)
+        else:
+            put(name, target, tensor, "kept" if target == name else "renamed")
     for target, parts in joins.items():
         if target in out:
             raise ValueError(
@@ -156,6 +173,31 @@ def apply_rules(
             )
         out[target] = parts.joined()
     return out, steps
+
+
+def _matched(
+    state: Mapping[str, Tensor], short: Mapping[str, str], rules: Sequence[Rule], layout: str
+) -> list[tuple[str, Carrying, re.Match[str]]]:
+    """Every tensor's name with its rule. A reason to refuse the file is said rather than a name that is unknown."""
+    found, unknown = [], ""
+    for name in state:
+        rule, match = _first(rules, short[name])
+        if rule is None or match is None:
+            unknown = unknown or name
+        elif isinstance(rule, Refuse):
+            raise ValueError(f"tensor {name!r} {list(state[name].shape)}: {rule.reason}")
+        else:
+            found.append((name, rule, match))
+    if unknown:
+        raise ValueError(f"tensor {unknown!r} {list(state[unknown].shape)} is not part of the layout {layout!r}")
+    return found
+
+
+def _rows(name: str, tensor: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """So many tensors of one shape."""
+    if not tensor.ndim or len(tensor) % parts:
+        raise ValueError(f"tensor {name!r} {list(tensor.shape)} cannot be split into {parts}")
+    return tensor.chunk(parts)
 
 
 def _counted(state: Iterable[str], rules: Sequence[Rule]) -> dict[tuple[int, int], int]:
@@ -183,8 +225,9 @@ class _Parts(NamedTuple):
     tensors: dict[str, Tensor]  # by part
     names: dict[str, str]  # likewise, in the source
 
-    def add(self, match: re.Match[str], tensor: Tensor) -> None:
-        name, (start, end) = match.string, match.span("part")
+    def add(self, match: re.Match[str], tensor: Tensor, name: str) -> None:
+        """A part that was found, under its name in the source, which may be longer than what was matched."""
+        start, end = (place + len(name) - len(match.string) for place in match.span("part"))
         self.tensors[match["part"]] = tensor
         for part in self.rule.parts:
             self.names[part] = name[:start] + part + name[end:]

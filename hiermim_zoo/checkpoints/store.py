@@ -18,6 +18,7 @@ from .download import DownloadError, download
 from .files import SUFFIXES, sha256_of
 from .folder import MODEL_FILE
 from .manifest import Weights, weights_dir
+from .shards import INDEX
 
 HUB = "hf-hub:"
 
@@ -96,7 +97,8 @@ def fetch_repository(name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = [*(f"*{suffix}" for suffix in SUFFIXES), "config.json"]
+    suffixes = [".pth.tar" if suffix == ".tar" else suffix for suffix in (*SUFFIXES, INDEX)]  # others hold data
+    wanted = [*(f"*{suffix}" for suffix in suffixes), "config.json"]
     with hub_errors():
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
 

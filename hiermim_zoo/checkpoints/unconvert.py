@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .atomic import replacing
 from .layout import Layout
 from .layouts import all_layouts
-from .rules import apply_rules
+from .rules import Copy, apply_rules
 
 
 def to_published(
@@ -31,29 +31,30 @@ def to_published(
             it.
 
     Raises:
-        ValueError: a layout that is only read, no decoder, or a tensor that is missing or that the layout has no place
-            for.
+        ValueError: a layout that is only read, no decoder where its files have one, or a tensor that is missing or that
+            the layout has no place for.
     """
     if not layout.back:
         raise ValueError(
             f"--to {layout.name}: only {', '.join(table.name for table in all_layouts() if table.back)} can be written"
         )
-    if layout.decoder and not decoder:
-        raise ValueError(f"--to {layout.name} needs a decoder, which the source does not hold")
-    initial = fresh.state_dict()
-    kept = {}
+    initial, kept, lost = fresh.state_dict(), {}, ""
     for name, tensor in state.items():
         if not layout.may_miss(name) or any(re.fullmatch(rule.pattern, name) for rule in layout.back):
             kept[name] = tensor
         elif name not in initial or not torch.equal(tensor, initial[name].to(tensor.dtype)):
-            raise ValueError(f"tensor {name!r} is trained, but the layout {layout.name!r} has no place for it")
+            lost = lost or name
     rest = decoder if layout.decoder else {}
-    renamed, _ = apply_rules({**kept, **rest}, (*layout.back, *layout.rules), layout.name)
+    same = tuple(rule for rule in layout.rules if isinstance(rule, Copy))
+    renamed, _ = apply_rules({**kept, **rest}, (*layout.back, *same), layout.name)
     if layout.added:
         renamed |= layout.added(fresh)
-    if not layout.fits(renamed):
-        missing = [pattern for pattern in layout.has if not any(re.fullmatch(pattern, name) for name in renamed)]
+    if missing := layout.missing(renamed):
+        if not decoder and any("mask_token" in pattern or "decoder" in pattern for pattern in missing):
+            raise ValueError(f"--to {layout.name} needs a decoder, which the source does not hold")
         raise ValueError(f"--to {layout.name} needs what the source does not hold: {', '.join(missing)}")
+    if lost:
+        raise ValueError(f"tensor {lost!r} is trained, but the layout {layout.name!r} has no place for it")
     return renamed
 
 

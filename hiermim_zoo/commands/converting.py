@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 import torch
 
@@ -16,13 +17,17 @@ from ..checkpoints import manifest, store
 from ..checkpoints.download import download
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import check_target, write_folder
-from ..checkpoints.layouts import find_layout
+from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.rules import check_fits
+from ..checkpoints.sets import SeveralSets
+from ..checkpoints.shards import is_index, parts_of
 from ..checkpoints.unconvert import check_file, to_published, write_published
+from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
+from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -66,8 +71,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = fetch(options.source, Path(scratch))
-        converted = convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+        converted = converted_by(options, arch, row, Path(scratch))
+        if options.to and options.img_size not in (None, converted.native.size):
+            size = " ".join(map(str, options.img_size))
+            raise ValueError(f"--to writes tensors as the source has them: --img-size {size} would resample them")
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
@@ -82,6 +89,40 @@ def convert_source(options: ConvertOptions) -> Path | None:
     if options.verify:
         print("\n".join(filter(None, (verify(converted, target), found))))
     return target
+
+
+def converted_by(options: ConvertOptions, arch: str, row: manifest.Weights | None, scratch: Path) -> Converted:
+    """Read the source and carry it over.
+
+    Raises:
+        ValueError, OSError: it cannot be had or does not fit; of names that fit no layout the message says what helps.
+    """
+    try:
+        checkpoint = fetch(options, scratch)
+    except SeveralSets as error:
+        raise ValueError(f"{error}; {way_out(options, arch, error.names)}") from error
+    try:
+        return convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+    except NoLayout as error:
+        raise ValueError(f"{error}; {way_out(options, arch, checkpoint.names)}") from error
+
+
+def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str]]) -> str:
+    """What to type for a source that fits no layout as it is; it is said, never done unasked.
+
+    Args:
+        names: of the tensors, by set of weights.
+    """
+    family = family_of(arch)
+    found = ways(names, family.layouts)
+    if not found:
+        return f"no set of weights of the file is of {family.name}, with or without a prefix"
+    lines = [
+        f"layout {way.layout!r} fits with: "
+        + replace(options, key=way.key or None, prefix=way.prefix or None).command("convert")
+        for way in found
+    ]
+    return "; ".join(lines)
 
 
 def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
@@ -124,7 +165,8 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
     write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
-    print(f"wrote {file}: {'encoder and decoder' if table.decoder else 'the model'} under the names of {layout}")
+    what = "encoder and decoder" if decoder and table.decoder else "the model"
+    print(f"wrote {file}: {what} under the names of {layout}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:
@@ -132,11 +174,16 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
 
 
 def check_decoder(converted: Converted) -> None:
-    """Refuse a decoder that the architecture's autoencoder cannot take."""
+    """Refuse a decoder that the autoencoder which the source tells of cannot take."""
     model: Any = converted.model
-    size = {name: value for name, value in converted.model_args.items() if name in ("img_size", "num_frames")}
+    recipe = converted.recipe()
+    if recipe is None:
+        raise ValueError(
+            f"--mae {converted.source}: the run went on from a folder, and its snapshot does not say with which "
+            "decoder; the command of the run with --resume FILE --export-only added writes both"
+        )
     with without_memory():
-        mae = create_mae(converted.arch, in_chans=model.in_chans, **size)
+        mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args})
     check_fits(converted.native.decoder, decoder_state(mae), model=f"the autoencoder of {converted.arch}")
 
 
@@ -151,34 +198,57 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
     return store.user_store() / row.name if options.install and row else options.output
 
 
-def fetch(source: str, scratch: Path) -> Checkpoint:
+def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
     """Bring a source of any kind onto the disk and read it.
+
+    Args:
+        options: name the source, and what of it is read.
+        scratch: folder for what is downloaded.
 
     Raises:
         ValueError, OSError: it cannot be had or read.
     """
+    try:
+        return read_checkpoint(
+            located(options.source, scratch),
+            options.key or "",
+            options.prefix or "",
+            allow_nonfinite=options.allow_nonfinite,
+        )
+    except ValueError as error:
+        error.args = (str(error).replace(f"{scratch}{os.sep}", ""),)  # which is gone when the message is read
+        raise
+
+
+def located(source: str, scratch: Path) -> Path:
+    """The file or folder on the disk; what is downloaded goes to ``scratch`` or into the Hub's cache."""
     row = known_row(source)
     if row is not None:
         local = store.find_local(row) if row.file else None
-        return read_checkpoint(local or store.fetch_origin(row, scratch))
+        return local or store.fetch_origin(row, scratch)
     if source.startswith("hf-hub:"):
         name, _, revision = source.removeprefix("hf-hub:").partition("@")
-        return read_checkpoint(store.fetch_repository(name, revision or None))
+        return store.fetch_repository(name, revision or None)
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
-    if urlsplit(source).scheme in ("http", "https"):
-        target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
-        download(source, target)
-        return read_checkpoint(target)
-    return read_checkpoint(source)
+    if urlsplit(source).scheme not in ("http", "https"):
+        return Path(source)
+    target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
+    download(source, target)
+    for part in parts_of(target) if is_index(target) else ():
+        download(urljoin(source, quote(part)), scratch / part)
+    return target
 
 
 def report(converted: Converted, every: bool) -> str:
     """What became of the tensors: in numbers, or (``every``) one line each."""
-    native = converted.native
+    native, checkpoint = converted.native, converted.checkpoint
+    others = [name for name in checkpoint.sets if name != checkpoint.top_key]
     lines = [
-        f"source  {converted.source} ({len(converted.checkpoint.state)} tensors"
-        + (f" under {converted.checkpoint.top_key!r})" if converted.checkpoint.top_key else ")"),
+        f"source  {converted.source} ({len(checkpoint.state)} tensors"
+        + (f" under {checkpoint.top_key!r})" if checkpoint.top_key else ")"),
+        f"set     {checkpoint.top_key or 'the file itself'}; "
+        + (f"--key reads another: {', '.join(others)}" if others else "there is no other"),
         f"layout  {native.layout.name}: {native.layout.about}",
         f"licence {converted.license}",
     ]
@@ -189,14 +259,19 @@ def report(converted: Converted, every: bool) -> str:
         + (f" ({s.why})" if s.why else "")
         for s in steps
     ]
+    if every:
+        lines += [f"  left out {name} ({why})" for name, why in checkpoint.left_out.items()]
     counts = Counter(step.action for step in native.steps)
     lines.append(
         "tensors " + ", ".join(f"{counts[a]} {a}" for a in ("kept", "renamed", "reshaped", "joined", "dropped"))
     )
     reasons = Counter(step.why for step in native.steps if step.action == "dropped")
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
+    left_out = Counter(checkpoint.left_out.values())
+    lines += [f"  left out {count}: {why}" for why, count in left_out.items()]
+    lines += [f"  not finite: {count} values of {name}" for name, count in converted.checkpoint.nonfinite.items()]
     lines += [f"  resampled {line}" for line in converted.resampled]
     lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:
         lines.append(f"  missing in the source, initial values kept: {', '.join(converted.initial)}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -12,7 +12,7 @@ from timm.data import create_transform
 from timm.models import create_model
 from torch import Tensor
 
-from ..checkpoints.folder import CONFIG_KEY, MODEL_FILE
+from ..checkpoints.folder import MODEL_FILE
 from ..checkpoints.rules import check_fits
 from ..data.kinds import open_images
 from ..data.transforms import data_config
@@ -41,7 +41,7 @@ def verify(converted: Converted, folder: Path) -> str:
                 f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one"
             )
     reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
-    converted.model.load_state_dict(meant)  # in the type written
+    converted.model.load_state_dict({**converted.model.state_dict(), **meant})  # in the type written
     image = torch.randn(1, *input_shape(reloaded), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
@@ -75,7 +75,7 @@ def compare(converted: Converted, images: str | None) -> str:
             if images:
                 raise ValueError(f"--images {images}: {error}") from error
             return f"how the source is to be read cannot be told: {error}"
-    found = family.similarity(converted.checkpoint.state, model, sample(data, model))
+    found = family.similarity(converted.checkpoint.state, model, sample(data, model), converted.native.size)
     if images and not found:
         raise ValueError(f"--images {images}: of this source --verify compares nothing on images; leave them out")
     return found
@@ -96,8 +96,9 @@ def better_reading(converted: Converted, readings: Mapping[str, Mapping[str, Ten
     if not decoder:
         raise ValueError(f"it holds no decoder, which alone could tell {' from '.join(readings)}")
     images = sample(data, model)
-    recipe = converted.checkpoint.config.get(CONFIG_KEY, {}).get("recipe", {})
-    mae = create_mae(converted.arch, recipe=recipe, **{"in_chans": model.in_chans, **converted.model_args}).eval()
+    mae = create_mae(
+        converted.arch, recipe=converted.recipe(), **{"in_chans": model.in_chans, **converted.model_args}
+    ).eval()
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(0))
     losses: dict[str, Tensor] = {}  # [B] each
     for name, state in readings.items():

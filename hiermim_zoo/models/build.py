@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg, create_model, generate_default_cfgs
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from ..checkpoints import manifest
+from ..checkpoints.inspection import BROKEN
 from .family import check_arch, family_of
+from .saved import check_folder
 from .weights import locate
 
 
@@ -101,9 +102,13 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ":" not in name:
         check_arch(name)
+    if name.startswith("local-dir:"):
+        check_folder(Path(name.removeprefix("local-dir:")))
     try:
         return create_model(name, **kwargs)
-    except (RuntimeError, AssertionError, TypeError, KeyError, SafetensorError) as error:  # for bad names and files
+    except ValueError:
+        raise
+    except (SafetensorError, *BROKEN) as error:  # for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error
 
 
@@ -114,38 +119,3 @@ def input_shape(model: Any) -> tuple[int, ...]:
     chans, height, width = model.pretrained_cfg["input_size"]
     frames = getattr(model, "num_frames", None)
     return (chans, height, width) if frames is None else (chans, frames, height, width)
-
-
-def known_sizes(model: Any) -> tuple[Any, Any, Any]:
-    """Image sizes that a checkpoint may have been made for, the likeliest first: the model's own, and what its source
-    says.
-    """
-    saved = getattr(model, "pretrained_model_args", {}).get("img_size")
-    configured = getattr(model, "pretrained_cfg", {}).get("input_size", (None,))[1:] or None
-    return model.patch_embed.img_size, saved, configured
-
-
-def source_grid(tokens: int, stride: int, sizes: Iterable[int | Sequence[int] | None]) -> tuple[int, int]:
-    """The grid that a checkpoint's position table was made for.
-
-    Args:
-        tokens: rows of the table.
-        stride: pixels under a token.
-        sizes: image sizes that the checkpoint may have been made for, the likeliest first (None where unknown). A table
-            that fits none of them is taken for a square one.
-
-    Raises:
-        ValueError: the rows fit no size and are no square number.
-    """
-    for size in sizes:
-        if size is not None:
-            height, width = to_2tuple(size)
-            grid = (-(-height // stride), -(-width // stride))
-            if grid[0] * grid[1] == tokens:
-                return grid
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(
-            f"the position table has {tokens} rows: no square, and the checkpoint does not say of which grid"
-        )
-    return side, side

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, DECODER_FILE, IMAGES_KEY, Contents, own_cfg, saved_model_args
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
+from ..checkpoints.soundness import check_kinds, in_type
 from ..version import __version__
 from .family import Family, family_of
+from .grids import Sizes, sizes_beside
+from .saved import blank, check_buildable, saved_args
 
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
@@ -46,6 +52,8 @@ class Converted:
             "source": self.source,
             "file": self.checkpoint.path.name,
             "sha256": self.checkpoint.sha256,
+            **({"key": self.checkpoint.top_key} if len(self.checkpoint.sets) > 1 else {}),
+            **({"prefix": self.checkpoint.prefix} if self.checkpoint.prefix else {}),
             "layout": self.native.layout.name,
             "license": self.license,
             **self.notes,
@@ -59,7 +67,8 @@ class Converted:
         beside, table = self.checkpoint.path.with_name(DECODER_FILE), self.native.layout
         if beside.is_file():
             return read_checkpoint(beside).state
-        return apply_rules(self.checkpoint.state, (*table.decoder, Drop(".*", "of the encoder")), table.name)[0]
+        rules = (*table.decoder, Drop(".*", "of the encoder"))
+        return apply_rules(self.checkpoint.state, rules, table.name, table.prefix)[0]
 
     def contents(self) -> Contents:
         """What is written."""
@@ -72,7 +81,14 @@ class Converted:
             self.dtype,
             decoder=self.native.decoder,
             images=self.checkpoint.config.get(CONFIG_KEY, {}).get(IMAGES_KEY, {}),
+            recipe=(self.recipe() or {}) if self.native.decoder else {},
+            omitted=self.initial if self.native.layout.own and self.native.decoder else (),
         )
+
+    def recipe(self) -> Mapping[str, Any] | None:
+        """Values of the autoencoder's recipe that are not the family's, as the source says; None: it cannot be told."""
+        recipe: Mapping[str, Any] | None = self.checkpoint.config.get(CONFIG_KEY, {}).get("recipe", {})
+        return recipe
 
 
 @dataclass(frozen=True)
@@ -118,32 +134,60 @@ def convert(
     wanted = wanted or Wanted()
     family = family_of(arch)
     native = _read(checkpoint, arch, family, wanted)
+    check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or "unstated"
-    shape, args = _shape(checkpoint, arch, family, native, wanted, config)
+    native, shape, args = _shape(checkpoint, arch, family, native, wanted, config)
     cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
     if row:
         cfg.update(tag=row.tag, origin_url=row.url or None, paper_ids=config["paper_ids"])
-    model = family.construct(
-        arch, pretrained_cfg=cfg, num_classes=shape["num_classes"], in_chans=shape["in_chans"], **args
-    )
+    chosen = {"num_classes": shape["num_classes"], "in_chans": shape["in_chans"], **args}
+    model = _built(checkpoint, partial(family.construct, arch, pretrained_cfg=cfg, **chosen))
     state = family.adapt(native, model)
-    check_fits(state, model.state_dict(), model=arch)
-    model.load_state_dict(state)
-    resampled = [
-        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}"
-        for name, tensor in state.items()
-        if name in native.state and native.state[name].shape != tensor.shape
-    ]
+    check_fits(state, own := model.state_dict(), model=arch)
+    model.load_state_dict({name: in_type(name, tensor, own[name].dtype) for name, tensor in state.items()})
     initial = [name for name in state if name not in native.state]
     source = source or (row.url if row else str(checkpoint.path))
     if checkpoint.path.with_name(DECODER_FILE).is_file():
         config.setdefault("tag", "mae")  # an encoder of our own pre-training, or converted with its decoder
     notes = family.notes(native, config, model)
     return Converted(
-        arch, model, native, checkpoint, source, license, row, wanted.dtype, args, resampled, initial, notes
+        arch,
+        model,
+        native,
+        checkpoint,
+        source,
+        license,
+        row,
+        wanted.dtype,
+        args,
+        _resampled(native, state, shape["img_size"]),
+        initial,
+        notes,
     )
+
+
+def _built(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> nn.Module:
+    """The model; arguments that a stranger's configuration says must not make it much larger than the file."""
+    if checkpoint.config.get("model_args"):
+        values = sum(tensor.numel() for tensor in checkpoint.state.values())
+        check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
+    return build()
+
+
+def _resampled(native: Native, state: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:
+    """Which tables were resampled; one that keeps its shape may have changed its grid."""
+    changed = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in native.state and tensor is not native.state[name] and not torch.equal(tensor, native.state[name])
+    }
+    before, after = (" x ".join(map(str, _pair(pixels))) for pixels in (native.size, size))
+    sizes = f", images of {before} -> {after} pixels" if before != after else ""
+    return [
+        f"{name} {list(native.state[name].shape)} -> {list(tensor.shape)}{sizes}" for name, tensor in changed.items()
+    ]
 
 
 def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> Native:
@@ -166,15 +210,21 @@ def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> 
 
 def _shape(
     checkpoint: Checkpoint, arch: str, family: Family, native: Native, wanted: Wanted, config: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the model is to be built like: classes, channels and image size, and the arguments that differ from the
-    architecture's.
+) -> tuple[Native, dict[str, Any], dict[str, Any]]:
+    """The checkpoint with the size of images that it was made for, and what the model is to be built like: classes,
+    channels and image size, and the arguments that differ from the architecture's.
+
+    Raises:
+        ValueError: nothing tells that size, or the decoder is to be kept for another one.
     """
     base: Any = get_pretrained_cfg(arch)
     ours = checkpoint.config.get("architecture") == arch  # beside a plain ViT, the file speaks of another model
-    saved = saved_model_args(checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
-    sizes = (saved.get("img_size"), config.get("input_size", (None,))[1:] or None, base.input_size[1:])
-    size = _pair(wanted.img_size or family.img_size(native, sizes, saved))
+    saved = saved_args(arch, checkpoint.config, checkpoint.path.with_name(CONFIG_FILE)) if ours else {}
+    said = (*sizes_beside({**checkpoint.config, "pretrained_cfg": config}), base.input_size[1:])
+    native = native._replace(size=_pair(family.img_size(native, Sizes(said, wanted.img_size), saved)))
+    size = _pair(wanted.img_size or native.size)
+    if native.decoder and size != native.size:
+        raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size")
     stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips
     shape = {
         "num_classes": _classes(native.state, base.classifier, wanted.num_classes),
@@ -182,14 +232,15 @@ def _shape(
         "img_size": size,
     }
     args = {name: value for name, value in saved.items() if name not in (*shape, "global_pool")}
-    args |= {**family.checkpoint_args(native, arch), **wanted.model_args}
+    args = {**family.checkpoint_args(native, arch), **args, **wanted.model_args}
     if size != base.input_size[1:]:
         args["img_size"] = size
-    return shape, args
+    return native, shape, args
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = to_2tuple(size)
+    return int(height), int(width)
 
 
 def _classes(state: dict[str, Tensor], classifier: str, wanted: int | None) -> int:

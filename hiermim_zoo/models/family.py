@@ -19,10 +19,14 @@ from typing import Any, TypeVar
 from timm.models import is_model, list_models, model_entrypoint, register_model
 from torch import Tensor, nn
 
-from ..checkpoints.layout import Layout
+from ..checkpoints.layout import Layout, own_autoencoder
 from ..checkpoints.layouts import Native, add_layouts, carry_over, find_layout, recognise
 from ..checkpoints.rules import Rule, check_fits
+from ..checkpoints.sets import weights_in
+from ..checkpoints.soundness import check_kinds, check_sound
+from ..checkpoints.wrappers import unwrapped
 from ..protocol import MaskableEncoder
+from .grids import Sizes
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
 Entrypoint = Callable[..., nn.Module]
@@ -59,7 +63,9 @@ def nothing_promised(native: Native, model: Any) -> str:
     return ""
 
 
-def nothing_compared(state: Mapping[str, Tensor], model: Any, images: Tensor) -> str:
+def nothing_compared(
+    state: Mapping[str, Tensor], model: Any, images: Tensor, size: int | tuple[int, int] | None
+) -> str:
     return ""
 
 
@@ -90,9 +96,10 @@ class Family:
         variants: arguments of the model by architecture.
         construct: (architecture, **arguments of timm's builder and of the model) -> model. It looks for no weights:
             with ``pretrained=True`` it loads those that ``pretrained_cfg_overlay`` names.
-        layouts: of checkpoints that it can read.
-        img_size: (checkpoint, sizes that it may be made for with the likeliest first, arguments of the model that stand
-            beside it) -> height and width in pixels of the images that it was made for.
+        layouts: of checkpoints that it can read. Where it is pre-trained by masking, those of its own autoencoders are
+            added.
+        img_size: (checkpoint, sizes that it may be made for, arguments of the model that stand beside it) -> height and
+            width in pixels of the images that it was made for.
         fit: (state dict in the family's names, the checkpoint that it comes from, model) -> the same fitted to the
             model: tables of other sizes resampled.
         checkpoint_args: arguments of the model that a checkpoint tells, where they are not the architecture's.
@@ -103,7 +110,8 @@ class Family:
         readings: state dicts by name, where a checkpoint may be meant in several ways that its names do not tell.
         inflate: (checkpoint of images, architecture, how) -> checkpoint of clips.
         verify: what a conversion promises beyond equal tensors, checked; in words.
-        similarity: (source, model, images [B, C, H, W]) -> how near their features are, in words.
+        similarity: (source, model, images [B, C, H, W], height and width of the source's images) -> how near their
+            features are, in words.
         choices: arguments that a conversion may choose.
         view: an encoder of the family through the protocol, where its models have none of it; None for any other
             module.
@@ -118,7 +126,7 @@ class Family:
     variants: Mapping[str, Mapping[str, Any]]
     construct: Callable[..., nn.Module]
     layouts: tuple[Layout, ...]
-    img_size: Callable[[Native, Sequence[Any], Mapping[str, Any]], tuple[int, int]]
+    img_size: Callable[[Native, Sizes, Mapping[str, Any]], tuple[int, int]]
     fit: Callable[[dict[str, Tensor], Native, Any], dict[str, Tensor]] = as_carried_over
     checkpoint_args: Callable[[Native, str], Mapping[str, Any]] = nothing_told
     loading_args: Callable[[Any], Mapping[str, Any]] = nothing_of
@@ -127,7 +135,7 @@ class Family:
     readings: Callable[[Native], Mapping[str, Mapping[str, Tensor]]] = one_reading
     inflate: Callable[[Native, str, str], Native] | None = None
     verify: Callable[[Native, Any], str] = nothing_promised
-    similarity: Callable[[Mapping[str, Tensor], Any, Tensor], str] = nothing_compared
+    similarity: Callable[[Mapping[str, Tensor], Any, Tensor, int | tuple[int, int] | None], str] = nothing_compared
     choices: tuple[Choice, ...] = ()
     view: Callable[[Any], MaskableEncoder | None] = no_view
     mae: Rows[Recipe] = field(default_factory=Rows)
@@ -137,6 +145,9 @@ class Family:
     own: bool = True
 
     def __post_init__(self) -> None:
+        if self.mae:
+            own = tuple(own_autoencoder(layout) for layout in self.layouts if layout.own)
+            object.__setattr__(self, "layouts", (*self.layouts, *own))
         rows: tuple[Rows[Any], ...] = (self.mae, self.pretraining, self.fine_tuning)
         for arch in (arch for table in rows for arch in table):
             if arch not in self.variants:
@@ -174,14 +185,16 @@ class Family:
         """Carry a checkpoint of any known layout over into the family's own names.
 
         Args:
-            state: as read from the file.
+            state: as read from the file; wrappers of frameworks are taken out of its names.
             layout: forces a layout instead of recognising it.
             decoder: keep the decoder of a masked autoencoder, apart from the encoder.
             args: of the model, as far as they decide what is carried over.
 
         Raises:
-            ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know.
+            ValueError: unknown layout, one of another family or without decoder, or a tensor that it does not know;
+                NoLayout: none is recognised.
         """
+        state = unwrapped(state)
         table = find_layout(layout) if layout else self.layout_of(state.keys())
         if table.name not in {own.name for own in self.layouts}:
             readers = " and ".join(f.name for f in families() if table.name in {own.name for own in f.layouts})
@@ -192,7 +205,7 @@ class Family:
         """The layout of a file with these tensor names.
 
         Raises:
-            ValueError: no layout fits, or one does that the family cannot read.
+            NoLayout: none fits, or one does that the family cannot read.
         """
         return recognise(names, self.layouts, self.name)
 
@@ -206,6 +219,7 @@ class Family:
             ValueError: naming the first tensor that does not fit.
         """
         own, state = model.state_dict(), dict(native.state)
+        check_kinds(state, own, model=f"this {type(model).__name__}")
         state |= {name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)}
         state = self.fit(state, native, model)
         cfg: Any = getattr(model, "pretrained_cfg", None) or {}
@@ -214,9 +228,24 @@ class Family:
         check_fits(state, own, adaptable, model=f"this {type(model).__name__}")
         return state
 
-    def load_filter(self, state: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
-        """Bring a checkpoint of any known layout into the form of ``model``; timm calls it when it loads weights."""
-        return self.adapt(self.native(state, args=self.loading_args(model)), model)
+    def load_filter(
+        self, state: Mapping[str, Tensor], model: Any, size: int | tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """Bring a checkpoint of any known layout into the form of ``model``; timm calls it when it loads weights.
+
+        Args:
+            state: a set of weights, or the content of a file under whose keys timm has not found one.
+            model: to be loaded.
+            size: height and width of the images that the checkpoint was made for; None: as timm knows of the model.
+
+        Raises:
+            ValueError: naming a tensor that is not sound; see :meth:`native` and :meth:`adapt`; SeveralSets: the file
+                has several.
+        """
+        weights = unwrapped(weights_in(state))
+        check_sound(weights, "the checkpoint", nonfinite=True)
+        native = self.native(weights, args=self.loading_args(model))
+        return self.adapt(native._replace(size=size), model)
 
 
 # ---- all of them

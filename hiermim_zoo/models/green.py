@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,13 @@ from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .green_swin import GreenSwin
 from .green_twins import GreenTwins
+from .grids import Sizes, position_table, source_grid
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
 __all__ = ["FAMILY", "GreenSwin", "GreenTwins"]
 
 TABLE = "relative_position_bias_table"
+UNIT = 32  # pixels along a side of a mask unit, over which the decoder has one token
 
 
 def fit(state: dict[str, Tensor], native: Native, model: nn.Module) -> dict[str, Tensor]:
@@ -59,8 +61,12 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
     return resized
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> Any:
-    """No tensor tells: what is known beside it, the likeliest first."""
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> Any:
+    """No tensor of an encoder tells: the positions of a decoder, else what is known beside it, the likeliest first."""
+    if native.decoder:
+        rows = position_table(native.decoder, "decoder.pos_embed").shape[1]
+        height, width = source_grid(rows, UNIT, sizes)
+        return height * UNIT, width * UNIT
     return next(size for size in sizes if size is not None)
 
 

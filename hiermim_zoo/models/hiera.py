@@ -4,7 +4,7 @@ hiera_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.rules import Copy, Rename, Reshape, apply_rules, then
 from ..checkpoints.tables.hiera import LAYOUTS
-from .build import build_model, default_cfgs_for, known_sizes, source_grid, timm_model
+from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
+from .grids import Sizes, position_table, sizes_of, source_grid
 from .hiera_model import Hiera
 from .hiera_parts import KERNEL, SIDE, STRIDE, UNIT, resize_frames, resize_table
 from .recipes import FineTuning, Pretraining, Recipe, Rows
@@ -59,10 +60,12 @@ def fit(state: dict[str, Tensor], native: Native, model: Hiera) -> dict[str, Ten
     if not model.num_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     name = "pos_embed" if model.num_frames is None else "pos_embed_spatial"
-    old = _grid(state, name, known_sizes(model))
+    old = _grid(state, name, sizes_of(native, model))
     state[name] = resize_table(state[name], old, model.patch_embed.grid_size, model.pos_resize)
     if model.num_frames is not None:
-        state["pos_embed_temporal"] = resize_frames(_tensor(state, "pos_embed_temporal"), model.num_frames // UNIT[0])
+        state["pos_embed_temporal"] = resize_frames(
+            position_table(state, "pos_embed_temporal"), model.num_frames // UNIT[0]
+        )
     stem = state.get("patch_embed.proj.weight")
     if stem is not None and stem.ndim == 5 and stem.shape[1] != model.in_chans:
         frames = [adapt_input_conv(model.in_chans, part, base_chans=stem.shape[1]) for part in stem.unbind(2)]
@@ -70,7 +73,7 @@ def fit(state: dict[str, Tensor], native: Native, model: Hiera) -> dict[str, Ten
     return state
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
     name = "pos_embed_spatial" if "pos_embed_spatial" in native.state else "pos_embed"
     height, width = _grid(native.state, name, sizes)
     return height * UNIT[1], width * UNIT[2]
@@ -122,18 +125,12 @@ def inflate(native: Native, arch: str, how: str) -> Native:
     return native._replace(state=state, steps=then(native.steps, more))
 
 
-def _grid(state: Mapping[str, Tensor], name: str, sizes: Sequence[Any]) -> tuple[int, int]:
+def _grid(state: Mapping[str, Tensor], name: str, sizes: Sizes) -> tuple[int, int]:
     """Units along both sides."""
-    tokens = _tensor(state, name).shape[1]
+    tokens = position_table(state, name).shape[1]
     if tokens % SIDE**2:
         raise ValueError(f"tensor {name!r} has {tokens} rows, which are no units of {SIDE} x {SIDE} tokens")
-    return source_grid(tokens // SIDE**2, UNIT[-1], sizes)
-
-
-def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in state or state[name].ndim != 3:
-        raise ValueError(f"tensor {name!r} [1, tokens, channels] is missing from the checkpoint")
-    return state[name]
+    return source_grid(tokens // SIDE**2, UNIT[-1], sizes, rows=SIDE**2)
 
 
 # ---- recipes

@@ -4,7 +4,9 @@ hivit_model.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hivit import LAYOUTS
 from ..layers.position import resample_bias_table
-from .build import build_model, default_cfgs_for, known_sizes, source_grid, timm_model
-from .family import Family, add_family
+from .build import build_model, default_cfgs_for, timm_model
+from .family import Choice, Family, add_family
+from .grids import Sizes, position_table, sizes_of, source_grid
 from .hivit_model import TABLE, UNIT, HiViT
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
@@ -36,28 +39,94 @@ def construct(variant: str, **kwargs: Any) -> nn.Module:
 
 
 def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Tensor]:
-    """Tables are resampled to the model's grid, and dropped where the model was built without them."""
-    own, old, new = model.state_dict(), _grid(state, known_sizes(model)), model.patch_embed.grid_size
+    """Tables are resampled to the model's grid, and dropped where the model was built without them.
+
+    Raises:
+        ValueError: a checkpoint of other depths, or with bias tables of windows smaller than its grid.
+    """
+    check_depths(state, model)
+    own, old, new = model.state_dict(), _grid(state, sizes_of(native, model)), model.patch_embed.grid_size
     position = state["absolute_pos_embed"]
     state["absolute_pos_embed"] = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=0)
     for name in [name for name in state if name.endswith(TABLE)]:
         if name not in own:
             del state[name]
-        elif len(state[name]) == (2 * old[0] - 1) * (2 * old[1] - 1):
-            state[name] = resample_bias_table(state[name], old, new)
+        elif name in native.state and (grid := _table_grid(name, state[name], old)):
+            state[name] = resample_bias_table(state[name], grid, new)
     return state
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
+def check_depths(state: Mapping[str, Tensor], model: HiViT) -> None:
+    """Refuse a checkpoint of the model's width whose stages have other depths.
+
+    Raises:
+        ValueError: says which, and how a model is built that has them.
+    """
+    stem, found = state.get("patch_embed.proj.weight"), depths_of(state)
+    first, second = model.stage_ends[:2]
+    own = ((first + 1) // 2, (second - first - 1) // 2, len(model.blocks) - model.first_attention)
+    if stem is not None and len(stem) == model.patch_embed.proj.out_channels and found and found != own:
+        wanted, built = (", ".join(map(str, depths)) for depths in (found, own))
+        raise ValueError(
+            f"tensors (blocks.*) of the checkpoint are of stages of {wanted} blocks, the model has {built}: "
+            f"--depths {' '.join(map(str, found))} (in Python depths=({wanted})) builds one that fits"
+        )
+
+
+def depths_of(names: Iterable[str]) -> tuple[int, int, int] | None:
+    """Blocks of each stage as the names of a state dict tell; None where they are of no HiViT."""
+    merges = sorted({int(m[1]) for name in names if (m := re.fullmatch(r"blocks\.(\d+)\.reduction\.weight", name))})
+    main = {int(m[1]) for name in names if (m := re.fullmatch(r"blocks\.(\d+)\.norm1\.weight", name))}
+    if len(merges) != 2 or not main or merges[0] % 2 or (merges[1] - merges[0]) % 2 == 0:
+        return None
+    return merges[0] // 2, (merges[1] - merges[0] - 1) // 2, len(main)
+
+
+def _table_grid(name: str, table: Tensor, grid: tuple[int, int]) -> tuple[int, int] | None:
+    """The grid that a bias table was made for: that of the positions, or a larger square one, as of segmenters, whose
+    tables belong to the size of their crops; None where it is neither, which check_fits names.
+
+    Raises:
+        ValueError: a smaller one: such blocks attended in windows.
+    """
+    if table.ndim != 2:
+        return None
+    if len(table) == (2 * grid[0] - 1) * (2 * grid[1] - 1):
+        return grid
+    side = (math.isqrt(len(table)) + 1) // 2
+    if (2 * side - 1) ** 2 != len(table):
+        return None
+    if side < max(grid):
+        raise ValueError(
+            f"tensor {name!r} has {len(table)} rows, those of windows of {side} x {side} units, but the positions are "
+            f"of {grid[0]} x {grid[1]}: its blocks attended in windows, as a detector's may, those of a HiViT do not"
+        )
+    return side, side
+
+
+def notes(native: Native, config: Mapping[str, Any], model: HiViT) -> dict[str, str]:
+    """What report, card and configuration say: of bias tables that are of another grid than the positions."""
+    tables = {len(table) for name, table in native.state.items() if name.endswith(TABLE)}
+    old, new = _grid(native.state, sizes_of(native, model)), model.patch_embed.grid_size
+    rows = (2 * old[0] - 1) * (2 * old[1] - 1)
+    sides = sorted((math.isqrt(count) + 1) // 2 for count in tables - {rows})
+    if not sides or not any(name.endswith(TABLE) for name in model.state_dict()):
+        return {}
+    grids = " and ".join(f"{side} x {side}" for side in sides)
+    return {
+        "relative positions": f"tables of {grids} units beside positions of {old[0]} x {old[1]}, as segmenters have "
+        f"them; resampled to {new[0]} x {new[1]}"
+    }
+
+
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
     height, width = _grid(native.state, sizes)
     return height * UNIT, width * UNIT
 
 
-def _grid(state: Mapping[str, Tensor], sizes: Sequence[Any]) -> tuple[int, int]:
+def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
     """Units along both sides."""
-    if "absolute_pos_embed" not in state or state["absolute_pos_embed"].ndim != 3:
-        raise ValueError("tensor 'absolute_pos_embed' [1, units, channels] is missing from the checkpoint")
-    return source_grid(state["absolute_pos_embed"].shape[1], UNIT, sizes)
+    return source_grid(position_table(state, "absolute_pos_embed").shape[1], UNIT, sizes)
 
 
 # ---- the family
@@ -70,6 +139,8 @@ FAMILY = add_family(
         layouts=LAYOUTS,
         img_size=img_size,
         fit=fit,
+        notes=notes,
+        choices=(Choice("depths", "blocks of each stage", type=int, many=True),),
         mae=Rows(Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False})),
         pretraining=Rows(Pretraining(blr=1e-4)),  # arXiv 2205.14949, and the released code
         fine_tuning=Rows(FineTuning(epochs=100, blr=5e-4, layer_decay=0.85, drop_path=0.2)),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.layouts import Native
-from .build import source_grid
 from .family import family_named
+from .grids import Sizes, source_grid
 from .hpvit_model import HPViT
 from .shapes import without_memory
 
@@ -43,10 +43,9 @@ def verify(native: Native, model: HPViT) -> str:
         _check_equal(model.eval(), average, "pool='conv' computes something else than pool='avg'")
         found.append("convolutional pooling equals averaging")
     if not native.layout.own:  # else nothing is left of the plain ViT to compare with
-        side = _side(native, model)
         flat = _twin(
             model,
-            img_size=side,
+            img_size=_plain_size(native, model),
             patch_stride=model.patch_embed.proj.kernel_size[0],
             depths=(sum(model.depths),),
             pool="avg",
@@ -66,8 +65,11 @@ def verify(native: Native, model: HPViT) -> str:
 
 
 @torch.inference_mode()
-def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str:
-    """How near HPViT's 1/16 map still is to the features of the plain ViT as it was published, with its class token.
+def similarity(
+    state: Mapping[str, Tensor], model: HPViT, images: Tensor, size: int | tuple[int, int] | None = None
+) -> str:
+    """How near HPViT's map of about the plain ViT's own grid still is to the features of the plain ViT as it was
+    published, with its class token.
 
     The plain ViT is asked after as many blocks as stand before the end of that level. Nothing promises any number:
     windows, pooling and the finer grid change what the blocks see.
@@ -76,22 +78,23 @@ def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str
         state: the source checkpoint.
         model: converted from it.
         images: [B, C, H, W], of the model's size, normalised.
+        size: height and width of the images that the plain ViT saw; None: square ones.
 
     Returns:
-        The mean cosine over all places of all images, in words; empty where the source is no plain ViT or no level has
-        1/16.
+        The mean cosine over all places of all images, in words; empty where the source is no plain ViT or no level is
+        near its grid.
     """
-    native = family_named("hpvit").native(state, args={"class_token": True})
-    reductions = [info["reduction"] for info in model.feature_info]
-    if native.layout.own or 16 not in reductions:
+    native = family_named("hpvit").native(state, args={"class_token": True})._replace(size=size)
+    reductions: list[int] = [info["reduction"] for info in model.feature_info]
+    patch = model.patch_embed.proj.kernel_size[0]
+    level = min(range(len(reductions)), key=lambda level: abs(reductions[level] - patch))
+    if native.layout.own or 4 * abs(reductions[level] - patch) > patch:
         return ""
-    level = reductions.index(16)
     ours = model.eval().forward_intermediates(images, indices=[level], intermediates_only=True)[0]  # [B, C, h, w]
     plain = _plain_vit(native, model)
-    side = plain.patch_embed.img_size[0]
     at = model.stage_ends[level]
     theirs = plain.forward_intermediates(
-        F.interpolate(images, (side, side), mode="bicubic", antialias=True),
+        F.interpolate(images, plain.patch_embed.img_size, mode="bicubic", antialias=True),
         indices=[at],
         intermediates_only=True,
         norm=False,
@@ -99,13 +102,15 @@ def similarity(state: Mapping[str, Tensor], model: HPViT, images: Tensor) -> str
     if theirs.shape[2:] != ours.shape[2:]:  # patches of 14 pixels, or another size of image
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
     cosine = F.cosine_similarity(ours, theirs, dim=1).mean().item()
-    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} images: {cosine:.3f} at 1/16"
+    found = f"{cosine:.3f} at 1/{reductions[level]}"
+    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} images: {found}"
 
 
-def _side(native: Native, model: HPViT) -> int:
-    """Pixels along a side of the images that the plain ViT saw."""
+def _plain_size(native: Native, model: HPViT) -> tuple[int, int]:
+    """Height and width of the images that the plain ViT saw."""
     patch = model.patch_embed.proj.kernel_size[0]
-    return patch * source_grid(native.state["pos_embed"].shape[1], patch, ())[0]
+    height, width = source_grid(native.state["pos_embed"].shape[1], patch, Sizes((native.size,)))
+    return patch * height, patch * width
 
 
 def _plain_vit(native: Native, model: HPViT) -> Any:
@@ -114,7 +119,7 @@ def _plain_vit(native: Native, model: HPViT) -> Any:
     token = state.pop("cls_embed", None)
     with without_memory():
         plain = VisionTransformer(
-            img_size=_side(native, model),
+            img_size=_plain_size(native, model),
             patch_size=model.patch_embed.proj.kernel_size[0],
             in_chans=model.in_chans,
             num_classes=0,

@@ -5,9 +5,12 @@ Here are the records; the values stand in each family's own file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from reprlib import repr as short
 from typing import Any, Generic, TypeVar
+
+from ..checkpoints.configs import not_fitting
 
 Row = TypeVar("Row")
 
@@ -50,6 +53,39 @@ class Recipe:
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
     shared_mask: bool = False  # one mask a batch, where none is given
     xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
+
+    def changed(self, changes: Mapping[str, Any], fusions: Collection[str]) -> Recipe:
+        """The recipe with other values.
+
+        Args:
+            changes: by name; a stranger's configuration may say them.
+            fusions: that there are.
+
+        Raises:
+            ValueError: a name or a value that there is none of; says what would work.
+        """
+        if not isinstance(changes, Mapping):
+            raise ValueError(f"recipe is {short(changes)}; a mapping would work")
+        known = {f.name: str(f.type) for f in fields(self)}
+        for key, value in changes.items():
+            if key not in known:
+                raise ValueError(f"recipe has no {short(key)}, it has {', '.join(known)}")
+            if key == "encoder":
+                wanted = "" if isinstance(value, Mapping) else "a mapping"
+            else:
+                wanted = not_fitting(key, value, known[key])
+            if wanted:
+                raise ValueError(f"recipe: {key} is {short(value)}; {wanted} would work")
+        recipe = replace(self, **changes)
+        for value, there_are in ((recipe.fusion, fusions), (recipe.pixel_order, ("hwc", "chw"))):
+            if value not in there_are:
+                raise ValueError(f"recipe: {value!r} is unknown, there are {', '.join(there_are)}")
+        if recipe.heads < 1 or recipe.dim % recipe.heads or recipe.dim % 4 or recipe.dim < 4 or recipe.depth < 1:
+            raise ValueError(
+                f"a decoder of depth {recipe.depth}, width {recipe.dim} and {recipe.heads} heads cannot be built: "
+                "depth must be at least 1, width a multiple of 4 and of the heads"
+            )
+        return recipe
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Letters: B images, N patches, K of them visible, D width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +18,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..checkpoints.layouts import Native
-from ..checkpoints.tables.vit import PLAIN
+from ..checkpoints.rules import Copy, Drop, Rule
+from ..checkpoints.tables.vit import PLAIN, one_frame
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
-from .build import source_grid
-from .family import Family, add_family
+from .family import Choice, Family, add_family
+from .grids import Sizes, position_table, sizes_of, source_grid
 from .recipes import FineTuning, Pretraining, Recipe, Rows
+from .shapes import without_memory
+
+POOLS = ("token", "avg")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class MaskableViT:
                 "only a ViT with absolute positions, a class token that has one (or none), and no registers "
                 "can be masked"
             )
+        if self.model.cls_token is not None and not isinstance(self.model.fc_norm, nn.Identity):
+            raise ValueError(
+                "only a ViT with a norm over its tokens can be masked, this one has its norm behind mean pooling; "
+                "global_pool='token' builds such a ViT, convert --global-pool token makes a folder for it"
+            )
 
     @property
     def mask_layout(self) -> MaskLayout:
@@ -59,7 +69,7 @@ class MaskableViT:
         norm.
         """
         model, prefix = self.model, self.model.num_prefix_tokens
-        x = model.patch_embed(images)  # [B, N, D]
+        x = model.patch_embed(images).flatten(1, -2)  # [B, N, D]; with dynamic_img_size a grid until here
         check_keep(keep, x.shape[0], x.shape[1])
         positions: Any = model.pos_embed  # [1, prefix + N, D]
         x = gather_units(x + positions[:, prefix:], keep)  # [B, K, D]
@@ -78,22 +88,116 @@ def view(encoder: Any) -> MaskableViT | None:
 # ---- checkpoints
 
 
+def pool_of(state: Mapping[str, Tensor]) -> str:
+    """What the final norm of a plain ViT, and its classifier, read."""
+    return "avg" if "fc_norm.weight" in state else "token"
+
+
+def more_rules(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> Sequence[Rule]:
+    """What a model keeps of a file: one norm, and the classifier only behind the norm that it was trained with.
+
+    Raises:
+        ValueError: another pooling is asked for.
+    """
+    found = pool_of(state)
+    pool = args.get("global_pool", found)
+    if pool not in POOLS:
+        raise ValueError(f"--global-pool {pool} is unknown, use {' or '.join(POOLS)}")
+    if pool == "avg":
+        rules = [Drop(r"norm\.(weight|bias)", "norm over the tokens; fc_norm stands behind mean pooling instead")]
+    else:
+        rules = [Drop(r"fc_norm\.(weight|bias)", "norm behind mean pooling; norm over the tokens stands in its place")]
+    if pool != found:
+        reads = "the class token" if found == "token" else "mean pooling"
+        rules.append(Drop(r"head\.(weight|bias)", f"classifier of {reads}, which is not what --global-pool asks for"))
+    return (*one_frame(state), *rules, Copy(".*"))
+
+
+def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
+    """What norm and classifier read, and the patch, where they are not the architecture's.
+
+    Raises:
+        ValueError: timm has such patches under another name.
+    """
+    pool = pool_of(native.state)
+    with without_memory():
+        model: Any = construct(arch, num_classes=0)
+    args: dict[str, Any] = {} if pool == model.global_pool else {"global_pool": pool}
+    own, patch = _patch(arch), _patch_of(native.state)
+    if own in (None, patch):
+        return args
+    if others := _with_patch(native, arch, patch):
+        raise ValueError(
+            f"tensor 'patch_embed.proj.weight' has patches of {patch} x {patch} pixels, {arch} has {own} x {own}: "
+            f"use --model {' or '.join(others)}"
+        )
+    return {**args, "patch_size": patch}
+
+
+def notes(native: Native, config: Mapping[str, Any], model: Any) -> dict[str, str]:
+    """What report, card and configuration say of patches that the name of the architecture does not."""
+    own, patch = _patch(model.pretrained_cfg["architecture"]), model.patch_embed.patch_size[0]
+    return {} if own in (None, patch) else {"patches": f"{patch} x {patch} pixels; timm has no name for this ViT"}
+
+
+def loading_args(model: VisionTransformer) -> dict[str, Any]:
+    return {"global_pool": "token" if isinstance(model.fc_norm, nn.Identity) else "avg"}
+
+
 def fit(state: dict[str, Tensor], native: Native, model: VisionTransformer) -> dict[str, Tensor]:
     """Positions are resampled to the model's grid."""
-    new, prefix = model.patch_embed.grid_size, model.num_prefix_tokens
-    old = _grid(state, prefix, [model.patch_embed.img_size])
-    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(new), list(old), prefix)
+    if model.pos_embed is None or model.cls_token is None or model.no_embed_class:
+        return state  # what has no place is named by check_fits
+    new, old = model.patch_embed.grid_size, _grid(state, sizes_of(native, model))
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(new), list(old), num_prefix_tokens=1)
     return state
 
 
-def img_size(native: Native, sizes: Sequence[Any], model_args: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = _grid(native.state, 1, sizes)
-    patch = native.state["patch_embed.proj.weight"].shape[-1]
+def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = _grid(native.state, sizes)
+    patch = _patch_of(native.state)
     return height * patch, width * patch
 
 
-def _grid(state: Mapping[str, Tensor], prefix: int, sizes: Sequence[Any]) -> tuple[int, int]:
-    return source_grid(state["pos_embed"].shape[1] - prefix, state["patch_embed.proj.weight"].shape[-1], sizes)
+def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
+    """Patches along both sides; the first row is that of the class token."""
+    rows = position_table(state, "pos_embed").shape[1]
+    return source_grid(rows - 1, _patch_of(state), sizes, prefix=1)
+
+
+def _patch_of(state: Mapping[str, Tensor]) -> int:
+    """Pixels along a side of a patch, as the stem of a checkpoint says.
+
+    Raises:
+        ValueError: it has none.
+    """
+    stem = state.get("patch_embed.proj.weight")
+    if stem is None or stem.ndim != 4:
+        found = "missing" if stem is None else list(stem.shape)
+        raise ValueError(f"tensor 'patch_embed.proj.weight' [width, channels, p, p] is needed, it is {found}")
+    return stem.shape[-1]
+
+
+def _patch(arch: str) -> int | None:
+    """Pixels along a side of a patch, as the name of an architecture says."""
+    found = re.search(r"_patch(\d+)_", arch)
+    return int(found[1]) if found else None
+
+
+def _with_patch(native: Native, arch: str, patch: int) -> list[str]:
+    """The architectures of an architecture's size that have such patches, and the tensors of a checkpoint."""
+    fitting = []
+    size = arch.partition("_patch")[0]
+    for name in (name for name in FAMILY.variants if name.startswith(f"{size}_patch{patch}_")):
+        with without_memory():
+            own = construct(name, num_classes=0, global_pool=pool_of(native.state)).state_dict()
+        shapes = {key: tensor.shape for key, tensor in own.items() if key != "pos_embed"}
+        theirs = {
+            key: tensor.shape for key, tensor in native.state.items() if not key.startswith(("pos_embed", "head."))
+        }
+        if shapes == theirs:
+            fitting.append(name)
+    return fitting
 
 
 # ---- the family
@@ -120,6 +224,11 @@ FAMILY = add_family(
         layouts=PLAIN,
         img_size=img_size,
         fit=fit,
+        checkpoint_args=checkpoint_args,
+        loading_args=loading_args,
+        more_rules=more_rules,
+        notes=notes,
+        choices=(Choice("global_pool", "what norm and classifier read: the class token, or the mean", among=POOLS),),
         view=view,
         mae=Rows(Recipe(fusion="last", depth=8, xavier=True)),
         pretraining=Rows(Pretraining(blr=1.5e-4)),  # arXiv 2111.06377, table 8

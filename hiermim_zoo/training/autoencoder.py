@@ -29,6 +29,7 @@ def build_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
             options.checkpoint,
             options.mask_ratio,
             not options.raw_pixels,
+            "fresh" if options.fresh_decoder else "load",
             recipe=_changes(options),
             **kwargs,
         )

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
-from ..checkpoints.folder import CONFIG_FILE, CONFIG_KEY, IMAGES_KEY
+from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, read_config
+from ..checkpoints.folder import CONFIG_FILE
 from ..data.decoding import Form
 from ..data.formats import AXES
 from ..data.scale import Scale
@@ -69,9 +70,7 @@ def remembered(model: str) -> dict[str, Any]:
 def remembered_in(folder: Path) -> dict[str, Any]:
     """Likewise, of a folder."""
     file = folder / CONFIG_FILE
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    ours = config.get(CONFIG_KEY, {}) if isinstance(config, dict) else {}
-    images = ours.get(IMAGES_KEY, {}) if isinstance(ours, dict) else {}
+    images = read_config(file)[CONFIG_KEY].get(IMAGES_KEY, {}) if file.is_file() else {}
     if not isinstance(images, dict) or any(key not in KINDS or not KINDS[key](value) for key, value in images.items()):
-        raise ValueError(f"{file}: {IMAGES_KEY} {images!r} is no form of images ({', '.join(KINDS)})")
+        raise ValueError(f"{file}: {IMAGES_KEY} {short(images)} is no form of images ({', '.join(KINDS)})")
     return images

@@ -18,15 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..commands.options.pretrain import AUTO, PretrainOptions
+from ..commands.options.pretrain import PretrainOptions
 from ..data.batches import WANTED, Batching, batches
-from ..data.decoding import Form
-from ..data.kinds import open_source
 from ..data.readers import ReaderKilled
-from ..data.source import Source
-from ..data.statistics import measured
-from ..data.transforms import data_config, random_part
-from ..mae import MaskedAutoencoder
+from ..data.transforms import random_part
+from ..mae import MaskedAutoencoder, recipe_changes
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
@@ -43,10 +39,9 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
-from .drawing import Shown, shown_of
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
-from .image_form import form_of, remembered_in, to_remember
+from .image_form import to_remember
 from .masks import keep_of, planned_ahead, visible_units
 from .optimizer import (
     check_optimizer,
@@ -60,6 +55,7 @@ from .optimizer import (
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
+from .run_data import Data, open_data
 from .run_log import Meter, RunLog, peak_memory
 
 LOOKS = "looks"  # in the output folder
@@ -128,23 +124,7 @@ def pretrain(options: PretrainOptions) -> Path:
 # ---- what comes before the first step
 
 
-class Begun(NamedTuple):
-    """A run that goes on."""
-
-    snapshot: Path
-    state: dict[str, Any]  # what snapshots.load found in there
-
-
-class Data(NamedTuple):
-    """What is read, and how it is prepared."""
-
-    source: Any
-    config: dict[str, Any]  # timm's: input_size (channels, frames?, height, width), mean, std, interpolation, ...
-    form: Form  # that images are read in
-    shown: Shown  # of them in drawings
-
-
-def begun_run(options: PretrainOptions, world: World) -> Begun | None:
+def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
     """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
 
     Raises:
@@ -157,47 +137,7 @@ def begun_run(options: PretrainOptions, world: World) -> Begun | None:
         return None
     state = snapshots.load(snapshot)
     snapshots.check_options(state["options"], options.binding(), snapshot)
-    return Begun(snapshot, state)
-
-
-def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: Begun | None) -> Data:
-    """Images or clips, whatever the model takes.
-
-    Raises:
-        ValueError: there are none, or not as many as when the run began.
-    """
-    config = data_config(mae.encoder, mae.input_size)
-    beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
-    form = form_of(options, mae.in_chans, beside)
-    shown = shown_of(form, options.show_bands)
-    source = open_source(
-        options.data,
-        config["input_size"],
-        form=form,
-        root=options.data_dir,
-        split=options.split,
-        seed=options.seed,
-        stride=options.frame_stride,
-        repeat=options.repeat,
-    )
-    if begun:
-        snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
-    config |= chosen_statistics(options, source)
-    return Data(source, config, form, shown)
-
-
-def chosen_statistics(options: PretrainOptions, source: Source) -> dict[str, Any]:
-    """Mean and standard deviation of the channels, as far as the options say them; measured where they say so.
-
-    Raises:
-        ValueError: no image can be read.
-    """
-    chosen = {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
-    if (AUTO,) in chosen.values():
-        found = measured(source)._asdict()
-        found["std"] = tuple(max(value, 1e-3) for value in found["std"])  # of a channel that never changes
-        chosen = {key: found[key] if value == (AUTO,) else value for key, value in chosen.items()}
-    return chosen
+    return snapshots.Begun(snapshot, state)
 
 
 # ---- the run
@@ -249,7 +189,7 @@ class Run:
         self.taken: deque[Taken] = deque()  # steps of which the host knows nothing yet
         self.behind = steps_behind(world.device)
 
-    def resume(self, begun: Begun) -> None:
+    def resume(self, begun: snapshots.Begun) -> None:
         """Put everything where it was after the step of a snapshot."""
         state = begun.state
         with own_kernels(self.optimizer):
@@ -453,6 +393,8 @@ class Run:
             "skipped": self.skipped,
             "epoch": list(divmod(step, self.batching.per_epoch)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
+            "images": self.data.described(),
+            "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
             "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,13 @@ FOLDER = "checkpoints"  # in the output folder of a run
 SNAPSHOT = re.compile(rf"step-\d{{8,}}-[0-9a-f]{{{DIGITS}}}(\.pt)?")
 PART = re.compile(rf"step-\d{{8,}}(-[0-9a-f]{{{DIGITS}}})?\.part")  # being written, or being removed
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class Begun(NamedTuple):
+    """A run that goes on."""
+
+    snapshot: Path
+    state: dict[str, Any]  # what ``load`` found in there
 
 
 def found(folder: Path) -> list[Path]:

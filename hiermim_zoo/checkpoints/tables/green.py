@@ -1,5 +1,5 @@
 """Layouts of Swin and Twins (https://github.com/LayneH/GreenMIM, https://github.com/microsoft/SimMIM, Microsoft's Swin,
-timm).
+timm, transformers, mmpretrain).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, get_relative_posi
 from torch import Tensor
 
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Copy, Drop, Rename, Reshape, Rule, apply_rules
+from ..rules import Copy, Drop, Join, Rename, Reshape, Rule, Split, apply_rules
 
 _SWIN_PART = (
     r"((?:patch_embed\.(?:proj|norm)"
@@ -20,10 +20,8 @@ _SWIN_PART = (
     r"\.(?:weight|bias)|layers\.\d\.blocks\.\d+\.attn\.relative_position_bias_table)"
 )
 _MERGING = r"downsample\.(norm\.(?:weight|bias)|reduction\.weight)"
-_SWIN_BUFFERS = Drop(
-    r"(encoder\.)?layers\.\d\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)",
-    "integer index or mask, recomputed from the grid",
-)
+_INDEX = "integer index or mask, recomputed from the grid"
+_SWIN_BUFFERS = Drop(r"(encoder\.)?layers\.\d\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)", _INDEX)
 _MERGING_WHY = "the middle two of four neighbours change places: files of May 2022 join them by rows, Swin by columns"
 
 
@@ -78,6 +76,128 @@ def _swin_buffers(prefix: str, masks: bool = True) -> Callable[[Any], dict[str, 
     return buffers
 
 
+_SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
+_SIMMIM_DECODER = "SimMIM's linear head over all tokens"
+_WB = r"\.(weight|bias)"
+
+# transformers: names on disk, and those that 5.x has in memory. Stages end with their merging, as Microsoft's.
+_QKV = ("query", "key", "value")
+_QKV_WHY = "query, key and value one below the other"
+_HF_SWIN = r"(?:swin\.)?"
+_HF_SWIN_BLOCK = _HF_SWIN + r"encoder\.(layers\.\d\.blocks\.\d+)\."
+_BLOCK = r"(layers\.\d\.blocks\.\d+)\."
+_HF_SWIN_RULES: tuple[Rule, ...] = (
+    Rename(_HF_SWIN + r"embeddings\.patch_embeddings\.projection" + _WB, r"patch_embed.proj.\1"),
+    Rename(_HF_SWIN + r"embeddings\.norm" + _WB, r"patch_embed.norm.\1"),
+    Join(_HF_SWIN_BLOCK + r"attention\.self\.(?P<part>query|key|value)" + _WB, r"\1.attn.qkv.\3", _QKV, _QKV_WHY),
+    Join(
+        _HF_SWIN_BLOCK + r"attention\.(?P<part>[qkv]_proj)" + _WB,
+        r"\1.attn.qkv.\3",
+        ("q_proj", "k_proj", "v_proj"),
+        _QKV_WHY,
+    ),
+    Rename(_HF_SWIN_BLOCK + r"attention\.(?:output\.dense|o_proj)" + _WB, r"\1.attn.proj.\2"),
+    Rename(
+        _HF_SWIN_BLOCK + r"attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
+        r"\1.attn.relative_position_bias_table",
+    ),
+    Rename(_HF_SWIN_BLOCK + "layernorm_before" + _WB, r"\1.norm1.\2"),
+    Rename(_HF_SWIN_BLOCK + "layernorm_after" + _WB, r"\1.norm2.\2"),
+    Rename(_HF_SWIN_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)" + _WB, r"\1.mlp.fc1.\2"),
+    Rename(_HF_SWIN_BLOCK + r"(?:output\.dense|mlp\.fc2)" + _WB, r"\1.mlp.fc2.\2"),
+    *(
+        Rename(rf"{_HF_SWIN}encoder\.layers\.{stage}\.{_MERGING}", rf"layers.{stage + 1}.downsample.\1")
+        for stage in range(3)
+    ),
+    Rename(_HF_SWIN + "layernorm" + _WB, r"norm.\1"),
+    Rename("classifier" + _WB, r"head.fc.\1"),
+    Drop(_HF_SWIN_BLOCK + r"attention\.(self|relative_position_bias)\.relative_position_index", _INDEX),
+    Drop(_HF_SWIN + r"embeddings\.mask_token", _SIMMIM_TOKEN),
+    Drop(r"decoder\.0" + _WB, _SIMMIM_DECODER),
+)
+_HF_SWIN_BACK: tuple[Rule, ...] = (
+    Rename(r"patch_embed\.proj" + _WB, r"swin.embeddings.patch_embeddings.projection.\1"),
+    Rename(r"patch_embed\.norm" + _WB, r"swin.embeddings.norm.\1"),
+    Split(_BLOCK + r"attn\.qkv" + _WB, r"swin.encoder.\1.attention.self.{}.\2", _QKV, _QKV_WHY),
+    Rename(_BLOCK + r"attn\.proj" + _WB, r"swin.encoder.\1.attention.output.dense.\2"),
+    Rename(_BLOCK + r"attn\.(relative_position_bias_table)", r"swin.encoder.\1.attention.self.\2"),
+    Rename(_BLOCK + "norm1" + _WB, r"swin.encoder.\1.layernorm_before.\2"),
+    Rename(_BLOCK + "norm2" + _WB, r"swin.encoder.\1.layernorm_after.\2"),
+    Rename(_BLOCK + r"mlp\.fc1" + _WB, r"swin.encoder.\1.intermediate.dense.\2"),
+    Rename(_BLOCK + r"mlp\.fc2" + _WB, r"swin.encoder.\1.output.dense.\2"),
+    *(Rename(rf"layers\.{stage + 1}\.{_MERGING}", rf"swin.encoder.layers.{stage}.downsample.\1") for stage in range(3)),
+    Rename("norm" + _WB, r"swin.layernorm.\1"),
+    Rename(r"head\.fc" + _WB, r"classifier.\1"),
+)
+
+# mmpretrain (and mmdetection, mmsegmentation): its merging unfolds, so the four neighbours of a channel stand together.
+_MM_WHY = "the four neighbours of a merging: by channels in mmpretrain, by columns in Swin"
+_MM = r"(?:backbone\.)?"
+_MM_BLOCK = _MM + r"stages\.(\d\.blocks\.\d+)\."
+
+
+def _from_unfold(values: Tensor) -> Tensor:
+    """[..., C x (row, column)] of a merging that unfolds -> [..., (column, row) x C]."""
+    return _merge_quarters(values.unflatten(-1, (-1, 4)).transpose(-1, -2).flatten(-2))
+
+
+def _to_unfold(values: Tensor) -> Tensor:
+    return _merge_quarters(values).unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2)
+
+
+def _mm_indices(model: Any) -> dict[str, Tensor]:
+    return {
+        name.replace("layers.", "backbone.stages.", 1).replace("attn.", "attn.w_msa."): index
+        for name, index in _swin_buffers("", masks=False)(model).items()
+    }
+
+
+_MM_SWIN: tuple[Rule, ...] = (
+    Rename(_MM + r"patch_embed\.projection" + _WB, r"patch_embed.proj.\1"),
+    Rename(_MM + r"patch_embed\.norm" + _WB, r"patch_embed.norm.\1"),
+    Rename(_MM_BLOCK + r"attn\.w_msa\.(qkv|proj)" + _WB, r"layers.\1.attn.\2.\3"),
+    Rename(_MM_BLOCK + r"attn\.w_msa\.(relative_position_bias_table)", r"layers.\1.attn.\2"),
+    Rename(_MM_BLOCK + "(norm[12])" + _WB, r"layers.\1.\2.\3"),
+    Rename(_MM_BLOCK + r"ffn\.layers\.0\.0" + _WB, r"layers.\1.mlp.fc1.\2"),
+    Rename(_MM_BLOCK + r"ffn\.layers\.1" + _WB, r"layers.\1.mlp.fc2.\2"),
+    *(
+        Reshape(
+            rf"{_MM}stages\.{stage}\.{_MERGING}",
+            rf"layers.{stage + 1}.downsample.\1",
+            _from_unfold,
+            _MM_WHY,
+        )
+        for stage in range(3)
+    ),
+    Rename(_MM + "norm3?" + _WB, r"norm.\1"),
+    Rename(r"head\.fc" + _WB, r"head.fc.\1"),
+    Drop(_MM_BLOCK + r"attn\.(w_msa\.relative_position_index|attn_mask)", _INDEX),
+    Drop(_MM + "norm[012]" + _WB, "norm of a level for detectors and segmenters; timm's Swin has one behind the last"),
+    Drop(_MM + "mask_token", _SIMMIM_TOKEN),
+    Drop(r"neck\.decoder\.0" + _WB, _SIMMIM_DECODER),
+)
+_NUMBERED = r"layers\.(\d\.blocks\.\d+)\."
+_MM_SWIN_BACK: tuple[Rule, ...] = (
+    Rename(r"patch_embed\.proj" + _WB, r"backbone.patch_embed.projection.\1"),
+    Rename(r"patch_embed\.norm" + _WB, r"backbone.patch_embed.norm.\1"),
+    Rename(_NUMBERED + r"attn\.(qkv|proj)" + _WB, r"backbone.stages.\1.attn.w_msa.\2.\3"),
+    Rename(_NUMBERED + r"attn\.(relative_position_bias_table)", r"backbone.stages.\1.attn.w_msa.\2"),
+    Rename(_NUMBERED + "(norm[12])" + _WB, r"backbone.stages.\1.\2.\3"),
+    Rename(_NUMBERED + r"mlp\.fc1" + _WB, r"backbone.stages.\1.ffn.layers.0.0.\2"),
+    Rename(_NUMBERED + r"mlp\.fc2" + _WB, r"backbone.stages.\1.ffn.layers.1.\2"),
+    *(
+        Reshape(
+            rf"layers\.{stage + 1}\.{_MERGING}",
+            rf"backbone.stages.{stage}.downsample.\1",
+            _to_unfold,
+            _MM_WHY,
+        )
+        for stage in range(3)
+    ),
+    Rename("norm" + _WB, r"backbone.norm3.\1"),
+    Copy(r"head\.fc" + _WB),
+)
+
 _TWINS_PLAIN = (
     r"(patch_embeds\.\d\.norm\.(?:weight|bias)|patch_embeds\.\d\.proj\.bias|patch_embeds\.0\.proj\.weight"
     r"|blocks\.\d\.\d+\.(?:norm1|norm2|mlp\.fc1|mlp\.fc2|attn\.(?:qkv|proj|q|kv|norm))\.(?:weight|bias)"
@@ -105,9 +225,6 @@ def _centre_tap(value: float) -> Callable[[Tensor], Tensor]:
         return kernel
 
     return change
-
-
-_SIMMIM_TOKEN = "it stands for hidden patches, which are not looked at here"
 
 
 def _simmim_added(model: Any) -> dict[str, Tensor]:
@@ -172,7 +289,7 @@ LAYOUTS = (
         rules=(
             *_swin(r"encoder\."),
             Drop(r"encoder\.mask_token", _SIMMIM_TOKEN),
-            Drop(r"decoder\.0\.(weight|bias)", "SimMIM's linear head over all tokens"),
+            Drop(r"decoder\.0" + _WB, _SIMMIM_DECODER),
         ),
         back=_swin_back("encoder."),
         added=_simmim_added,
@@ -186,6 +303,28 @@ LAYOUTS = (
         rules=(*_swin(""), Rename(r"head\.(weight|bias)", r"head.fc.\1")),
         back=(*_swin_back(""), Rename(r"head\.fc\.(weight|bias)", r"head.\1")),
         added=_swin_buffers(""),
+    ),
+    Layout(
+        "swin_transformers",
+        "transformers' Swin: classifier, bare encoder, or SimMIM's pre-training (microsoft/swin-*)",
+        has=(
+            _HF_SWIN + r"embeddings\.patch_embeddings\.projection\.weight",
+            _HF_SWIN + r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight",
+        ),
+        lacks=(),
+        rules=_HF_SWIN_RULES,
+        back=_HF_SWIN_BACK,
+        top_key="",
+    ),
+    Layout(
+        "swin_mmpretrain",
+        "mmpretrain's Swin: classifier, bare encoder, or SimMIM's pre-training; backbones of mmdetection",
+        has=(_MM + r"stages\.0\.blocks\.0\.attn\.w_msa\.qkv\.weight", _MM + r"patch_embed\.projection\.weight"),
+        lacks=(),
+        rules=_MM_SWIN,
+        back=_MM_SWIN_BACK,
+        added=_mm_indices,
+        top_key="state_dict",
     ),
     Layout(
         "green_swin_timm",

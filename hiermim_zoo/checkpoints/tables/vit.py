@@ -1,5 +1,5 @@
-"""Layouts of plain ViTs (https://github.com/facebookresearch/mae, timm, transformers, mmpretrain); what HPViT takes of
-them.
+"""Layouts of plain ViTs in the names of MAE's code (https://github.com/facebookresearch/mae), which timm has, too; all
+layouts of plain ViTs; what HPViT takes of them.
 """
 
 from __future__ import annotations
@@ -7,84 +7,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ..layout import DECODER_REASON, HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
-from ..rules import Copy, Drop, Join, Refuse, Rename, Reshape, Rule
+from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout, own_autoencoder
+from ..rules import Copy, Drop, Refuse, Rename, Reshape, Rule
+from .vit_mmpretrain import LAYOUTS as MMPRETRAIN
+from .vit_shared import CLASS_TOKEN_HEAD, HEAD_DROPPED, MAE_PREPROCESSING, NO_SUCH_VIT, PROBE, PROBE_DROPPED, UNTRAINED
+from .vit_transformers import LAYOUTS as TRANSFORMERS
 
-_VIT_ENCODER: tuple[Rule, ...] = (
+_ENCODER: tuple[Rule, ...] = (
     Copy("cls_token|pos_embed"),
     Copy(r"(patch_embed\.proj|norm)\.(weight|bias)"),
     Copy(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"),
 )
-_VIT_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight")
-_PLAIN_ONLY = "only ViTs as MAE has them are read: "
-_NO_SUCH_VIT = (
-    Refuse(
-        r".*(\bls[12]\.gamma|layer_scale|\bgamma_?[12]\b).*", _PLAIN_ONLY + "blocks of this package have no layer scale"
-    ),
-    Refuse(r".*(reg_token|register_token).*", _PLAIN_ONLY + "pooling has no place for register tokens"),
-    Refuse(
-        r".*(mlp\.(fc1_[gx]|w\d+|w12|weights_in|gate_proj|norm)|ffn\.w\d+)\b.*",
-        _PLAIN_ONLY + "blocks of this package have a plain MLP, no SwiGLU",
-    ),
-)
-_PROBE = "classifier of the class token, of no use to mean pooling"
-_PROBE_DROPPED = (
-    "the classifier reads the class token, which mean pooling does not: it is left out, the encoder is kept"
-)
-_MAE_PREPROCESSING = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
+_SIGNATURE = ("cls_token", "pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight")
+_NORM, _FC_NORM, _HEAD = r"norm\.weight", r"fc_norm\.weight", r"head\.weight"
+_PRE_LOGITS, _PROBED = r"pre_logits(\.fc)?\.(weight|bias)", r"head\.1\.weight"
+_WITH_HEAD = (*_ENCODER, *HEAD, *NO_SUCH_VIT)
 
-# transformers: names on disk, and those that 5.x has in memory
-_HF_BLOCK = r"(?:vit\.)?(?:encoder\.layer|layers)\.(\d+)\."
-_HF_JOINED = "query, key and value one below the other"
-_HF_ENCODER: tuple[Rule, ...] = (
-    Rename(r"(?:vit\.)?embeddings\.cls_token", "cls_token"),
-    Rename(r"(?:vit\.)?embeddings\.position_embeddings", "pos_embed"),
-    Rename(r"(?:vit\.)?embeddings\.patch_embeddings\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
-    Join(
-        _HF_BLOCK + r"attention\.attention\.(?P<part>query|key|value)\.(weight|bias)",
-        r"blocks.\1.attn.qkv.\3",
-        ("query", "key", "value"),
-        _HF_JOINED,
-    ),
-    Join(
-        _HF_BLOCK + r"attention\.(?P<part>q_proj|k_proj|v_proj)\.(weight|bias)",
-        r"blocks.\1.attn.qkv.\3",
-        ("q_proj", "k_proj", "v_proj"),
-        _HF_JOINED,
-    ),
-    Rename(_HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(weight|bias)", r"blocks.\1.attn.proj.\2"),
-    Rename(_HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    Rename(_HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    Rename(_HF_BLOCK + r"layernorm_before\.(weight|bias)", r"blocks.\1.norm1.\2"),
-    Rename(_HF_BLOCK + r"layernorm_after\.(weight|bias)", r"blocks.\1.norm2.\2"),
-    Rename(r"(?:vit\.)?layernorm\.(weight|bias)", r"norm.\1"),
+# ---- Prithvi, of satellite images (https://github.com/NASA-IMPACT/Prithvi-EO-2.0)
+
+_FRAME_GRIDS = (14 * 14, 16 * 16)  # rows of a frame of 224 pixels, with patches of 16 and 14
+_PRITHVI_DECODER = (
+    Rename(r"decoder\.mask_token", "decoder.mask_token"),
+    Rename(r"decoder\.decoder_pos_embed", "decoder.pos_embed"),
+    Rename(r"decoder\.decoder_(embed|norm|pred)\.(weight|bias)", r"decoder.\1.\2"),
+    Rename(r"decoder\.decoder_blocks\.(\d+)\.(.+)", r"decoder.blocks.\1.\2"),
 )
-_HF_LAYER_PART = (
-    r"(attention\.(attention\.(query|key|value)|[qkvo]_proj|output\.dense)"
-    r"|intermediate\.dense|output\.dense|mlp\.fc[12]"
-    r"|layernorm_before|layernorm_after)\.(weight|bias)"
+_PRITHVI_BACK: tuple[Rule, ...] = (
+    Rename("(cls_token|pos_embed|blocks\\..+|norm\\..+|patch_embed\\.proj\\.bias)", r"encoder.\1"),
+    Reshape(
+        r"patch_embed\.proj\.weight", "encoder.patch_embed.proj.weight", lambda w: w[:, :, None], "stem of one frame"
+    ),
+    Rename(r"decoder\.mask_token", "decoder.mask_token"),
+    Rename(r"decoder\.pos_embed", "decoder.decoder_pos_embed"),
+    Rename(r"decoder\.(embed|norm|pred)\.(weight|bias)", r"decoder.decoder_\1.\2"),
+    Rename(r"decoder\.blocks\.(\d+)\.(.+)", r"decoder.decoder_blocks.\1.\2"),
 )
 
-# mmpretrain, https://github.com/open-mmlab/mmpretrain
-_MM_ENCODER: tuple[Rule, ...] = (
-    Rename(r"(?:backbone\.)?(cls_token|pos_embed)", r"\1"),
-    Rename(r"(?:backbone\.)?patch_embed\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
-    Rename(r"(?:backbone\.)?layers\.(\d+)\.ln([12])\.(weight|bias)", r"blocks.\1.norm\2.\3"),
-    Rename(r"(?:backbone\.)?layers\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)", r"blocks.\1.attn.\2.\3"),
-    Rename(r"(?:backbone\.)?layers\.(\d+)\.ffn\.layers\.0\.0\.(weight|bias)", r"blocks.\1.mlp.fc1.\2"),
-    Rename(r"(?:backbone\.)?layers\.(\d+)\.ffn\.layers\.1\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
-    Rename(r"(?:backbone\.)?ln1\.(weight|bias)", r"norm.\1"),
-    Rename(r"(?:backbone\.)?ln2\.(weight|bias)", r"fc_norm.\1"),
-)
-_MM_PROBE = r"head\.(layers\.head|fc)\.(weight|bias)"
-_MM_SIGNATURE = (
-    r"(backbone\.)?cls_token",
-    r"(backbone\.)?patch_embed\.projection\.weight",
-    r"(backbone\.)?layers\.0\.ln1\.weight",
-)
+
+def one_frame(state: Mapping[str, Tensor]) -> tuple[Rule, ...]:
+    """Rules for the stem of a plain ViT of clips, [D, C, t, p, p]: of one frame it is that of a ViT of images.
+
+    Args:
+        state: in timm's names.
+    """
+    stem, table = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    if stem is None or stem.ndim != 5:
+        return ()
+    frames, rows = stem.shape[2], table.shape[1] - 1 if table is not None and table.ndim == 3 else 0
+    if frames > 1:
+        return (Refuse("patch_embed.proj.weight", f"a stem of {frames} frames, and plain ViTs here are of images"),)
+    for grid in _FRAME_GRIDS:
+        if rows > grid and not rows % grid:
+            side = round(grid**0.5)
+            reason = f"{rows} rows beside the class token's are {rows // grid} frames of {side} x {side} patches"
+            return (Refuse("pos_embed", f"{reason}, and plain ViTs here are of images"),)
+    return (Reshape("patch_embed.proj.weight", "patch_embed.proj.weight", lambda w: w[:, :, 0], "stem of one frame"),)
+
+
+def reads_class_token(state: Mapping[str, Tensor]) -> bool:
+    """Whether the classifier of a plain ViT in timm's names, if there is one, reads the class token."""
+    return {"cls_token", "head.weight"} <= state.keys() and "fc_norm.weight" not in state
 
 
 def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tuple[Rule, ...]:
@@ -100,8 +84,11 @@ def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tu
     if args.get("class_token"):
         row = state["pos_embed"][:, :1]  # [1, 1, C]
         token = Reshape("cls_token", "cls_embed", lambda value: value + row, "its row of the position table added")
+    head = (Drop(r"head\.(weight|bias)", CLASS_TOKEN_HEAD),) if reads_class_token(state) else ()
     return (
+        *one_frame(state),
         token,
+        *head,
         Drop(
             r"norm\.(weight|bias)", "norm over the tokens of pre-training; fc_norm stands behind mean pooling instead"
         ),
@@ -110,120 +97,142 @@ def hpvit_from_plain(state: Mapping[str, Tensor], args: Mapping[str, Any]) -> tu
     )
 
 
-_UNTRAINED = (r"fc_norm\.(weight|bias)", r"pools\.\d+\.(weight|bias)")
+# ---- the layouts
+
+_TIMM = Layout(
+    "vit_timm",
+    "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
+    has=_SIGNATURE,
+    lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight", _PRE_LOGITS),
+    rules=(*_ENCODER, *NO_SUCH_VIT),
+    may_be_missing=UNTRAINED,
+    back=_ENCODER,
+)
 
 LAYOUTS = (
     Layout(
         "vit_mae",
         "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth)",
-        has=(*_VIT_SIGNATURE, r"norm\.weight", "mask_token"),
-        lacks=(),
-        rules=(*_VIT_ENCODER, *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED,
+        has=(*_SIGNATURE, "mask_token"),
+        lacks=(_FC_NORM, _HEAD),
+        rules=(*_ENCODER, *NO_SUCH_VIT),
+        may_be_missing=UNTRAINED,
         decoder=MAE_DECODER,
-        back=MAE_DECODER_BACK,
-        preprocessing=_MAE_PREPROCESSING,
+        back=(*_ENCODER, *MAE_DECODER_BACK),
+        preprocessing=MAE_PREPROCESSING,
     ),
     Layout(
-        "vit_timm",
-        "timm's names of a plain ViT without classifier, which are those of MAE's encoder files",
-        has=(*_VIT_SIGNATURE, r"norm\.weight"),
-        lacks=("mask_token", r"(head|head\.\d|fc_norm)\.weight"),
-        rules=(*_VIT_ENCODER, *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED,
+        "vit_mae_class_token",
+        "MAE's names with decoder and a classifier that reads the class token",
+        has=(*_SIGNATURE, "mask_token", _NORM, _HEAD),
+        lacks=(_FC_NORM,),
+        rules=_WITH_HEAD,
+        may_be_missing=UNTRAINED,
+        decoder=MAE_DECODER,
+        back=(*_ENCODER, *HEAD, *MAE_DECODER_BACK),
+        preprocessing=MAE_PREPROCESSING,
     ),
+    Layout(
+        "vit_mae_finetuned",
+        "MAE's names with decoder and a classifier behind mean pooling",
+        has=(*_SIGNATURE, "mask_token", _FC_NORM),
+        lacks=(),
+        rules=_WITH_HEAD,
+        may_be_missing=UNTRAINED[1:],
+        decoder=MAE_DECODER,
+        back=(*_ENCODER, *HEAD, *MAE_DECODER_BACK),
+        preprocessing=MAE_PREPROCESSING,
+    ),
+    _TIMM,
     Layout(
         "vit_finetuned",
         "MAE authors, fine-tuned with mean pooling (mae_finetuned_vit_*.pth); timm's names of such a ViT",
-        has=(*_VIT_SIGNATURE, r"fc_norm\.weight"),
-        lacks=("mask_token", r"norm\.weight"),
-        rules=(*_VIT_ENCODER, *HEAD, *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED[1:],
-        preprocessing=_MAE_PREPROCESSING,
+        has=(*_SIGNATURE, _FC_NORM),
+        lacks=("mask_token", _NORM),
+        rules=_WITH_HEAD,
+        may_be_missing=UNTRAINED[1:],
+        back=(*_ENCODER, *HEAD),
+        preprocessing=MAE_PREPROCESSING,
+    ),
+    Layout(
+        "vit_two_norms",
+        "MAE's names with norm and fc_norm together",
+        has=(*_SIGNATURE, _FC_NORM, _NORM),
+        lacks=("mask_token",),
+        rules=_WITH_HEAD,
+        may_be_missing=UNTRAINED[1:],
+        back=(*_ENCODER, *HEAD),
+        preprocessing=MAE_PREPROCESSING,
+        warning="read as MAE's classifiers are: fc_norm and head behind mean pooling, norm from pre-training",
     ),
     Layout(
         "vit_class_token",
-        "a plain ViT whose classifier reads the class token, as in MAE's linear probes; only the encoder is of use",
-        has=(*_VIT_SIGNATURE, r"norm\.weight", r"head\.(1\.)?weight"),
-        lacks=("mask_token", r"fc_norm\.weight"),
-        rules=(
-            *_VIT_ENCODER,
-            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|(1\.)?(weight|bias))", _PROBE),
-            *_NO_SUCH_VIT,
-        ),
-        may_be_missing=_UNTRAINED,
-        warning=_PROBE_DROPPED,
+        "timm's names of a plain ViT whose classifier reads the class token",
+        has=(*_SIGNATURE, _NORM, _HEAD),
+        lacks=("mask_token", _FC_NORM, _PRE_LOGITS),
+        rules=_WITH_HEAD,
+        may_be_missing=UNTRAINED,
+        back=(*_ENCODER, *HEAD),
     ),
     Layout(
-        "vit_mae_transformers",
-        "transformers' ViTMAE, with or without decoder (facebook/vit-mae-*)",
-        has=(
-            r"(vit\.)?embeddings\.cls_token",
-            r"(vit\.)?embeddings\.position_embeddings",
-            r"(vit\.)?layernorm\.weight",
+        "vit_probe",
+        "MAE's linear probe of a plain ViT; only the encoder is of use",
+        has=(*_SIGNATURE, _NORM, _PROBED),
+        lacks=("mask_token", _FC_NORM),
+        rules=(
+            *_ENCODER,
+            Drop(r"head\.(0\.(running_mean|running_var|num_batches_tracked)|1\.(weight|bias))", PROBE),
+            *NO_SUCH_VIT,
         ),
+        may_be_missing=UNTRAINED,
+        preprocessing=MAE_PREPROCESSING,
+        warning=PROBE_DROPPED,
+    ),
+    Layout(
+        "vit_pre_logits",
+        "a plain ViT of timm's older versions with a layer before its classifier; only the encoder is of use",
+        has=(*_SIGNATURE, _PRE_LOGITS),
+        lacks=("mask_token", _FC_NORM),
+        rules=(
+            *_ENCODER,
+            Drop(
+                rf"{_PRE_LOGITS}|head\.(weight|bias)", "classifier of the class token with a layer more than timm's has"
+            ),
+            *NO_SUCH_VIT,
+        ),
+        may_be_missing=UNTRAINED,
+        warning=HEAD_DROPPED,
+    ),
+    Layout(
+        "vit_prithvi",
+        "Prithvi, satellite images of six channels: encoder and decoder; of those of one frame, the ViT of images",
+        has=(*_SIGNATURE, r"decoder\.decoder_embed\.weight"),
         lacks=(),
         rules=(
-            *_HF_ENCODER,
-            Drop(r"decoder\.(mask_token|decoder_pos_embed)", DECODER_REASON),
-            Drop(r"decoder\.decoder_(embed|norm|pred)\.(weight|bias)", DECODER_REASON),
-            Drop(r"decoder\.(decoder_layers|decoder_encoder\.layer)\.\d+\." + _HF_LAYER_PART, DECODER_REASON),
-            *_NO_SUCH_VIT,
+            *_ENCODER,
+            Drop(r"(temporal|location)_embed_enc\..+", "of date and place, which are not given here"),
+            Drop(r"decoder\.(temporal|location)_embed_dec\..+", "of date and place, which are not given here"),
+            *NO_SUCH_VIT,
         ),
-        may_be_missing=_UNTRAINED,
-        preprocessing=_MAE_PREPROCESSING,
+        may_be_missing=UNTRAINED,
+        decoder=_PRITHVI_DECODER,
+        back=_PRITHVI_BACK,
+        top_key="",
+        prefix="encoder.",
+        bare=False,
     ),
-    Layout(
-        "vit_mae_mmpretrain",
-        "mmpretrain, masked pre-training with or without decoder",
-        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight"),
-        lacks=(r"(backbone\.)?ln2\.weight", _MM_PROBE),
-        rules=(
-            *_MM_ENCODER,
-            Drop(r"neck\.(mask_token|decoder_pos_embed)", DECODER_REASON),
-            Drop(r"neck\.(decoder_embed|decoder_pred|ln1)\.(weight|bias)", DECODER_REASON),
-            Drop(
-                r"neck\.decoder_blocks\.\d+"
-                r"\.(ln1|ln2|attn\.qkv|attn\.proj|ffn\.layers\.0\.0|ffn\.layers\.1)\.(weight|bias)",
-                DECODER_REASON,
-            ),
-            *_NO_SUCH_VIT,
-        ),
-        may_be_missing=_UNTRAINED,
-        preprocessing=_MAE_PREPROCESSING,
-    ),
-    Layout(
-        "vit_class_token_mmpretrain",
-        "mmpretrain, a classifier that reads the class token, as in linear probes; only the encoder is of use",
-        has=(*_MM_SIGNATURE, r"(backbone\.)?ln1\.weight", _MM_PROBE),
-        lacks=(r"(backbone\.)?ln2\.weight",),
-        rules=(
-            *_MM_ENCODER,
-            Drop(rf"{_MM_PROBE}|neck\.bn\.(running_mean|running_var|num_batches_tracked)", _PROBE),
-            *_NO_SUCH_VIT,
-        ),
-        may_be_missing=_UNTRAINED,
-        preprocessing=_MAE_PREPROCESSING,
-        warning=_PROBE_DROPPED,
-    ),
-    Layout(
-        "vit_finetuned_mmpretrain",
-        "mmpretrain, fine-tuned with mean pooling",
-        has=(*_MM_SIGNATURE, r"(backbone\.)?ln2\.weight"),
-        lacks=(r"(backbone\.)?ln1\.weight",),
-        rules=(*_MM_ENCODER, Rename(r"head\.fc\.(weight|bias)", r"head.\1"), *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED[1:],
-        preprocessing=_MAE_PREPROCESSING,
-    ),
+    *TRANSFORMERS,
+    *MMPRETRAIN,
+    own_autoencoder(_TIMM),
     Layout(
         "hpvit_timm",
         "this package's own files, and timm's names of a plain ViT without class token under mean pooling",
         own=True,
         has=("pos_embed", r"patch_embed\.proj\.weight", r"blocks\.0\.norm1\.weight", r"fc_norm\.weight"),
         lacks=("cls_token", "mask_token", r"norm\.weight", r"blocks\.\d+\.proj\.weight"),  # the last: Hiera
-        rules=(*_VIT_ENCODER, *HEAD, Copy(r"cls_embed|pools\.\d+\.(weight|bias)"), *_NO_SUCH_VIT),
-        may_be_missing=_UNTRAINED[1:],
+        rules=(*_ENCODER, *HEAD, Copy(r"cls_embed|pools\.\d+\.(weight|bias)"), *NO_SUCH_VIT),
+        may_be_missing=UNTRAINED[1:],
     ),
 )
 
-PLAIN = tuple(layout for layout in LAYOUTS if layout.name in ("vit_mae", "vit_timm"))  # that remain a plain ViT
+PLAIN = tuple(layout for layout in LAYOUTS if not layout.own)  # of what can remain a plain ViT

@@ -24,6 +24,7 @@ from dataclasses import MISSING, dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
+from ...text import printable
 from ...version import __version__
 from .values import ASSIGNMENT, FLAG, SIDES, TEXT, ValueKind, one_of
 
@@ -418,7 +419,7 @@ def run_command(main: Callable[[], Any]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("HIERMIM_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -22,6 +22,15 @@ class ConvertOptions(OptionSet):
         positional=True,
     )
     model: str | None = option("architecture", default=None, metavar="ARCH", auto="a tag's own")
+    key: str | None = option(
+        "which set of weights of the file: its key, dotted where it stands under several (ema.module)",
+        default=None,
+        metavar="KEY",
+        auto="the one that timm's loader takes, or the only one",
+    )
+    prefix: str | None = option(
+        "read the tensors alone whose names begin with P, without it", default=None, metavar="P", auto="none"
+    )
     layout: str | None = option(
         "force a layout of checkpoints", default=None, metavar="NAME", auto="recognised by its names"
     )
@@ -59,7 +68,8 @@ class ConvertOptions(OptionSet):
     dry_run: bool = flag("report on every tensor, write nothing", group="what is written")
 
     img_size: tuple[int, int] | None = img_size(
-        "N x N pixels, or height and width, that positions are resampled to",
+        "N x N pixels, or height and width, that positions are resampled to; of a table that is not square: those that "
+        "it was made for",
         auto="those of the checkpoint",
         group="the model",
     )
@@ -78,6 +88,7 @@ class ConvertOptions(OptionSet):
         group="the model",
     )
 
+    allow_nonfinite: bool = flag("take values that are NaN or infinite as they are", group="checks")
     verify: bool = flag("load what was written and compare it", group="checks")
     images: str | None = option(
         "images on which --verify compares",
@@ -109,18 +120,21 @@ class ConvertOptions(OptionSet):
             raise ValueError("--install and -o exclude each other")
         if not (self.output or self.install or self.dry_run):
             raise ValueError("-o DIR is needed (or --install, or --dry-run)")
-        if self.to and (self.mae or self.install or self.dry_run or self.verify or self.img_size or chosen):
+        if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             raise ValueError(
-                "--to goes with SOURCE, --model, --layout, --num-classes, --dtype, --force and -o FILE alone"
+                "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
+                "--num-classes, --dtype, --allow-nonfinite, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
             raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
-        if self.mae and (self.img_size or self.install):
-            raise ValueError(
-                "--mae keeps the decoder, whose positions belong to one size: leave out --img-size and --install"
-            )
+        if self.mae and self.install:
+            raise ValueError("--mae keeps the decoder, which no tag has: leave out --install")
         if self.verify and self.dry_run:
             raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+        if self.verify and self.allow_nonfinite:
+            raise ValueError(
+                "--verify compares values, and NaN equals nothing: leave out one of it and --allow-nonfinite"
+            )
         if self.images and not self.verify:
             raise ValueError(f"--images {self.images} belongs to --verify")
 

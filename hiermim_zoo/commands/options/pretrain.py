@@ -33,7 +33,7 @@ OWN_ARGS = (
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
     "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
-    "stop_after", "export_only", "license",
+    "stop_after", "export_only", "license", "fresh_decoder",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 REMEMBERED = "the checkpoint's, else the family's"
@@ -106,6 +106,9 @@ class PretrainOptions(OptionSet):
     model_kwargs: dict[str, Any] | None = model_kwargs(group="model")
     checkpoint: str | None = _model(
         "folder of convert --mae or of an earlier run, to go on from with a new schedule", default=None, metavar="DIR"
+    )
+    fresh_decoder: bool = flag(
+        "with --checkpoint: start a new decoder, whether the folder has one or not", group="model"
     )
     pretrained: bool = flag("start the encoder from the architecture's pretrained weights", group="model")
     mask_ratio: float | None = _model(
@@ -215,6 +218,8 @@ class PretrainOptions(OptionSet):
             )
         if self.pretrained and self.checkpoint:
             raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
+        if self.fresh_decoder and not self.checkpoint:
+            raise ValueError("--fresh-decoder belongs to --checkpoint: without it every decoder is new")
         if self.export_only and not self.resume:
             raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
         self.own_model_kwargs(*OWN_ARGS)
