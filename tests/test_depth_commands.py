@@ -84,6 +84,14 @@ def test_grey_scans_are_evaluated_and_reconstructed(scans: Path, run: Path, tmp_
         assert sheet.size[0] > 224
 
 
+def test_features_that_were_kept_are_those_of_the_rule(scans: Path, tmp_path: Path) -> None:
+    """A cache of --method linear knows with which rule its images were read."""
+    how = {"data": str(scans), "model": "hivit_atto", "method": "linear", "workers": 0, "pretrained": False}
+    for rule in ("dtype", "minmax", "dtype"):
+        evaluate.run(**how, cache=tmp_path, scale=rule)
+    assert len(list(tmp_path.iterdir())) == 4, "training and validation images by two rules"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 6, 13])
 def test_arrays_of_many_bands_are_pre_trained_on_and_fine_tuned(channels: int, tmp_path: Path) -> None:
