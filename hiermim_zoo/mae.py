@@ -30,7 +30,7 @@ from .layers.groups import ON_HOST
 from .masking import check_keep, random_keep
 from .models.family import families, family_of, view_of
 from .models.recipes import Recipe
-from .models.saved import check_buildable, saved_args
+from .models.saved import check_buildable, check_encoder, saved_args
 from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
 
 __all__ = ["MAEOutput", "MaskedAutoencoder", "Recipe", "create_mae"]
@@ -461,7 +461,7 @@ def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: A
     """Load the folder that ``convert --mae`` or pre-training wrote."""
     file = _decoder_file(folder) if decoder == "load" else None
     encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder, size)
-    check_fits(encoder, mae.encoder.state_dict(), model=f"the encoder of {name}")  # a classifier's does not
+    check_encoder(encoder, mae.encoder.state_dict(), folder, name)
     mae.encoder.load_state_dict(encoder)
     if file is not None:
         state = read_checkpoint(file).state

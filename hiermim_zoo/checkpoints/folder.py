@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from .atomic import save_tensors
 from .card import model_card
 from .configs import CONFIG_KEY, IMAGES_KEY, read_json
 from .soundness import in_type
@@ -97,6 +97,8 @@ def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
         ValueError: it exists and is no folder, or is not empty and ``force`` is off, or holds files of these names that
             this package did not write, or cannot be written.
     """
+    if folder.is_symlink() and not folder.exists():
+        raise ValueError(f"{folder} is a link that leads nowhere; name a folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     if folder.is_dir() and any(folder.iterdir()):
@@ -105,9 +107,13 @@ def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
         others = [name for name in (*OWN_FILES, *also) if (folder / name).exists()]
         if others and not _is_own(folder):
             raise ValueError(f"{folder} holds a {others[0]} that this package did not write; name another folder")
+        if odd := [name for name in others if not (folder / name).is_file()]:
+            raise ValueError(f"{folder / odd[0]} is no file, so it cannot be replaced; name another folder")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{folder} cannot be written: {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK) or (folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK)):
         raise ValueError(f"{folder} cannot be written: no permission")
 
@@ -140,7 +146,7 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
         _write_config(contents, part / CONFIG_FILE)
         for file, state in states:
             if state:
-                save_file(state, part / file, metadata={"format": "pt"})
+                save_tensors(state, part / file, {"format": "pt"})
                 (part / file).chmod((part / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
         card = model_card(contents.model, contents.arch, contents.provenance, contents.made, contents.images)
         (part / CARD).write_text(card, encoding="utf-8")

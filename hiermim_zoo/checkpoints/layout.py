@@ -52,6 +52,14 @@ class Layout:
         short = [name.removeprefix(self.prefix) for name in names]
         return [pattern for pattern in self.has if not _any(pattern, short)]
 
+    def missed(self, wanted: Collection[str], names: Collection[str]) -> list[str]:
+        """Of the names wanted those that may start from their initial value: of a pattern all are missing, or none."""
+        found = []
+        for pattern in self.may_be_missing:
+            group = [name for name in wanted if re.fullmatch(pattern, name)]
+            found += group if not any(name in names for name in group) else []
+        return found
+
     def may_miss(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.may_be_missing)
 
@@ -60,6 +68,7 @@ def _any(pattern: str, names: Collection[str]) -> bool:
     return any(re.fullmatch(pattern, name) for name in names)
 
 
+HEADS_OF_TASKS = "of the task that the encoder was trained for afterwards, which no model here has"
 DECODER_REASON = "decoder of the masked autoencoder"
 HEAD = (Copy(r"(fc_norm|head)\.(weight|bias)"),)
 # The decoder of MAE's code, which others have taken over, and its way back.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .layout import DECODER_REASON, Layout
 from .rules import Drop, Rule, Step, apply_rules, then
-from .tables.strangers import refuse_strangers
+from .tables.strangers import Strange, refuse_strangers
 
 _logger = logging.getLogger(__name__)
 _LAYOUTS: dict[str, Layout] = {}
@@ -59,15 +59,20 @@ def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -
         family: its name, for messages.
 
     Raises:
-        NoLayout: none fits, or one does that the family cannot read.
-        ValueError: the file is of a kind that no family reads.
+        NoLayout: none fits, several do, the family cannot read it, or no family reads such files.
     """
-    refuse_strangers(names)
+    try:
+        refuse_strangers(names)
+    except Strange as error:
+        raise NoLayout(str(error)) from error
     fitting = [layout for layout in all_layouts() if layout.fits(names) and not layout.by_name]
-    assert len(fitting) < 2, f"layouts must exclude each other: {[layout.name for layout in fitting]}"
     known = [layout.name for layout in readable]
-    if fitting and fitting[0].name in known:
-        return fitting[0]
+    ours = [layout for layout in fitting if layout.name in known]
+    if len(ours) > 1:
+        both = " and ".join(repr(layout.name) for layout in ours)
+        raise NoLayout(f"the names of the {len(names)} tensors are those of the layouts {both} at once")
+    if ours:
+        return ours[0]
     if fitting:
         raise NoLayout(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
     first = ", ".join(list(names)[:4])

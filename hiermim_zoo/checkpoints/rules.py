@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 
+class NotOfLayout(ValueError):
+    """A file has a tensor that its layout does not know."""
+
+
 @dataclass(frozen=True)
 class Copy:
     """The tensor goes over under its own name."""
@@ -189,7 +193,7 @@ def _matched(
         else:
             found.append((name, rule, match))
     if unknown:
-        raise ValueError(f"tensor {unknown!r} {list(state[unknown].shape)} is not part of the layout {layout!r}")
+        raise NotOfLayout(f"tensor {unknown!r} {list(state[unknown].shape)} is not part of the layout {layout!r}")
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from .content import remedy
+from .soundness import check_names
 from .stubs import InertArray
 from .wrappers import bare, bare_names
 
@@ -108,6 +109,7 @@ def choose(content: Any, sets: Mapping[str, Mapping[str, Any]], file: Path, key:
     if key and (key in sets or is_set(at(content, key))):
         return key
     if not sets:
+        check_keys(content, file)
         raise ValueError(f"{file} holds no set of weights: {_found(content, file)}")
     if key:
         raise ValueError(f"--key {key}: {file} has no such set of weights; {_listed(sets)}")
@@ -118,6 +120,18 @@ def choose(content: Any, sets: Mapping[str, Mapping[str, Any]], file: Path, key:
         return next(iter(sets))
     names = {name: bare_names(found) for name, found in sets.items()}
     raise SeveralSets(f"{file}: --key NAME must say which set of weights is meant; {_listed(sets)}", names)
+
+
+def check_keys(content: Any, file: Path) -> None:
+    """Refuse weights of which one has a name that is no text, which hides all of them.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for place in [content, *dict.values(content)] if isinstance(content, dict) else []:
+        tensors = {k: v for k, v in dict.items(place) if isinstance(v, Tensor)} if isinstance(place, dict) else {}
+        if any(isinstance(name, str) and tensor.ndim > 1 for name, tensor in tensors.items()):
+            check_names(tensors, file)
 
 
 def timms_choice(content: Any) -> str:

@@ -144,9 +144,9 @@ def in_type(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         lost = cast.isinf() & tensor.isfinite()
         if lost.any():
             largest = tensor[lost].abs().max().item()
+            wider = "" if dtype == torch.float32 else "; choose a wider --dtype"
             raise ValueError(
-                f"tensor {name!r} holds {largest:.4g}, which is more than {_named(dtype)} can hold ({limit:.4g}); "
-                f"choose a wider --dtype"
+                f"tensor {name!r} holds {largest:.4g}, which is more than {_named(dtype)} can hold ({limit:.4g}){wider}"
             )
     return cast
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .atomic import replacing
+from .atomic import replacing, save_tensors
 from .layout import Layout
 from .layouts import all_layouts
 from .rules import Copy, apply_rules
@@ -69,7 +68,7 @@ def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: 
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     with replacing(file) as part:
         if file.suffix == ".safetensors":
-            save_file(state, part, metadata={"format": "pt"})
+            save_tensors(state, part, {"format": "pt"})
         else:
             torch.save({top_key: state} if top_key else state, part)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from .layout import Layout
+from .tables.strangers import Strange, refuse_strangers
 
 _DEEPEST = 6  # parts of a prefix
 _MOST = 10_000  # names in a set: no model here has as many
@@ -31,9 +33,18 @@ def ways(names: Mapping[str, Collection[str]], readable: Sequence[Layout]) -> li
         for key, found in names.items()
         if len(found) <= _MOST
         for prefix, rest in by_prefix(found).items()
-        for layout in readable
-        if not layout.by_name and layout.fits(rest)
+        if (layout := _only_one(rest, readable))
     ]
+
+
+def _only_one(names: Collection[str], readable: Sequence[Layout]) -> Layout | None:
+    """The layout that fits, if only one does and the names are of no stranger."""
+    fitting = [layout for layout in readable if not layout.by_name and layout.fits(names)]
+    with suppress(Strange):
+        if len(fitting) == 1:
+            refuse_strangers(names)
+            return fitting[0]
+    return None
 
 
 def by_prefix(names: Iterable[str]) -> dict[str, list[str]]:

@@ -11,6 +11,8 @@ from .stubs import Inert, InertArray
 
 # DistributedDataParallel, torch.compile, FullyShardedDataParallel, activation checkpointing: a model in a model.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+# What averages of weights keep among them, a tensor without axes: how many models went in.
+_COUNTERS = frozenset({"n_averaged", "num_updates", "steps"})
 _KINDS = {str: "a text", type(None): "None", InertArray: "an array of numpy", Inert: "an object of a library"}
 
 
@@ -31,7 +33,7 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(name, str):
             raise ValueError(f"the name of a tensor is {name!r}, which is no text")
-        if not isinstance(value, Tensor):
+        if not _is_weight(name, value):
             continue
         short = bare(name)
         if short in found:
@@ -42,15 +44,21 @@ def unwrapped(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def bare_names(state: Mapping[str, Any]) -> tuple[str, ...]:
     """The bare names of its tensors, each once."""
-    return tuple(dict.fromkeys(bare(name) for name, value in state.items() if isinstance(value, Tensor)))
+    return tuple(dict.fromkeys(bare(name) for name, value in state.items() if _is_weight(name, value)))
 
 
 def bookkeeping(state: Mapping[str, Any]) -> dict[str, str]:
     """What :func:`unwrapped` leaves out: bare name -> why."""
-    return {bare(name): f"{_kind(value)}, no tensor" for name, value in state.items() if not isinstance(value, Tensor)}
+    return {bare(name): _kind(value) for name, value in state.items() if not _is_weight(name, value)}
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    return isinstance(value, Tensor) and not (value.ndim == 0 and name.rpartition(".")[2] in _COUNTERS)
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a counter of averages, no weight"
     if isinstance(value, (bool, int, float, complex)):
-        return f"a number ({type(value).__name__})"
-    return _KINDS.get(type(value), f"an object ({type(value).__name__})")
+        return f"a number ({type(value).__name__}), no tensor"
+    return f"{_KINDS.get(type(value), f'an object ({type(value).__name__})')}, no tensor"

@@ -18,7 +18,7 @@ from ..checkpoints.download import download
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import check_target, write_folder
 from ..checkpoints.layouts import NoLayout, find_layout
-from ..checkpoints.rules import check_fits
+from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
 from ..checkpoints.shards import is_index, parts_of
 from ..checkpoints.unconvert import check_file, to_published, write_published
@@ -103,8 +103,8 @@ def converted_by(options: ConvertOptions, arch: str, row: manifest.Weights | Non
         raise ValueError(f"{error}; {way_out(options, arch, error.names)}") from error
     try:
         return convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
-    except NoLayout as error:
-        raise ValueError(f"{error}; {way_out(options, arch, checkpoint.names)}") from error
+    except (NoLayout, NotOfLayout) as error:
+        raise ValueError("; ".join(filter(None, (str(error), way_out(options, arch, checkpoint.names))))) from error
 
 
 def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str]]) -> str:
@@ -114,7 +114,9 @@ def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str
         names: of the tensors, by set of weights.
     """
     family = family_of(arch)
-    found = ways(names, family.layouts)
+    layouts = [layout for layout in family.layouts if layout.decoder or not options.mae]
+    tried = options.key or "", options.prefix or ""
+    found = [way for way in ways(names, layouts) if (way.key, way.prefix) != tried]
     if not found:
         return f"no set of weights of the file is of {family.name}, with or without a prefix"
     lines = [

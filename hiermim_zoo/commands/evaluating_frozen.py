@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checkpoints.atomic import replacing
+from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Labelled, check_labels, classes_by_label
 from ..models.build import make_model
 from ..training.distributed import World
@@ -131,7 +130,7 @@ def cached_features(
     features, labels = pooled_features(model, data.source, how)
     options.cache.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        save_file({"features": features, "labels": labels}, part, metadata={"key": json.dumps(key)})
+        save_tensors({"features": features, "labels": labels}, part, {"key": json.dumps(key)})
     return features, labels
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..checkpoints.folder import MODEL_FILE
 from ..checkpoints.rules import check_fits
 from ..data.kinds import open_images
+from ..data.source import MODES
 from ..data.transforms import data_config
 from ..mae import create_mae
 from ..masking import random_keep
@@ -75,6 +76,9 @@ def compare(converted: Converted, images: str | None) -> str:
             if images:
                 raise ValueError(f"--images {images}: {error}") from error
             return f"how the source is to be read cannot be told: {error}"
+    chans = getattr(model, "in_chans", 3)
+    if not images and chans not in MODES:
+        return f"features are not compared on images: those of the package have no {chans} channels"
     found = family.similarity(converted.checkpoint.state, model, sample(data, model), converted.native.size)
     if images and not found:
         raise ValueError(f"--images {images}: of this source --verify compares nothing on images; leave them out")

@@ -19,11 +19,15 @@ from ..checkpoints.layouts import Native
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
+from ..text import printable
 from ..version import __version__
+from .beside import check_beside, decoder_beside
 from .family import Family, family_of
 from .grids import Sizes, sizes_beside
 from .saved import blank, check_buildable, saved_args
 
+UNSAID = (224, 224)  # pixels of timm's ViTs where neither arguments nor a fixed size say others
+LARGEST_SIDE = 1 << 13  # pixels: tables of positions grow with the square of a side
 CONVERTED = (
     "Converted by `python -m hiermim_zoo.convert`; "
     "every tensor of the source was carried over or dropped for a stated reason."
@@ -87,8 +91,9 @@ class Converted:
 
     def recipe(self) -> Mapping[str, Any] | None:
         """Values of the autoencoder's recipe that are not the family's, as the source says; None: it cannot be told."""
-        recipe: Mapping[str, Any] | None = self.checkpoint.config.get(CONFIG_KEY, {}).get("recipe", {})
-        return recipe
+        config = self.checkpoint.config
+        recipe: Mapping[str, Any] | None = config.get(CONFIG_KEY, {}).get("recipe", {})
+        return recipe if recipe is None else {**decoder_beside(config), **recipe}
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def convert(
     source = source or (row.url if row else str(checkpoint.path))
     if checkpoint.path.with_name(DECODER_FILE).is_file():
         config.setdefault("tag", "mae")  # an encoder of our own pre-training, or converted with its decoder
-    notes = family.notes(native, config, model)
+    notes = {**family.notes(native, config, model), **check_beside(checkpoint.config, native, model, arch)}
     return Converted(
         arch,
         model,
@@ -173,7 +178,10 @@ def _built(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> nn.Module:
     if checkpoint.config.get("model_args"):
         values = sum(tensor.numel() for tensor in checkpoint.state.values())
         check_buildable(build, values, checkpoint.path.with_name(CONFIG_FILE))
-    return build()
+    try:
+        return build()
+    except (RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(f"no model can be built so: {printable(error, 200)}") from error
 
 
 def _resampled(native: Native, state: Mapping[str, Tensor], size: tuple[int, int]) -> list[str]:
@@ -223,6 +231,8 @@ def _shape(
     said = (*sizes_beside({**checkpoint.config, "pretrained_cfg": config}), base.input_size[1:])
     native = native._replace(size=_pair(family.img_size(native, Sizes(said, wanted.img_size), saved)))
     size = _pair(wanted.img_size or native.size)
+    if max(size) > LARGEST_SIDE:
+        raise ValueError(f"--img-size {size[0]} {size[1]} is more than {LARGEST_SIDE} pixels along a side")
     if native.decoder and size != native.size:
         raise ValueError("--mae keeps the decoder, whose positions belong to one size: leave out --img-size")
     stem = native.state.get(f"{base.first_conv or 'patch_embed.proj'}.weight")  # none that timm could adapt: clips
@@ -231,11 +241,20 @@ def _shape(
         "in_chans": stem.shape[1] if stem is not None and stem.ndim > 1 else 3,
         "img_size": size,
     }
-    args = {name: value for name, value in saved.items() if name not in (*shape, "global_pool")}
+    if "fc_norm" in saved and "global_pool" in wanted.model_args:
+        raise ValueError("config.json says fc_norm and pooling of the model: leave out --global-pool")
+    pool = {} if family.own or not ours else _pool_beside(checkpoint.config)
+    args = {name: value for name, value in saved.items() if name not in (*shape, "global_pool")} | pool
     args = {**family.checkpoint_args(native, arch), **args, **wanted.model_args}
-    if size != base.input_size[1:]:
+    if size != base.input_size[1:] or (base.fixed_input_size and size != UNSAID):
         args["img_size"] = size
     return native, shape, args
+
+
+def _pool_beside(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the classifier of timm's own model reads, as its folder says."""
+    pool = (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
+    return {"global_pool": pool} if isinstance(pool, str) else {}
 
 
 def _pair(size: Any) -> tuple[int, int]:

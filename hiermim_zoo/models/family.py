@@ -220,7 +220,7 @@ class Family:
         """
         own, state = model.state_dict(), dict(native.state)
         check_kinds(state, own, model=f"this {type(model).__name__}")
-        state |= {name: tensor for name, tensor in own.items() if name not in state and native.layout.may_miss(name)}
+        state |= {name: own[name] for name in native.layout.missed(own, state)}
         state = self.fit(state, native, model)
         cfg: Any = getattr(model, "pretrained_cfg", None) or {}
         stem, head = cfg.get("first_conv", "patch_embed.proj"), cfg.get("classifier", "head")

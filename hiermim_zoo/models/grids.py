@@ -6,6 +6,7 @@ that is not square the size that the caller asks for must say it: then nothing i
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoints.layouts import Native
 
+_logger = logging.getLogger(__name__)
 Size = Any  # one number of pixels, or height and width
 REGISTERS = (1, 4, 8, 16)  # how many tokens of registers there are in public models
 SHOWN = 6  # grids that a message names
@@ -33,8 +35,16 @@ class Sizes:
     said: tuple[Size | None, ...] = ()
     asked: Size | None = None
 
+    def whole(self, cell: int) -> Sizes:
+        """The same sizes without what is left of a cell at the edges."""
+        return Sizes(tuple(_cut(size, cell) for size in self.said), _cut(self.asked, cell))
+
     def __iter__(self) -> Iterator[Size | None]:
         return iter(self.said)
+
+
+def _cut(size: Size | None, cell: int) -> Size | None:
+    return None if size is None else tuple(side // cell * cell for side in to_2tuple(size))
 
 
 def sizes_beside(config: Mapping[str, Any]) -> tuple[Size | None, ...]:
@@ -94,6 +104,8 @@ def source_grid(count: int, cell: int, sizes: Sizes, prefix: int = 0, rows: int 
     if side * side == count:
         return side, side
     if sizes.asked is not None and math.prod(grid := grid_at(sizes.asked, cell)) == count:
+        if hint := _without_token(count, prefix):
+            _logger.warning("positions are read as %s x %s and a row of the class token%s", *grid, hint)
         return grid
     raise ValueError(_which_grid(count, cell, sizes.asked, prefix, rows))
 
@@ -102,6 +114,14 @@ def grid_at(size: Size, cell: int) -> tuple[int, int]:
     """Cells along both sides of an image; the last ones may be filled up."""
     height, width = to_2tuple(size)
     return -(-height // cell), -(-width // cell)
+
+
+def _without_token(count: int, prefix: int) -> str:
+    """What to say of a table that would be square if the class token had no row."""
+    side = math.isqrt(count + prefix)
+    if not prefix or side * side != count + prefix:
+        return ""
+    return f"; all {count + prefix} rows would be {side} x {side} without a row of the class token (no_embed_class)"
 
 
 def _which_grid(count: int, cell: int, asked: Size | None, prefix: int, rows: int) -> str:
@@ -117,6 +137,7 @@ def _which_grid(count: int, cell: int, asked: Size | None, prefix: int, rows: in
         said += f" ({' x '.join(map(str, to_2tuple(asked)))} pixels have {height} x {width} = {height * width})"
     side = math.isqrt(count)
     extra = count + prefix - side * side
+    said += _without_token(count, prefix)
     if side > 2 and extra == 1:
         said += f"; 1 more than {side * side} = {side} x {side}: a class row?"
     if side > 2 and extra - 1 in REGISTERS:

@@ -14,6 +14,7 @@ from ..checkpoints.configs import check_model_args, read_config
 from ..checkpoints.files import SUFFIXES
 from ..checkpoints.folder import CONFIG_FILE
 from ..checkpoints.inspection import BROKEN
+from ..checkpoints.rules import check_fits
 from ..text import printable
 from .family import families, family_of
 from .shapes import without_memory
@@ -92,3 +93,22 @@ def check_folder(folder: Path) -> None:
         values = sum(weights.stat().st_size for weights in folder.iterdir() if weights.suffix in SUFFIXES) // 2
         if args and values:
             check_buildable(lambda: family_of(arch).construct(arch, **{"num_classes": 0, **args}), values, file)
+
+
+def check_encoder(state: Mapping[str, Tensor], own: Mapping[str, Tensor], folder: Path, arch: str) -> None:
+    """Refuse what does not fit the encoder of an autoencoder.
+
+    Args:
+        state: of the folder, fitted to the encoder of an autoencoder.
+        own: of that encoder.
+        folder: for messages, like ``arch``.
+
+    Raises:
+        ValueError: there is a classifier, or another tensor that does not fit.
+    """
+    if any(name.startswith("head.") and name not in own for name in state):
+        raise ValueError(
+            f"{folder} holds a classifier, for which an autoencoder has no place: convert {folder} --num-classes 0 "
+            "makes a folder without"
+        )
+    check_fits(state, own, model=f"the encoder of {arch}")

@@ -149,20 +149,27 @@ def fit(state: dict[str, Tensor], native: Native, model: VisionTransformer) -> d
     if model.pos_embed is None or model.cls_token is None or model.no_embed_class:
         return state  # what has no place is named by check_fits
     new, old = model.patch_embed.grid_size, _grid(state, sizes_of(native, model))
+    if 0 in new:
+        size, patch = (" x ".join(map(str, x)) for x in (model.patch_embed.img_size, model.patch_embed.patch_size))
+        raise ValueError(f"images of {size} pixels have no patch of {patch}")
     state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], list(new), list(old), num_prefix_tokens=1)
     return state
 
 
 def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> tuple[int, int]:
-    height, width = _grid(native.state, sizes)
+    height, width = _grid(native.state, sizes, 0 if model_args.get("no_embed_class") else 1)
     patch = _patch_of(native.state)
     return height * patch, width * patch
 
 
-def _grid(state: Mapping[str, Tensor], sizes: Sizes) -> tuple[int, int]:
-    """Patches along both sides; the first row is that of the class token."""
-    rows = position_table(state, "pos_embed").shape[1]
-    return source_grid(rows - 1, _patch_of(state), sizes, prefix=1)
+def _grid(state: Mapping[str, Tensor], sizes: Sizes, prefix: int = 1) -> tuple[int, int]:
+    """Patches along both sides, whole ones alone, as timm has them.
+
+    Args:
+        prefix: rows of the class token before theirs.
+    """
+    rows, patch = position_table(state, "pos_embed").shape[1], _patch_of(state)
+    return source_grid(rows - prefix, patch, sizes.whole(patch), prefix=prefix)
 
 
 def _patch_of(state: Mapping[str, Tensor]) -> int:

@@ -11,7 +11,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformerBlock, get_relative_position_index
 from torch import Tensor
 
-from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
+from ..layout import HEAD, HEADS_OF_TASKS, MAE_DECODER, MAE_DECODER_BACK, Layout
 from ..rules import Copy, Drop, Join, Rename, Reshape, Rule, Split, apply_rules
 
 _SWIN_PART = (
@@ -175,6 +175,7 @@ _MM_SWIN: tuple[Rule, ...] = (
     Drop(_MM + "norm[012]" + _WB, "norm of a level for detectors and segmenters; timm's Swin has one behind the last"),
     Drop(_MM + "mask_token", _SIMMIM_TOKEN),
     Drop(r"neck\.decoder\.0" + _WB, _SIMMIM_DECODER),
+    Drop(r"(neck|\w+_heads?)\..+", HEADS_OF_TASKS),
 )
 _NUMBERED = r"layers\.(\d\.blocks\.\d+)\."
 _MM_SWIN_BACK: tuple[Rule, ...] = (

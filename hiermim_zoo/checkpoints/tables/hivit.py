@@ -10,7 +10,7 @@ from typing import Any
 from timm.models.swin_transformer import get_relative_position_index
 from torch import Tensor
 
-from ..layout import DECODER_REASON, HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
+from ..layout import DECODER_REASON, HEAD, HEADS_OF_TASKS, MAE_DECODER, MAE_DECODER_BACK, Layout
 from ..rules import Copy, Drop, Rename, Rule
 
 _POSITIONS = "absolute_pos_embed"
@@ -46,7 +46,6 @@ def _index(pattern: str) -> Callable[[Any], dict[str, Tensor]]:
 
 # ---- under "backbone.": mmengine's projects, and trackers
 
-_HEADS = "of the task that the encoder was trained for afterwards, which no model here has"
 _BACKBONE = Layout(
     "hivit_backbone",
     "the encoder of a detector, a segmenter, a tracker or a classifier of mmpretrain, under the prefix backbone.",
@@ -58,7 +57,7 @@ _BACKBONE = Layout(
         Drop(r"norm_?\.(weight|bias)", "norm over the tokens of another task; fc_norm stands behind mean pooling"),
         Drop(r"fpn\d(\.\d)?\.(weight|bias|running_mean|running_var|num_batches_tracked)", "norms of a detector's maps"),
         Drop(r"(absolute_)?pos_embed_[xz]", "positions of a tracker's crops; those of absolute_pos_embed are taken"),
-        Drop(r"(neck|head|\w+_head|decoder|box_\w+)\..+", _HEADS),
+        Drop(r"(neck|head|\w+_head|decoder|box_\w+)\..+", HEADS_OF_TASKS),
     ),
     may_be_missing=(_TABLES, _UNTRAINED),
     back=(Rename(_POSITIONS, rf"backbone.{_POSITIONS}"), Rename(_REST, r"backbone.\1")),

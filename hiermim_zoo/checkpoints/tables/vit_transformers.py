@@ -104,7 +104,7 @@ LAYOUTS = (
     Layout(
         "vit_class_token_transformers",
         "transformers' ViTForImageClassification, which reads the class token",
-        has=(*_SIGNATURE, _CLASSIFIER),
+        has=(*_SIGNATURE, _CLASSIFIER, r"layernorm\.weight"),
         lacks=(),
         rules=(*_ENCODER, Rename(_CLASSIFIER, r"head.\1"), *_LEFT_OUT),
         may_be_missing=UNTRAINED,

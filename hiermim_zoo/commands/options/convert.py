@@ -111,6 +111,8 @@ class ConvertOptions(OptionSet):
         return {name: value for name in named if (value := getattr(self, name)) is not None}
 
     def check_together(self) -> None:
+        if not self.source:
+            raise ValueError("SOURCE is empty: name a file, folder, address or tag")
         chosen = self.chosen()
         if self.install and chosen:
             names = {field.name: option_of(field) for field in dataclasses.fields(self)}

@@ -1,0 +1,91 @@
+"""What config.json beside a checkpoint says of the function: tensors tell widths and depths, but not attention heads,
+activations or pooling. A model that computes something else with the same tensors is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from ..checkpoints.layouts import Native
+
+GELU = ("gelu", "gelu_python")
+FAR = 1e-4  # of the epsilon of norms: nearer ones change outputs by rounding
+# How transformers calls what a decoder is like, and what recipes do.
+_DECODER = {
+    "depth": ("decoder_num_hidden_layers", "decoder_depth"),
+    "dim": ("decoder_hidden_size",),
+    "heads": ("decoder_num_attention_heads", "decoder_num_heads"),
+}
+
+
+def decoder_beside(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an autoencoder's recipe that transformers' configuration says."""
+    found = {to: next((config[name] for name in names if name in config), None) for to, names in _DECODER.items()}
+    return {key: value for key, value in found.items() if type(value) is int}
+
+
+def check_beside(config: Mapping[str, Any], native: Native, model: nn.Module, arch: str) -> dict[str, str]:
+    """Refuse what a configuration in the form of transformers or of timm says otherwise than the model computes.
+
+    Args:
+        config: beside the checkpoint; empty where there is none.
+        native: the checkpoint.
+        model: that was built for it.
+        arch: its architecture.
+
+    Returns:
+        What differs without changing much, for the report.
+
+    Raises:
+        ValueError: heads, activation, epsilon or pooling differ; names both values.
+    """
+    args = config.get("model_args") or {}
+    places = (config.get("num_attention_heads"), config.get("num_heads"), args.get("num_heads"))
+    heads = next((value for value in places if value), None)
+    said, own = _stages(heads if isinstance(heads, list) else [heads]), _stages(_heads_of(model))
+    if heads and own and said != own and (len(said) > 1 or config.get("architecture") != arch):
+        raise ValueError(_differs("attention heads", said, own, arch))
+    activation = config.get("hidden_act")
+    if activation is not None and activation not in GELU:
+        raise ValueError(_differs("hidden_act", activation, "gelu", arch))
+    _check_pool(config, native, model, arch)
+    return _epsilon(config, model, arch)
+
+
+def _heads_of(model: nn.Module) -> list[int]:
+    """Of all modules with attention, in their order."""
+    found = (getattr(module, "num_heads", None) for module in model.modules())
+    return [heads for heads in found if type(heads) is int]
+
+
+def _stages(heads: list[Any]) -> list[Any]:
+    """Without repetition."""
+    return [count for count, _ in groupby(heads)]
+
+
+def _check_pool(config: Mapping[str, Any], native: Native, model: Any, arch: str) -> None:
+    """A classifier of timm's plain ViT reads what ``global_pool`` says."""
+    if config.get("architecture") == arch or "head.weight" not in native.state:
+        return  # its own arguments build the model
+    pool = (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
+    if pool in ("token", "max", "avgmax", "map"):
+        raise ValueError(f"{_differs('global_pool', pool, 'avg', arch)}; --num-classes 0 leaves the classifier out")
+
+
+def _epsilon(config: Mapping[str, Any], model: nn.Module, arch: str) -> dict[str, str]:
+    said = config.get("layer_norm_eps")
+    own = next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
+    if not isinstance(said, float) or own is None or said == own:
+        return {}
+    if abs(said - own) > FAR:
+        raise ValueError(_differs("layer_norm_eps", said, own, arch))
+    return {"epsilon of norms": f"{said:g} in the source, {own:g} here: outputs differ by little"}
+
+
+def _differs(what: str, said: Any, own: Any, arch: str) -> str:
+    said, own = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (said, own))
+    return f"config.json beside the file says {what} {said}, {arch} has {own}: outputs would differ"
