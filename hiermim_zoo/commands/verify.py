@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..checkpoints.folder import MODEL_FILE
 from ..checkpoints.rules import check_fits
+from ..data.decoding import MODES
 from ..data.kinds import open_images
-from ..data.source import MODES
 from ..data.transforms import data_config
 from ..mae import create_mae
 from ..masking import random_keep
