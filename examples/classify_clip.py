@@ -20,6 +20,7 @@ import torch
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.commands.options.values import whole
 from hiermim_zoo.data.clips import STRIDE, Clips
+from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.transforms import data_config, make_transform
 from hiermim_zoo.data.videos import Videos, files_in
 from hiermim_zoo.models.build import make_model
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not frames or not model.num_classes:
         raise ValueError(f"--model {args.model} is no classifier of clips")
     clip = args.clip or str(write_clip(args.output, args.moves, (height, width)))
-    clips = Clips(Videos(files_in(clip), "RGB"), frames[0], args.frame_stride, views=args.views)
+    clips = Clips(Videos(files_in(clip), Form()), frames[0], args.frame_stride, views=args.views)
     transform = make_transform(**config, is_training=False)
     names = model.pretrained_cfg.get("label_names") or [f"class {n}" for n in range(model.num_classes)]
     for i in range(len(clips)):

@@ -25,6 +25,7 @@ from torch import Tensor
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.commands.options.values import whole
 from hiermim_zoo.data.clips import STRIDE
+from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.transforms import data_config, make_transform
 from hiermim_zoo.data.videos import Videos, files_in
 from hiermim_zoo.models.build import make_model
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def read(path: str, config: dict[str, Any], stride: int, most: int) -> Tensor:
     """A video cut into clips, the last of which stands still at its end if it must: [n, 3, T, H, W]."""
     length = config["input_size"][1]
-    videos = Videos(files_in(path), "RGB")
+    videos = Videos(files_in(path), Form())
     if len(videos.paths) > 1:
         raise ValueError(f"{path} holds {len(videos.paths)} videos: name one of them")
     with videos.open(0) as video:

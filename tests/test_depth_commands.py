@@ -116,7 +116,18 @@ def test_arrays_of_many_bands_are_pre_trained_on_and_fine_tuned(channels: int, t
 
 
 def test_a_stranger_cannot_say_what_is_no_form_of_images(tmp_path: Path) -> None:
-    for images in (5, {"scale": 3}, {"bands": [0]}, {"bands": "1"}, {"axes": "whc"}, {"path": "/etc"}):
+    for images in (
+        5,
+        {"scale": 3},
+        {"bands": [0]},
+        {"bands": "1"},
+        {"axes": "whc"},
+        {"path": "/etc"},
+        {"scale": "dtype\n# Hi"},
+        {"stack": "a,[x](http://y)"},
+    ):
         (tmp_path / "config.json").write_text(json.dumps({"hiermim_zoo": {"images": images}}))
-        with pytest.raises(ValueError, match=r"config\.json: images .* is no form of images"):
+        with pytest.raises(
+            ValueError, match=r"config\.json: images is .*; a form of images \(scale, bands, axes, stack\) would work"
+        ):
             remembered_in(tmp_path)

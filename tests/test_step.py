@@ -251,7 +251,7 @@ def test_a_run_of_another_device_goes_on_with_the_kernels_of_this_one(tmp_path: 
         assert group["fused"] is True
         group["fused"] = None  # of a device without such kernels, or of an older version
     run = run_of(tmp_path / "other", *argv)
-    run.resume(pretraining.Begun(file, state))
+    run.resume(snapshots.Begun(file, state))
     assert decides_on_device(run.optimizer)
 
 

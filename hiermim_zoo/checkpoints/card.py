@@ -13,7 +13,9 @@ from torch import nn
 from ..text import printable
 
 
-def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str, images: Mapping[str, Any]) -> str:
+def model_card(
+    model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str, images: Mapping[str, Any] | None = None
+) -> str:
     """README.md in the form of the Hub: front matter, origin, how to use.
 
     Args:
@@ -46,7 +48,7 @@ def model_card(model: nn.Module, arch: str, provenance: Mapping[str, Any], made:
         - classes: {cfg["num_classes"] or "none (an encoder)"}
         """)
         + unstated
-        + reading(images)
+        + reading(images or {})
         + dedent("""
         ## Use
 

@@ -88,6 +88,7 @@ def checked_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
             raise _refused(file, key, config[key], wanted)
     for key in ("architecture", "num_classes", "label_names"):
         _takes(file, key, config.get(key), "")
+    check_images(config[CONFIG_KEY].get(IMAGES_KEY, {}), file)
     cfg = {key: value for key, value in config["pretrained_cfg"].items() if _takes(file, key, value, "pretrained_cfg.")}
     config["pretrained_cfg"] = cfg
     labels, classes = cfg.get("label_names"), cfg.get("num_classes")
@@ -106,6 +107,33 @@ _PARTS: Mapping[str, tuple[type, str]] = {
     "pretrained_cfg": (dict, "a mapping"),
     CONFIG_KEY: (dict, "a mapping"),
 }
+
+
+# ---- how files become images
+
+_NUMBER = r"[-+\d.e]{1,24}"
+IMAGE_KINDS: Mapping[str, Any] = {  # what is remembered, and whether a value can be meant
+    "scale": lambda value: _matches(rf"dtype|minmax|(percentile:)?{_NUMBER},{_NUMBER}", value),
+    "bands": lambda value: _list(value, LONGEST) and all(_whole(band, 1) for band in value),
+    "axes": lambda value: _matches("chw|hwc", value),
+    "stack": lambda value: _matches(r"[\w.-]{1,64}(,[\w.-]{1,64}){0,63}", value),
+}
+
+
+def _matches(pattern: str, value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+
+
+def check_images(images: Any, file: Path) -> None:
+    """Refuse what is no form of images: it is read by commands, and shown in a card.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(images, dict) or any(
+        key not in IMAGE_KINDS or not IMAGE_KINDS[key](value) for key, value in images.items()
+    ):
+        raise _refused(file, IMAGES_KEY, images, f"a form of images ({', '.join(IMAGE_KINDS)})")
 
 
 # ---- pretrained_cfg

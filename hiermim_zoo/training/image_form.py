@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
-from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, read_config
+from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, IMAGES_KEY, read_config
 from ..checkpoints.folder import CONFIG_FILE
 from ..data.decoding import Form
-from ..data.formats import AXES
 from ..data.scale import Scale
-
-KINDS: dict[str, Callable[[Any], bool]] = {  # what is remembered, and whether a value can be meant
-    "scale": lambda value: isinstance(value, str),
-    "bands": lambda value: isinstance(value, list) and all(type(band) is int and band > 0 for band in value),
-    "axes": lambda value: value in AXES,
-    "stack": lambda value: isinstance(value, str),
-}
 
 
 def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
     """The form of images.
 
     Args:
-        options: of a command, with ``max_pixels`` and those of ``KINDS`` that it has.
+        options: of a command, with ``max_pixels`` and those of ``IMAGE_KINDS`` that it has.
         channels: of the model.
         beside: see :func:`remembered`.
 
     Raises:
         ValueError: a rule that does not exist, or bands that do not go with the channels.
     """
-    said = {key: getattr(options, key, None) or beside.get(key) for key in KINDS}
+    said = {key: getattr(options, key, None) or beside.get(key) for key in IMAGE_KINDS}
     return Form(
         channels,
         Scale.parse(said["scale"] or "dtype"),
@@ -70,7 +61,5 @@ def remembered(model: str) -> dict[str, Any]:
 def remembered_in(folder: Path) -> dict[str, Any]:
     """Likewise, of a folder."""
     file = folder / CONFIG_FILE
-    images = read_config(file)[CONFIG_KEY].get(IMAGES_KEY, {}) if file.is_file() else {}
-    if not isinstance(images, dict) or any(key not in KINDS or not KINDS[key](value) for key, value in images.items()):
-        raise ValueError(f"{file}: {IMAGES_KEY} {short(images)} is no form of images ({', '.join(KINDS)})")
+    images: dict[str, Any] = read_config(file)[CONFIG_KEY].get(IMAGES_KEY, {}) if file.is_file() else {}
     return images

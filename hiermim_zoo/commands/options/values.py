@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +116,12 @@ def or_word(kind: ValueKind, word: str) -> ValueKind:
 def _words(value: Any) -> str:
     """Words with commas between them; from Python also a tuple or list."""
     words = value.split(",") if isinstance(value, str) else list(value)
-    if not all(isinstance(word, str) and word.strip() for word in words):
+    if not words or not all(isinstance(word, str) and re.fullmatch(r"[\w.-]{1,64}", word) for word in words):
         raise ValueError
-    return ",".join(word.strip() for word in words)
+    return ",".join(words)
 
 
-WORDS = ValueKind(_words, "words with commas between them")
+WORDS = ValueKind(_words, "words of letters, digits, _ . and - with commas between them")
 TEXT = ValueKind(str, "text")
 PATH = ValueKind(_path, "a path")
 FINITE = number()
