@@ -14,7 +14,7 @@ import torch
 from ..checkpoints.atomic import replacing
 from ..checkpoints.folder import check_target
 from ..training.distributed import World, gather_objects, processes
-from ..training.image_form import form_of, remembered, to_remember
+from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..training.probe import interval
 from ..training.run_log import LOG
@@ -80,7 +80,7 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
         "model_kwargs": own_model_kwargs(options),
         "frame_stride": options.frame_stride,
         "views": options.views,
-        "images": to_remember(form_of(options, 0, remembered(options.model))),
+        "images": to_remember(form_for(options, 0)),
         "pictures": score.total,
         "top1": round(score.percent, 4),
         "interval": [round(100 * bound, 4) for bound in interval(*score)],

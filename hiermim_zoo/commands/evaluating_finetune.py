@@ -19,7 +19,7 @@ from ..models.family import check_arch
 from ..models.recipes import FineTuning
 from ..training.distributed import World, summed
 from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
-from ..training.image_form import form_of, remembered, to_remember
+from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, interval, outputs
 from ..training.run_log import LOG
 from ..version import __version__
@@ -196,5 +196,5 @@ def export(
         "hiermim_zoo": __version__,
     }
     made = "Fine-tuned by `python -m hiermim_zoo.evaluate`."
-    images = to_remember(form_of(options, config["input_size"][0], remembered(options.model)))
+    images = to_remember(form_for(options, config["input_size"][0]))
     write_folder(Contents(arch, model, provenance, made, own_args, images=images), folder, force=True)

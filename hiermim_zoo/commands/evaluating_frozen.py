@@ -19,7 +19,7 @@ from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Labelled, check_labels, classes_by_label
 from ..models.build import make_model
 from ..training.distributed import World
-from ..training.image_form import form_of, remembered, to_remember
+from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, knn, linear_probe, outputs, pooled_features
 from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
 from .options.evaluate import EvaluateOptions
@@ -121,7 +121,7 @@ def cached_features(
         return pooled_features(model, data.source, how)
     where = os.path.abspath(data.spec) if Path(data.spec).exists() else data.spec
     key: list[Any] = [options.model, weights_hash(model), where, options.data_dir, data.split, len(data.source)]
-    key += [options.frame_stride, options.views, to_remember(form_of(options, 0, remembered(options.model)))]
+    key += [options.frame_stride, options.views, to_remember(form_for(options, 0))]
     key += [{name: str(value) for name, value in how.config.items()}, options.amp]
     path = options.cache / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data.splits import Labelled, check_apart, open_labelled
 from ..data.transforms import data_config
 from ..training.distributed import World
-from ..training.image_form import form_of, remembered
+from ..training.image_form import form_for
 from ..training.probe import Inference
 from .loading import model_errors, set_img_size
 from .options.evaluate import TRAINED, EvaluateOptions
@@ -41,7 +41,7 @@ def open_data(
         ValueError: data are missing or without labels, or those of both differ in their classes.
     """
     how: dict[str, Any] = {
-        "form": form_of(options, input_size[0], remembered(options.model)),
+        "form": form_for(options, input_size[0]),
         "root": options.data_dir,
         "seed": options.seed,
         "stride": options.frame_stride,

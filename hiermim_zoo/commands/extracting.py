@@ -22,7 +22,7 @@ from ..data.readers import readings
 from ..data.transforms import data_config
 from ..models.build import make_model
 from ..training.distributed import World, gather_objects, processes
-from ..training.image_form import form_of, remembered
+from ..training.image_form import form_for
 from ..training.precision import autocast
 from .extracting_file import DTYPES, Part, merge, reserve
 from .extracting_rows import ImageFiles, collate, expand, find_files, rows_of
@@ -52,7 +52,7 @@ def extract(options: ExtractOptions) -> Outcome:
             side = options.img_size
             config = data_config(model, (side, side) if side else None)
             files = gather_objects(find_files(paths, config["input_size"]) if world.first else [])[0]
-            form = form_of(options, config["input_size"][0], remembered(options.model))
+            form = form_for(options, config["input_size"][0])
             rows = rows_of(files, config, form, options.frame_stride)
             parts = gather_objects(write_part(model, rows, options, Path(folder), world))
             if world.first:

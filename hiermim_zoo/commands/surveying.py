@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.atomic import replacing
+from ..data.batches import first_line
 from ..data.decoding import Form, held_in, in_form
 from ..data.formats import Bands
 from ..data.images import FileImages
@@ -63,7 +64,7 @@ class Files(Dataset[Look]):
                 content = file.read()
             look_into(content, self.source.form, found)
         except Exception as error:  # decoders of damaged files raise whatever comes up
-            found.error = f"{type(error).__name__}: {error}".partition("\n")[0]
+            found.error = first_line(error)
         return found
 
 

@@ -28,6 +28,11 @@ def decoder_beside(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if type(value) is int}
 
 
+def pool_beside(config: Mapping[str, Any]) -> Any:
+    """What the classifier of timm's own model reads, as its folder says; None where it says nothing."""
+    return (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
+
+
 def check_beside(config: Mapping[str, Any], native: Native, model: nn.Module, arch: str) -> dict[str, str]:
     """Refuse what a configuration in the form of transformers or of timm says otherwise than the model computes.
 
@@ -71,7 +76,7 @@ def _check_pool(config: Mapping[str, Any], native: Native, model: Any, arch: str
     """A classifier of timm's plain ViT reads what ``global_pool`` says."""
     if config.get("architecture") == arch or "head.weight" not in native.state:
         return  # its own arguments build the model
-    pool = (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
+    pool = pool_beside(config)
     if pool in ("token", "max", "avgmax", "map"):
         raise ValueError(f"{_differs('global_pool', pool, 'avg', arch)}; --num-classes 0 leaves the classifier out")
 

@@ -21,7 +21,7 @@ from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
 from ..text import printable
 from ..version import __version__
-from .beside import check_beside, decoder_beside
+from .beside import check_beside, decoder_beside, pool_beside
 from .family import Family, family_of
 from .grids import Sizes, sizes_beside
 from .saved import blank, check_buildable, saved_args
@@ -243,18 +243,13 @@ def _shape(
     }
     if "fc_norm" in saved and "global_pool" in wanted.model_args:
         raise ValueError("config.json says fc_norm and pooling of the model: leave out --global-pool")
-    pool = {} if family.own or not ours else _pool_beside(checkpoint.config)
+    said_pool = None if family.own or not ours else pool_beside(checkpoint.config)
+    pool = {"global_pool": said_pool} if isinstance(said_pool, str) else {}
     args = {name: value for name, value in saved.items() if name not in (*shape, "global_pool")} | pool
     args = {**family.checkpoint_args(native, arch), **args, **wanted.model_args}
     if size != base.input_size[1:] or (base.fixed_input_size and size != UNSAID):
         args["img_size"] = size
     return native, shape, args
-
-
-def _pool_beside(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the classifier of timm's own model reads, as its folder says."""
-    pool = (config.get("model_args") or {}).get("global_pool", config.get("global_pool"))
-    return {"global_pool": pool} if isinstance(pool, str) else {}
 
 
 def _pair(size: Any) -> tuple[int, int]:

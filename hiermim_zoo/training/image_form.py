@@ -37,6 +37,19 @@ def form_of(options: Any, channels: int, beside: Mapping[str, Any]) -> Form:
     )
 
 
+def form_for(options: Any, channels: int) -> Form:
+    """The form of images for the model that a command names; see :func:`form_of`.
+
+    Args:
+        options: with ``model``, too.
+        channels: of the model; 0: as many as a file has.
+
+    Raises:
+        ValueError: see :func:`form_of` and :func:`remembered`.
+    """
+    return form_of(options, channels, remembered(options.model))
+
+
 def to_remember(form: Form) -> dict[str, Any]:
     """What is not the default, for config.json."""
     said = {"scale": str(form.scale), "bands": list(form.bands), "axes": form.axes, "stack": ",".join(form.stack)}
