@@ -19,6 +19,7 @@ from hiermim_zoo.commands.judging import judged, same_way, speed, tflops, value_
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.commands.step_costs import flop_of
 from hiermim_zoo.commands.steps import Side
+from hiermim_zoo.commands.suite_report import Entry, Report
 from hiermim_zoo.commands.suites import Comparison, Goal, Reading, Suite, rehearsed
 from hiermim_zoo.commands.turns import Row
 from hiermim_zoo.layers.groups import METHODS, ON_HOST
@@ -205,6 +206,41 @@ def test_a_model_that_would_take_too_long_is_not_begun() -> None:
     assert not clock.over
 
 
+def test_rows_are_those_that_were_asked_for(small: list[Any], tmp_path: Path) -> None:
+    """As to finish what another run left out."""
+    small[:] = [LITTLE._replace(title=title) for title in ("One", "Two", "Three")]
+    benchmark.run(suite="cpu", output=tmp_path, rows=(3, 1, 3))
+    assert [entry["title"] for entry in results(tmp_path)[0]["comparisons"]] == ["One", "Three"]
+
+
+def test_what_cannot_be_counted_is_measured_all_the_same(
+    small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that cannot be compiled while operations are counted; what the compiler noted of it is dropped."""
+    resets = []
+
+    def uncountable(step: object) -> int:
+        raise RuntimeError("under this mode nothing can be traced")
+
+    monkeypatch.setattr(turns, "flop_of", uncountable)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    small[:] = [LITTLE]
+    benchmark.run(suite="cpu", output=tmp_path)
+    [entry] = results(tmp_path)[0]["comparisons"]
+    assert [(row["flop"], row["uncounted"][:10], len(row["seconds"])) for row in entry["rows"]] == [
+        (0, "under this", 2)
+    ] * 2
+    assert len(resets) >= len(entry["rows"])
+
+
+def test_the_table_says_how_busy_a_gpu_was() -> None:
+    entry = Entry("Busy", batch_size=2, rows=[row("a", [0.02, 0.02], kernel_seconds=0.005), row("b", [0.02, 0.02])])
+    report = Report(Path(), ["Busy"], [], {"rehearsal": False, "matrix_product": {"tflops": 1.0}})
+    head, _, busy, unknown = report.table(entry, entry.rows).splitlines()
+    at = [cell.strip() for cell in head.split("|")].index("GPU busy")
+    assert [line.split("|")[at].strip() for line in (busy, unknown)] == ["0.25", "-"]
+
+
 def test_what_fails_is_named_and_the_rest_goes_on(
     small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +311,8 @@ def test_a_batch_that_does_not_fit_is_halved(
         (["--suite", "cpu", "-o", "file/out"], "file/out cannot hold results"),
         (["hivit_atto", "--minutes", "3"], "--minutes: goes with --suite alone"),
         (["hivit_atto", "--rehearse"], "--rehearse: goes with --suite alone"),
+        (["hivit_atto", "--rows", "1"], "--rows: goes with --suite alone"),
+        (["--suite", "cpu", "-o", "out", "--rows", "99"], "--rows 99: the suite has 8 comparisons"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -37,6 +37,18 @@ def seconds_of(step: Callable[[], object], device: str, steps: int = 1) -> float
     return begin.elapsed_time(end) / 1000 / steps
 
 
+def kernel_seconds_of(step: Callable[[], object], device: str) -> float:
+    """How long a GPU computes in one step, by torch's profiler: far less than the step takes where kernels wait to be
+    launched. 0 on CPUs, and where the profiler sees no GPU.
+    """
+    if not device.startswith("cuda"):
+        return 0.0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
 def flop_of(step: Callable[[], object]) -> int:
     """Floating point operations of matrix products, convolutions and attention in one step, which must not be compiled.
 

@@ -116,7 +116,8 @@ class Report:
             "of the ratio within a round; a model is put beside the peer that was compiled as it was, or else beside "
             "the one that there is.",
             "- GFLOP are those of matrix products, convolutions and attention that really run, without a compiler. "
-            "Peak memory is what a step needs in addition to the weights.",
+            "Peak memory is what a step needs in addition to the weights. Where the GPU is busy for much less than "
+            "the whole step (1), it waits for the host to launch kernels.",
         ]
         return "\n\n".join([title, *lines[:2], "\n".join(map(wrapped, lines[2:]))])
 
@@ -141,7 +142,7 @@ class Report:
     def table(self, entry: Entry, measured: list[Row]) -> str:
         peers = [peer for peer in entry.peers if any(spec_of(row) == peer for row in measured)]
         head = ["model", "way", "parameters", "GFLOP an image", "ms a step", "images/s", "peak MiB", "TFLOP/s"]
-        head += ["of the peak", *(f"speed / {short(peer)}" for peer in peers)]
+        head += ["of the peak", "GPU busy", *(f"speed / {short(peer)}" for peer in peers)]
         head += [f"memory / {short(peer)}" for peer in peers[:1]]
         return markdown(head, [self.line(entry, row, measured, peers) for row in measured])
 
@@ -151,6 +152,7 @@ class Report:
         line += [f"{row.flop / entry.batch_size / 1e9:.2f}" if row.flop else "-", f"{1000 * row.median:.2f}"]
         line += [f"{row.images_per_second:.1f}", memory]
         line += [f"{rate:.4g}", f"{rate / self.peak:.3f}"] if rate else ["-", "-"]
+        line += [f"{row.kernel_seconds / row.median:.2f}" if row.kernel_seconds else "-"]
         others = [same_way(row, peer, measured) for peer in peers]
         line += [f"{speed(row, other):.2f}" if other else "-" for other in others]
         line += [f"{row.peak_mib / o.peak_mib:.2f}" if o and o.peak_mib else "-" for o in others[:1]]

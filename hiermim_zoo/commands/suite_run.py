@@ -64,12 +64,13 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     """Measure all rows; the result is the folder with results.md and results.json, which are written after every row.
 
     Raises:
-        ValueError: there is no such device, or the folder holds results already.
+        ValueError: there is no such device or comparison, or the folder holds results already.
     """
     name, folder = options.suite, options.output
     assert name is not None
     assert folder is not None
-    suite = rehearsed(SUITES[name]) if options.rehearse else SUITES[name]
+    suite = chosen_rows(SUITES[name], options.rows)
+    suite = rehearsed(suite) if options.rehearse else suite
     device = chosen_device(options, suite)
     clock = Clock(options.minutes or MINUTES[name])
     with restored():
@@ -88,6 +89,19 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
             Measuring(suite, device, clock, partial(written, report, number)).measure(row)
         report.write()
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
+
+
+def chosen_rows(suite: Suite, numbers: tuple[int, ...] | None) -> Suite:
+    """The comparisons with these numbers, counted from 1, in their order in the suite; None: all.
+
+    Raises:
+        ValueError: there is no such comparison.
+    """
+    if numbers is None:
+        return suite
+    if max(numbers) > len(suite.rows):
+        raise ValueError(f"--rows {max(numbers)}: the suite has {len(suite.rows)} comparisons")
+    return suite._replace(rows=tuple(suite.rows[n - 1] for n in sorted(set(numbers))))
 
 
 def written(report: Report, number: int, entry: Entry) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
+
 from ..training.graphs import RECORDING
-from .step_costs import flop_of, peak_of, seconds_of
+from .step_costs import flop_of, kernel_seconds_of, peak_of, seconds_of
 from .steps import Setup, Side, build, prepare, split
 
 MOST_STEPS = 20  # of a sample
@@ -30,6 +32,7 @@ class Row:
     flop: int = 0  # floating point operations of one step without a compiler; 0 where they were not counted
     uncounted: str = ""  # why they could not be
     seconds: list[float] = field(default_factory=list)  # a step, of each round
+    kernel_seconds: float = 0.0  # of a step, in which a GPU computes; 0 where it cannot be told
     peak_mib: float = 0.0  # above what was held before the step; 0 where it cannot be read
     images_per_second: float = 0.0
     missing: str = ""  # why nothing was measured
@@ -78,6 +81,7 @@ def make_ready(row: Row, side: Side, setup: Setup, warmup: int, count: bool = Fa
             row.flop = flop_of(prepare(model, Side(side.spec), setup))
         except Exception as error:  # compiled, it may run all the same
             row.uncounted = in_one_line(error)
+            torch.compiler.reset()  # what could not be compiled under the counter is not to stay as it is
     step = prepare(model, side, setup)
 
     def warm_up() -> None:
@@ -94,6 +98,7 @@ def make_ready(row: Row, side: Side, setup: Setup, warmup: int, count: bool = Fa
     else:
         warm_up()
         row.peak_mib = peak_of(step, setup.device)
+    row.kernel_seconds = kernel_seconds_of(step, setup.device)
     once = seconds_of(step, setup.device) if sample else math.inf
     return Contender(row, step, min(MOST_STEPS, max(1, math.ceil(sample / once))))
 

@@ -21,7 +21,7 @@ SUITE = "everything that the project claims, in one run"
 # What None becomes in `filled`. A suite decides these itself, so there it matters whether they were given.
 _DEFAULTS = {"rounds": 15, "warmup": 3, "batch_size": 8, "amp": "none"}
 _DECIDED = ("versus", *_DEFAULTS, "img_size", "threads", "compile")
-_OF_SUITES = ("minutes", "rehearse")
+_OF_SUITES = ("minutes", "rows", "rehearse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,15 @@ class BenchmarkOptions(OptionSet):
         kind=POSITIVE,
         metavar="N",
         auto=", ".join(f"{minutes} for {name}" for name, minutes in SUITES.items()),
+        group=SUITE,
+    )
+    rows: tuple[int, ...] | None = option(
+        "only these comparisons of the suite, counted from 1: what another run left out",
+        default=None,
+        kind=whole(1),
+        many="+",
+        metavar="N",
+        auto="all",
         group=SUITE,
     )
     rehearse: bool = flag(
