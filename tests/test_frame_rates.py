@@ -122,8 +122,10 @@ def test_files_of_any_rate_show_the_same_moments(tmp_path: Path, rate: Fraction,
         assert video.rate() == rate
     wanted = OFFSETS[rate][:7]
     start = round((60 - 1 - wanted[-1]) / 2)
+    clip: Any
     [clip], _ = Clips(reader, frames=7).read(0)
     assert numbers(clip) == [start + n for n in wanted]
+    native: Any
     [native], _ = Clips(reader, frames=7, rate=NATIVE).read(0)
     assert numbers(native) == [round(35 / 2) + 4 * n for n in range(7)]
 

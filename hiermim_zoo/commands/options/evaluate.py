@@ -151,7 +151,7 @@ class EvaluateOptions(OptionSet):
         "where the data do not tell", default=None, kind=whole(2), metavar="N", auto="those of the data", group=TUNING
     )
     epochs: int | None = option(
-        "length; an epoch is as many images or clips as the data have images or videos, whatever --repeat",
+        "length; an epoch is as many images or clips as the data have images or videos",
         default=None,
         kind=whole(1),
         metavar="N",

@@ -138,14 +138,14 @@ class PretrainOptions(OptionSet):
     )
 
     epochs: float = _paper(
-        "length of the run; an epoch is as many images or clips as the data have images or videos, whatever --repeat",
+        "length of the run; an epoch is as many images or clips as the data have images or videos",
         kind=POSITIVE,
         metavar="N",
     )
     steps: int | None = _schedule(
         "end after so many steps, if the epochs are more", default=None, kind=whole(1), metavar="N", auto="none"
     )
-    batch_size: int = _paper("images of a step, in all processes together", kind=whole(1), metavar="N")
+    batch_size: int = _paper("images or clips of a step, in all processes together", kind=whole(1), metavar="N")
     accumulate: int = _schedule("passes of a step, to save memory", default=1, kind=whole(1), metavar="N")
     blr: float = _paper("peak learning rate per 256 images of a batch", kind=number(0), metavar="LR")
     lr: float = _schedule(

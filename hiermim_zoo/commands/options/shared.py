@@ -18,13 +18,13 @@ NATIVE = "native"
 
 def frame_stride(**about: Any) -> Any:
     """Given to a model of images it is an error, so None stands for the default."""
-    help = "with a model of video: frames from one that is shown to the next, at the rate of --frame-rate"
+    help = "with a model of video: frames from one that is shown to the next, at the frame rate"
     return option(help, default=None, kind=whole(1), metavar="N", auto=str(STRIDE), **about)
 
 
 def frame_rate(**about: Any) -> Any:
     """Likewise."""
-    help = f"frames a second that --frame-stride counts, whatever the rate of a file; {NATIVE}: the file's own frames"
+    help = f"frames a second that the stride counts, whatever the rate of a file; {NATIVE}: the file's own frames"
     auto = f"{RATE}; folders of frames and files that tell no rate: {NATIVE}"
     return option(help, default=None, kind=or_word(POSITIVE, NATIVE), metavar=f"N|{NATIVE}", auto=auto, **about)
 
