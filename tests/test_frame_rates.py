@@ -182,3 +182,14 @@ def test_the_command_counts_at_the_rate_asked_for(tmp_path: Path) -> None:
     assert not torch.equal(at_30, native)
     folder = str(tmp_path / "frames")
     assert torch.equal(rows(folder)[0], rows(folder, "--frame-rate", "native")[0]), "folders of frames tell no rate"
+    with pytest.raises(ValueError, match=f"--frame-rate 15: {folder} tells no rate; --frame-rate native would work"):
+        rows(str(file), folder, "--frame-rate", "15")
+
+
+def test_images_that_move_have_the_rate_of_the_default() -> None:
+    def clip(**options: Any) -> list[bytes]:
+        found, _ = open_source("moving:digits", SIZE, **options).read(5)
+        return [image.tobytes() for image in found[0]]
+
+    assert clip() == clip(rate=30) == clip(rate=NATIVE) != clip(rate=15)
+    assert clip(rate=15) == clip(stride=8)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.clips import NATIVE, RATE, STRIDE, Clips, refuse_videos
+from ..data.clips import NATIVE, Clips, clips_of, refuse_videos
 from ..data.decoding import SUFFIXES, Form, read_file, size_of
 from ..data.images import is_shown
 from ..data.stacks import read_stack, stacked
@@ -94,8 +94,7 @@ def rows_of(
     if not frames:
         refuse_videos({"--frame-stride": stride, "--frame-rate": rate})
         return ImageFiles(files, config, form)
-    clips = Clips(Videos(files, form), frames[0], stride or STRIDE, rate=rate or RATE)
-    return MiddleClips(clips, config, form)
+    return MiddleClips(clips_of(Videos(files, form), frames[0], stride, rate), config, form)
 
 
 class ImageFiles(Dataset[tuple[int, Any]]):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.atomic import replacing
-from ..data.clips import RATE, STRIDE, Clips, refuse_videos
+from ..data.clips import Clips, clips_of, refuse_videos
 from ..data.decoding import Form, Image_, read_file
 from ..data.stacks import read_stack, stacked
 from ..data.transforms import make_transform
@@ -90,7 +90,7 @@ def load_images(
             return torch.stack([transform(read_stack(group, form)) for group in groups])
         return torch.stack([transform(load_image(path, form)) for path in paths])
     videos = Videos((file for path in paths for file in files_in(str(path))), form)
-    clips = Clips(videos, frames[0], stride or STRIDE, rate=rate or RATE)
+    clips = clips_of(videos, frames[0], stride, rate)
     return torch.stack([transform([load_clip(clips, i)])[0] for i in range(len(clips))])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -112,6 +112,25 @@ class Clips(Source):
         own = None if isinstance(self.rate, str) else video.rate()
         step = Fraction(self.stride) if own is None else self.stride * own / Fraction(self.rate)
         return [math.floor(n * step + Fraction(1, 2)) for n in range(self.frames)]
+
+
+def clips_of(
+    videos: VideoSet,
+    frames: int,
+    stride: int | None = None,
+    rate: float | str | None = None,
+    repeat: int | None = None,
+    views: Sequence[int] | None = None,
+) -> Clips:
+    """Clips as the options of a command say; None: the default.
+
+    Raises:
+        ValueError: a rate is named that some video does not tell, or a number that does not fit.
+    """
+    if isinstance(rate, (int, float)) and (untimed := videos.untimed()):
+        raise ValueError(f"--frame-rate {rate:g}: {untimed} tells no rate; --frame-rate {NATIVE} would work")
+    count, crops = views or (1, 1)
+    return Clips(videos, frames, stride or STRIDE, repeat or 1, count, crops, rate or RATE)
 
 
 def evenly_spaced(count: int) -> list[float]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import RATE, STRIDE, Clips, refuse_videos
+from .clips import clips_of, refuse_videos
 from .decoding import Form
 from .images import Digits, FolderImages, HubImages, TimmStream, TorchvisionImages, images_at
 from .source import Request, Source, VideoSet
@@ -75,8 +75,7 @@ def open_source(
     channels, *frames, height, width = input_size
     wanted = Request(replace(form or Form(channels), channels=channels), (height, width), **request)
     if frames:
-        count, crops = views or (1, 1)
-        return Clips(_videos(spec, wanted), frames[0], stride or STRIDE, repeat or 1, count, crops, rate or RATE)
+        return clips_of(_videos(spec, wanted), frames[0], stride, rate, repeat, views)
     refuse_videos({spec: kind_of(spec).images is None})
     given = {"--frame-stride": stride, "--frame-rate": rate, "--repeat": repeat not in (None, 1), "--views": views}
     refuse_videos(given)

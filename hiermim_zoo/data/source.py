@@ -133,6 +133,10 @@ class VideoSet(Items, Protocol):
 
     labels: Sequence[int]  # of each video, -1 where there is none
 
+    def untimed(self) -> str | None:
+        """One that cannot tell its frames a second, as far as is known before it is opened."""
+        return None
+
     @abstractmethod
     def open(self, position: int) -> AbstractContextManager[Video]:
         """A video, while its file is open.

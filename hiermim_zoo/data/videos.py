@@ -103,6 +103,9 @@ class Videos(VideoSet):
     def name_of(self, position: int) -> str:
         return self.paths[position]
 
+    def untimed(self) -> str | None:
+        return next((path for path in self.paths if not is_video(path)), None)
+
     @contextmanager
     def open(self, position: int) -> Iterator[Video]:
         path = self.paths[position]

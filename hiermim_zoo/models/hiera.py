@@ -152,11 +152,21 @@ _MAE_VIDEO = replace(_MAE, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
 # figures for detection are); a row has the 256th part of a batch: 8e-4 * 256 / 4096 for images, 8e-4 * 256 / 512 for
 # clips.
 _PAPER = "arXiv 2306.00989, appendix A"
+_CONFIGS = f"{_PAPER}; epochs counted as in SlowFast, configs/masked_ssl/k400_VIT_"
 _PRE = Pretraining(blr=5e-5, decay_positions=False, source=_PAPER)
 # Epochs of clips are effective ones (arXiv 2205.09113, appendix; SlowFast, configs/masked_ssl): 3200 are 800 openings
 # of each video, which give 4 clips, and 120 of warm-up are 30. Unverified: that a batch of 512 counts clips, and that
 # gradients are not clipped. (MAE on clips, in these configurations, clips at 0.02; the paper says nothing.)
-_PRE_VIDEO = replace(_PRE, blr=4e-4, epochs=3200, batch=512, warmup=120, repeat=4, crop_scale=(0.5, 1.0))
+_PRE_VIDEO = replace(
+    _PRE,
+    blr=4e-4,
+    epochs=3200,
+    batch=512,
+    warmup=120,
+    repeat=4,
+    crop_scale=(0.5, 1.0),
+    source=f"{_CONFIGS}L_16x4_MAE_PT.yaml",
+)
 _TUNE = FineTuning(epochs=300, blr=5e-4, layer_decay=0.65, drop_path=0.1, erase=0.0, source=_PAPER)
 # As after 3200 epochs of pre-training. 150 epochs are 75 openings of each video, which give 2 clips; the warm-up is 5.
 # Dropout is that of the paper; the configurations of ViTs, MAX_EPOCH 75 (base) and 50 (large), have 0.3 for all.
@@ -172,9 +182,9 @@ _TUNE_VIDEO = FineTuning(
     auto_augment="rand-m7-mstd0.5-inc1",
     clip=5.0,
     dropout=0.3,
-    source=_PAPER,
+    source=f"{_CONFIGS}B_16x4_FT.yaml",
 )
-_TUNE_LARGE = replace(_TUNE_VIDEO, epochs=100, layer_decay=0.875, dropout=0.5)
+_TUNE_LARGE = replace(_TUNE_VIDEO, epochs=100, layer_decay=0.875, dropout=0.5, source=f"{_CONFIGS}L_16x4_FT.yaml")
 PRETRAINING = {
     **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_PRE, drop_path=0.2)),
     "hiera_huge": replace(_PRE, drop_path=0.3),

@@ -83,7 +83,7 @@ def new_classifier(
     """
     torch.manual_seed(seed)
     kwargs = {**family_of(arch).fine_tuning_args, **model_kwargs}
-    kwargs |= {"drop_path_rate": recipe.drop_path, "drop_rate": recipe.dropout}
+    kwargs |= {"drop_path_rate": recipe.drop_path, **({"drop_rate": recipe.dropout} if recipe.dropout else {})}
     model: Any = make_model(name, pretrained=pretrained, num_classes=classes, **kwargs)
     head = model.get_classifier()
     trunc_normal_(head.weight, std=recipe.head_std)
