@@ -117,6 +117,7 @@ def recipe_in_words(name: str) -> dict[str, str]:
     words = {option: value if isinstance(value, str) else f"{value or 0:g}" for option, value in values.items()}
     return {
         **words,
+        "clip": words["clip"] if recipe.clip else "any",
         "auto_augment": words["auto_augment"] or "none",
         "batch_size": f"64 images; of a step {recipe.batch}",
     }
