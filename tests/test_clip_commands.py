@@ -72,6 +72,7 @@ def test_rows_are_what_the_model_gives_for_the_clip_in_the_middle(
     found, about = features_of(tmp_path / "out", videos, "--what", "pooled", "tokens", "maps", *more)
     assert json.loads(about["files"]) == [str(videos / "deep" / "frames"), str(videos / "file.mp4")]
     assert (about["frames"], about["frame_stride"], about["img_size"]) == ("8", str(stride or 4), "64x64")
+    assert about["frame_rate"] == "30"
     assert "from 2 of 2 videos" in capsys.readouterr().out
     torch.manual_seed(0)
     model: Any = timm.create_model(MODEL).eval()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hiermim_zoo import evaluate, pretrain
 from hiermim_zoo.commands import evaluating_frozen
 from hiermim_zoo.commands.options import run_command
-from hiermim_zoo.data import clips, splits, transforms
+from hiermim_zoo.data import splits, transforms
 from hiermim_zoo.data.batches import LABEL, READ, WANTED, Batching, batches
 from hiermim_zoo.data.clips import Clips
 from hiermim_zoo.data.decoding import Form
@@ -49,13 +49,13 @@ def write_frames(folder: Path, count: int, **kwargs: Any) -> Path:
     return folder
 
 
-def write_video(file: Path, count: int, codec: str = "libx264") -> Path:
+def write_video(file: Path, count: int, codec: str = "libx264", rate: Any = 30) -> Path:
     """With a key frame every twelve, and some that are coded after later ones."""
     import av
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
-        stream: Any = container.add_stream(codec, rate=25)
+        stream: Any = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
         stream.bit_rate, stream.codec_context.gop_size, stream.codec_context.max_b_frames = 4_000_000, 12, 2
         for n in range(count):
@@ -116,18 +116,41 @@ def test_evaluation_spreads_views_evenly(videos: Path) -> None:
     reader = VideoFolder(str(videos), "train", Form())
     assert numbers(Clips(reader, 4, 3).read(0)[0][0]) == [15, 18, 21, 24], "one is from the middle"
     assert [numbers(clip)[0] for clip in Clips(reader, 4, 3, views=3).read(0)[0]] == [0, 15, 30]
-    found = Clips(reader, 2, 3, views=2, crops=3).read(0)[0]
-    assert [image.size for clip in found for image in clip] == [(32, 32)] * 12
-    assert [numbers(clip)[0] for clip in found] == [0, 0, 0, 36, 36, 36]
+    assert [numbers(clip)[0] for clip in Clips(reader, 2, 3, views=2, crops=3).read(0)[0]] == [0, 36]
 
 
-def test_crops_lie_along_the_longer_side() -> None:
-    image = Image.fromarray(np.arange(10, dtype=np.uint8)[None].repeat(4, 0))
-    assert [np.asarray(clips.square(image, share))[0].tolist() for share in clips.evenly_spaced(3)] == [
-        [0, 1, 2, 3],
-        [3, 4, 5, 6],
-        [6, 7, 8, 9],
-    ]
+def ramp(width: int, height: int) -> Image.Image:
+    """Its pixels are 0, 1, 2, ... along its longer side."""
+    line = np.arange(max(width, height), dtype=np.uint8)
+    return Image.fromarray(np.broadcast_to(line if width > height else line[:, None], (height, width)).copy())
+
+
+@pytest.mark.parametrize(("size", "starts"), [((40, 16), (0, 12, 24)), ((16, 41), (0, 13, 25)), ((16, 16), (0, 0, 0))])
+def test_crops_lie_along_the_longer_side(size: tuple[int, int], starts: tuple[int, ...]) -> None:
+    """The shorter side is the model's: nothing is scaled here, so positions can be read from the pixels."""
+    config = {"input_size": (1, 2, 16, 16), "mean": (0.0,), "std": (1.0,), "crop_pct": 0.875}
+    transform = make_transform(**config, is_training=False, crops=3, interpolation="bicubic", crop_mode="squash")
+    image = ramp(*size)
+    found = transform([[image, image]])
+    assert [tuple(clip.shape) for clip in found] == [(1, 2, 16, 16)] * 3
+    across = size[0] > size[1]
+    lines = [(255 * clip[0, 1, 0] if across else 255 * clip[0, 1, :, 0]).round().tolist() for clip in found]
+    assert lines == [list(range(start, start + 16)) for start in starts]
+
+
+def test_three_crops_lose_nothing_of_a_wide_video() -> None:
+    """320 x 240: the whole length is seen. One crop, of the preprocessing's, leaves out an eighth of each side."""
+    config = {"input_size": (3, 1, 24, 24), "mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_pct": 0.875}
+    image = ramp(320 - 65, 191).convert("RGB")  # of this shape, with as many columns as there are values
+    three, one = (make_transform(**config, is_training=False, crops=crops)([[image]]) for crops in (3, 1))
+    ends = [(float(255 * clips.min()), float(255 * clips.max())) for clips in (torch.stack(three), torch.stack(one))]
+    assert ends[0][0] < 10
+    assert ends[0][1] > 244
+    assert ends[1][0] > 40
+    assert ends[1][1] < 215
+    tensors = [[torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0) / 255]]
+    again = make_transform(**config, is_training=False, crops=3)(tensors)
+    assert max((a - b).abs().max() for a, b in zip(three, again, strict=True)) < 0.02, "tensors are cut alike"
 
 
 def test_a_video_that_is_too_short_stands_still_at_its_end(tmp_path: Path) -> None:
@@ -266,7 +289,7 @@ def test_processes_share_the_videos_of_one() -> None:
     joint = list(plan(repeat=2, batch=8).micro_batches(0, 5))
     parts = [list(plan(repeat=2, batch=8, world=2, rank=rank).micro_batches(0, 5)) for rank in range(2)]
     assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(whole) for whole in joint]
-    assert plan(repeat=2, batch=8).per_epoch == 3
+    assert (plan(repeat=2, batch=8).per_pass, plan(repeat=2, batch=8).per_epoch) == (3, 1.5)
     with pytest.raises(ValueError, match="2 clips of each video: it must be a multiple of 4"):
         plan(repeat=2, batch=6, world=2)
     with pytest.raises(ValueError, match="more than the 2 clips of each of the 12 videos"):
@@ -305,6 +328,7 @@ def test_a_file_cannot_send_its_reader_elsewhere(tmp_path: Path) -> None:
     [
         ({"stride": 2}, "--frame-stride is for models of video, and this one takes images"),
         ({"repeat": 4}, "--repeat is for models of video"),
+        ({"rate": "native"}, "--frame-rate is for models of video"),
         ({"views": (5, 3)}, "--views is for models of video"),
     ],
 )
@@ -534,7 +558,7 @@ def test_features_are_the_mean_over_views(videos: Path) -> None:
     config = transforms.data_config(model)
     features, labels = probe.pooled_features(model, source, probe.Inference(config, CPU, 5, progress=False))
     assert labels.tolist() == source.labels
-    transform = make_transform(**config, is_training=False)
+    transform = make_transform(**config, is_training=False, crops=2)
     assert isinstance(transform, EveryFrame)
     views = torch.stack(transform(source.read(3)[0]))
     assert views.shape == (4, *SIZE)
@@ -549,7 +573,7 @@ def test_a_model_of_clips_is_fine_tuned(videos: Path) -> None:
     tuning = FineTune(
         model, source, 2, transforms.data_config(model), recipe, TuningSettings(hflip=0.0), World(0, 1, CPU)
     )
-    assert (tuning.batching.per_epoch, tuning.batching.micro) == (3, 8)
+    assert (tuning.batching.per_pass, tuning.batching.micro, tuning.total) == (3, 8, 3)
     tuning.train()
     assert not torch.equal(model.head.weight, before)
 
@@ -575,4 +599,5 @@ def test_the_command_measures_models_of_clips(
     evaluate.main(argv)
     found = json.loads(capsys.readouterr().out)
     assert (found["pictures"], found["views"], found["frame_stride"]) == (12, [2, 1], 2)
+    assert found["frame_rate"] is None
     assert found["top1"] == 50  # videos of both classes are the same

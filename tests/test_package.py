@@ -21,6 +21,7 @@ from timm.models import _registry
 import hiermim_zoo
 from hiermim_zoo import cards
 from hiermim_zoo.checkpoints import manifest
+from hiermim_zoo.commands import cataloguing
 from hiermim_zoo.commands.front_door import VERBS
 from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.recipes import Rows
@@ -274,6 +275,18 @@ def test_no_line_is_too_long() -> None:
         prose = (line for line in read(page).splitlines() if not line.startswith("|"))
         lines += [(page, re.sub(r"https?://[^\s)>]+", "", line)) for line in prose]
     assert [f"{path.relative_to(ROOT)}: {line}" for path, line in lines if len(line) > LONGEST] == []
+
+
+def test_accuracies_of_hiera_say_what_they_were_measured_on() -> None:
+    """The authors' figure and timm's belong to different crops, and a tag takes the one of its own."""
+    rows = [row for row in manifest.records().values() if row.paper == "2306.00989" and row.classes == 1000]
+    assert len(rows) == 6
+    timms = (82.786, 83.884, 84.49, 85.134, 86.042, 86.834)
+    for row, figure in zip(rows, timms, strict=True):
+        assert abs(row.top1 - figure) < 0.1
+        assert f"crops 0.875 of the shorter side; timm: {figure:.3f} % with a crop of 0.9" in row.top1_by
+        assert row.crop_pct == timm.get_pretrained_cfg(row.name).crop_pct == 0.875
+        assert "| crop | 0.875 of the shorter side |" in cataloguing.section(row)
 
 
 def test_the_generated_documents_are_current(tmp_path: Path) -> None:

@@ -151,8 +151,7 @@ def test_words_for_defaults_are_true() -> None:
     for name in ("opt", "hflip", "color_jitter", "mix_prob", "accumulate"):
         assert about[name] == format(getattr(settings, name), "" if name == "opt" else "g"), name
     assert about["crop_scale"] == " ".join(f"{bound:g}" for bound in settings.crop_scale)
-    assert (settings.clip, settings.ema, settings.compile, settings.amp, settings.seed) == (
-        None,
+    assert (settings.ema, settings.compile, settings.amp, settings.seed) == (
         None,
         None,
         "none",
@@ -161,7 +160,11 @@ def test_words_for_defaults_are_true() -> None:
     assert about["k"] == str(evaluating_frozen.NEIGHBOURS)
     assert about["temperature"] == str(evaluating_frozen.TEMPERATURE)
     assert about["batch_size"].startswith(f"{evaluating_frozen.BATCH} images")
-    assert shared_options.STRIDE == clips.STRIDE
+    assert (shared_options.STRIDE, shared_options.RATE, shared_options.NATIVE) == (
+        clips.STRIDE,
+        clips.RATE,
+        clips.NATIVE,
+    )
     assert ("auto", *precision.DTYPES) == shared_options.AMP
     assert tuple(evaluating.METHODS) == evaluate_options.METHODS
     assert tuple(extracting.NEEDED) == extract_options.WHAT
@@ -175,10 +178,10 @@ def test_words_for_defaults_are_true() -> None:
 
 def test_the_help_of_evaluate_shows_the_recipe_of_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     plain = " ".join(help_of(evaluate, capsys).split())
-    assert "--epochs N epochs (default: the recipe's)" in plain
+    assert "as the data have images or videos (default: the recipe's)" in plain
     recipe = recipe_for("hiera_large")
     shown = " ".join(help_of(evaluate, capsys, "--model", "hiera_large").split())
-    assert f"--epochs N epochs (default: {recipe.epochs})" in shown
+    assert f"as the data have images or videos (default: {recipe.epochs})" in shown
     assert f"of a batch (default: {recipe.blr:g})" in shown
     assert f"of a step {recipe.batch})" in shown
     assert "the recipe's)" not in shown

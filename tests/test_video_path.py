@@ -58,6 +58,12 @@ def test_it_is_fine_tuned_and_measured(encoder: Path, tmp_path: Path, capsys: py
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     model: Any = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert (model.num_frames, model.num_classes) == (4, 2)
+    assert found["settings"]["dropout"] == 0.3, "in training alone:"
+    assert model.head_drop.p == 0
+    assert "drop" not in (out / "config.json").read_text()
+    settings = found["settings"]
+    assert (settings["epochs"], settings["repeat"], settings["clip"]) == (1, 2, 5.0)
+    assert (settings["steps"], settings["samples"]) == (2, 16), "an epoch of 16 videos: 16 clips, whatever --repeat"
     again = [str(folder), "--model", f"local-dir:{out}", "--method", "classify", "--workers", "0"]
     evaluate.main(again)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == found["top1"]

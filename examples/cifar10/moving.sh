@@ -12,7 +12,7 @@ data=$1 runs=$2 step=$3
 model=hiera_atto_video
 epochs=5
 source "$(dirname "$0")/common.sh"
-recipe+=(--mixup 0 --cutmix 0 --hflip 0 --repeat 1) # mirrored, what moves left would move right
+recipe+=(--mixup 0 --cutmix 0 --hflip 0 --repeat 1 --dropout 0 --clip 0) # mirrored, what moves left would move right
 
 extract() { # FOLDER SPLIT PATTERN
   [ -e "$runs/$1" ] || { mkdir -p "$runs/$1" && tar -xf "$data/$2.tar" -C "$runs/$1" --strip-components 1 --wildcards "$2/*/$3.jpg"; }

@@ -117,6 +117,7 @@ def section(row: Weights) -> str:
         "classes": str(row.classes) if row.classes else "none (an encoder)",
         "top-1": f"{row.top1} % ({row.top1_by})" if row.top1 is not None else "",
         "input": " x ".join(map(str, row.input_size)) if row.input_size else "",
+        "crop": f"{row.crop_pct:g} of the shorter side" if row.crop_pct else "",
         "sha256": f"`{row.sha256}`" if row.sha256 else "",
         "note": row.note,
     }

@@ -79,6 +79,7 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
         "img_size": options.img_size,
         "model_kwargs": own_model_kwargs(options),
         "frame_stride": options.frame_stride,
+        "frame_rate": options.frame_rate,
         "views": options.views,
         "images": to_remember(form_for(options, 0)),
         "pictures": score.total,

@@ -61,6 +61,7 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
     tuning.train(options.output and options.output / LOG, report)
     score = count(tuning.result, test, world, how)
     settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
+    settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
     if options.output and world.first:
         export(options, options.output, tuning.result, arch, config, train, settings, score)
@@ -113,9 +114,10 @@ def recipe_in_words(name: str) -> dict[str, str]:
     except ValueError:
         return {}
     values = {option: getattr(recipe, field) for option, field in RECIPE_OPTIONS.items()}
-    words = {option: value if isinstance(value, str) else f"{value:g}" for option, value in values.items()}
+    words = {option: value if isinstance(value, str) else f"{value or 0:g}" for option, value in values.items()}
     return {
         **words,
+        "clip": words["clip"] if recipe.clip else "any",
         "auto_augment": words["auto_augment"] or "none",
         "batch_size": f"64 images; of a step {recipe.batch}",
     }

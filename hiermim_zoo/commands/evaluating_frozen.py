@@ -121,7 +121,7 @@ def cached_features(
         return pooled_features(model, data.source, how)
     where = os.path.abspath(data.spec) if Path(data.spec).exists() else data.spec
     key: list[Any] = [options.model, weights_hash(model), where, options.data_dir, data.split, len(data.source)]
-    key += [options.frame_stride, options.views, to_remember(form_for(options, 0))]
+    key += [options.frame_stride, options.frame_rate, options.views, to_remember(form_for(options, 0))]
     key += [{name: str(value) for name, value in how.config.items()}, options.amp]
     path = options.cache / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
     if path.exists():

@@ -45,6 +45,7 @@ def open_data(
         "root": options.data_dir,
         "seed": options.seed,
         "stride": options.frame_stride,
+        "rate": options.frame_rate,
         "views": options.views,
     }
     test = open_labelled(options.data, options.split, input_size, training=False, **how)
@@ -62,7 +63,7 @@ def own_model_kwargs(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         ValueError: one has.
     """
-    return options.own_model_kwargs("drop_path_rate", "img_size", "num_classes")
+    return options.own_model_kwargs("drop_path_rate", "drop_rate", "img_size", "num_classes")
 
 
 def place(model: Any, options: EvaluateOptions, world: World) -> dict[str, Any]:

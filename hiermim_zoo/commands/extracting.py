@@ -53,7 +53,7 @@ def extract(options: ExtractOptions) -> Outcome:
             config = data_config(model, (side, side) if side else None)
             files = gather_objects(find_files(paths, config["input_size"]) if world.first else [])[0]
             form = form_for(options, config["input_size"][0])
-            rows = rows_of(files, config, form, options.frame_stride)
+            rows = rows_of(files, config, form, options.frame_stride, options.frame_rate)
             parts = gather_objects(write_part(model, rows, options, Path(folder), world))
             if world.first:
                 text = merge(parts, rows, options, Path(folder))

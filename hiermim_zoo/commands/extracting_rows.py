@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.clips import STRIDE, Clips, refuse_videos
+from ..data.clips import NATIVE, Clips, clips_of, refuse_videos
 from ..data.decoding import SUFFIXES, Form, read_file, size_of
 from ..data.images import is_shown
 from ..data.stacks import read_stack, stacked
@@ -77,21 +77,24 @@ def files_below(folder: str, endings: Set[str]) -> list[str]:
 # ---- rows
 
 
-def rows_of(files: list[str], config: dict[str, Any], form: Form, stride: int | None) -> ImageFiles:
+def rows_of(
+    files: list[str], config: dict[str, Any], form: Form, stride: int | None, rate: float | str | None = None
+) -> ImageFiles:
     """What the model is shown: images, or the clips in the middle of videos.
 
     Args:
         form: that images and frames are read in.
-        stride: of clips, frames of a video from one that is shown to the next.
+        stride: of clips, frames from one that is shown to the next.
+        rate: of clips, frames a second that the stride counts, or "native".
 
     Raises:
-        ValueError: images where videos are wanted, a stride of images, or names that are too long.
+        ValueError: images where videos are wanted, a stride or rate of images, or names that are too long.
     """
     _, *frames, _, _ = config["input_size"]
     if not frames:
-        refuse_videos({"--frame-stride": stride})
+        refuse_videos({"--frame-stride": stride, "--frame-rate": rate})
         return ImageFiles(files, config, form)
-    return MiddleClips(Clips(Videos(files, form), frames[0], stride or STRIDE), config, form)
+    return MiddleClips(clips_of(Videos(files, form), frames[0], stride, rate), config, form)
 
 
 class ImageFiles(Dataset[tuple[int, Any]]):
@@ -151,7 +154,9 @@ class MiddleClips(ImageFiles):
         return self.transform([clip])[0]
 
     def about(self) -> dict[str, str]:
-        return {**super().about(), "frames": str(self.clips.frames), "frame_stride": str(self.clips.stride)}
+        clips = self.clips
+        which = {"frames": clips.frames, "frame_stride": clips.stride, "frame_rate": clips.rate}
+        return super().about() | {name: f"{value:g}" if value != NATIVE else NATIVE for name, value in which.items()}
 
 
 def collate(samples: list[tuple[int, Any]]) -> tuple[Tensor | None, list[int], list[tuple[int, str]]]:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.atomic import replacing
-from ..data.clips import STRIDE, Clips, refuse_videos
+from ..data.clips import Clips, clips_of, refuse_videos
 from ..data.decoding import Form, Image_, read_file
 from ..data.stacks import read_stack, stacked
 from ..data.transforms import make_transform
@@ -42,7 +42,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     beside = remembered_in(options.checkpoint) if options.checkpoint else {}
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
-    images = load_images(options.images, preprocessing(mae), form, options.frame_stride)
+    images = load_images(options.images, preprocessing(mae), form, options.frame_stride, options.frame_rate)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
         out = mae(images, keep)
@@ -67,13 +67,16 @@ def kind_of(output: Path) -> str:
     return kinds[output.suffix.lower()]
 
 
-def load_images(paths: Sequence[Path], config: dict[str, Any], form: Form, stride: int | None) -> Tensor:
+def load_images(
+    paths: Sequence[Path], config: dict[str, Any], form: Form, stride: int | None, rate: float | str | None = None
+) -> Tensor:
     """Images [B, C, H, W], or the clips in the middle of videos [B, C, T, H, W].
 
     Args:
         config: the preprocessing of the model.
         form: that images and frames are read in.
-        stride: of clips, frames of a video from one that is shown to the next.
+        stride: of clips, frames from one that is shown to the next.
+        rate: of clips, frames a second that the stride counts, or "native".
 
     Raises:
         ValueError: one cannot be read, or is not what the model takes.
@@ -81,13 +84,13 @@ def load_images(paths: Sequence[Path], config: dict[str, Any], form: Form, strid
     transform = make_transform(**config, is_training=False)
     _, *frames, _, _ = config["input_size"]
     if not frames:
-        refuse_videos({"--frame-stride": stride})
+        refuse_videos({"--frame-stride": stride, "--frame-rate": rate})
         if form.stack:
             groups = stacked([str(path) for path in paths], form.stack)
             return torch.stack([transform(read_stack(group, form)) for group in groups])
         return torch.stack([transform(load_image(path, form)) for path in paths])
     videos = Videos((file for path in paths for file in files_in(str(path))), form)
-    clips = Clips(videos, frames[0], stride or STRIDE)
+    clips = clips_of(videos, frames[0], stride, rate)
     return torch.stack([transform([load_clip(clips, i)])[0] for i in range(len(clips))])
 
 

@@ -92,9 +92,34 @@ class Batching:
             raise ValueError(f"a batch of {self.batch} is more than the {what} of the data")
 
     @property
-    def per_epoch(self) -> int:
-        """Steps of an epoch; what does not fill a batch is left for another epoch's order."""
+    def per_pass(self) -> int:
+        """Steps of a pass, which reads every item once; what does not fill a batch is left for another pass's order."""
         return self.length * self.repeat // self.batch
+
+    @property
+    def per_epoch(self) -> float:
+        """Steps of an epoch, which shows as many samples as there are items.
+
+        Several clips of each reading make as many epochs of a pass ("effective" epochs, as the papers count them).
+        """
+        return self.per_pass / self.repeat
+
+    def steps_of(self, epochs: float) -> int:
+        """Steps of so many epochs."""
+        return round(epochs * self.per_epoch)
+
+    def steps_of_run(self, epochs: float) -> int:
+        """Steps of a whole run.
+
+        Raises:
+            ValueError: not one.
+        """
+        if steps := self.steps_of(epochs):
+            return steps
+        raise ValueError(
+            f"--epochs {epochs:g} shows {self.length} samples {epochs:g} times, which is less than a batch of "
+            f"{self.batch}; --epochs {math.ceil(1 / self.per_epoch)} would work"
+        )
 
     @property
     def micro(self) -> int:
@@ -103,17 +128,17 @@ class Batching:
 
     def micro_batches(self, start: int, stop: int) -> Iterator[list[Reading]]:
         """What this process reads, step after step."""
-        epoch, order = -1, torch.empty(0)
+        turn, order = -1, torch.empty(0)  # the pass, and its order
         readings = self.batch // self.repeat  # of a step
         part_of = self.micro // self.repeat  # readings of a micro-batch
         for step in range(start, stop):
-            if step // self.per_epoch != epoch:
-                epoch = step // self.per_epoch
-                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
-            first = step % self.per_epoch * readings
+            if step // self.per_pass != turn:
+                turn = step // self.per_pass
+                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, turn)))
+            first = step % self.per_pass * readings
             for part in range(self.rank, self.world * self.accumulate, self.world):
                 chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
-                yield [Reading(i, seed_of(self.seed, epoch, i), seed_of(self.seed, step + 1)) for i in chosen]
+                yield [Reading(i, seed_of(self.seed, turn, i), seed_of(self.seed, step + 1)) for i in chosen]
 
 
 class MicroBatchSampler:
@@ -349,8 +374,8 @@ def _stream_loader(
     samples, options = SamplesOfStream(source, transform, batching, how.extra), how.loader_options()
     step = steps.start
     while step < steps.stop:
-        epoch, skipped = divmod(step, batching.per_epoch)
-        wanted = min(batching.per_epoch - skipped, steps.stop - step)
+        epoch, skipped = divmod(step, batching.per_pass)
+        wanted = min(batching.per_pass - skipped, steps.stop - step)
         samples.epoch = epoch
         source.begin_epoch(epoch, how.workers)
         loader: Any = DataLoader(samples, batching.micro, drop_last=True, **options)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import STRIDE, Clips, refuse_videos
+from .clips import clips_of, refuse_videos
 from .decoding import Form
 from .images import Digits, FolderImages, HubImages, TimmStream, TorchvisionImages, images_at
 from .source import Request, Source, VideoSet
@@ -52,6 +52,7 @@ def open_source(
     *,
     form: Form | None = None,
     stride: int | None = None,
+    rate: float | str | None = None,
     repeat: int | None = None,
     views: Sequence[int] | None = None,
     **request: Any,
@@ -62,7 +63,8 @@ def open_source(
         spec: DATA of a command: what ``open_images`` takes, or for clips a folder of videos or "moving:DATA".
         input_size: of the model: (channels, height, width) or (channels, frames, height, width).
         form: that images and frames are wanted in; its channels are the model's.
-        stride: of clips alone, like the next two: frames of the video from one shown to the next.
+        stride: of clips alone, like the next three: frames from one shown to the next.
+        rate: frames a second that the stride counts, or "native": those of the video.
         repeat: clips of a video each time it is opened for training.
         views: in evaluation, clips of a video, and crops of each.
         **request: ``root``, ``split``, ``seed``, ``training``; see :class:`hiermim_zoo.data.source.Request`.
@@ -73,9 +75,10 @@ def open_source(
     channels, *frames, height, width = input_size
     wanted = Request(replace(form or Form(channels), channels=channels), (height, width), **request)
     if frames:
-        return Clips(_videos(spec, wanted), frames[0], stride or STRIDE, repeat or 1, *(views or ()))
+        return clips_of(_videos(spec, wanted), frames[0], stride, rate, repeat, views)
     refuse_videos({spec: kind_of(spec).images is None})
-    refuse_videos({"--frame-stride": stride, "--repeat": repeat not in (None, 1), "--views": views})
+    given = {"--frame-stride": stride, "--frame-rate": rate, "--repeat": repeat not in (None, 1), "--views": views}
+    refuse_videos(given)
     return _images(spec, wanted)
 
 

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import islice
 from typing import Any, Protocol
 
@@ -64,6 +65,7 @@ class Source(Items, Protocol):
 
     noun: str = "images"  # what a message calls the items
     repeat: int = 1  # samples that one reading for training gives: clips of a video
+    crops: int = 1  # places along the longer side that each image or clip is shown at in evaluation
     labels: Sequence[int] | None = None  # of all items, where they are known without reading and are not all the same
     streamed: bool = False  # whether this is a Stream
 
@@ -121,11 +123,19 @@ class Video(Protocol):
     def frames(self, wanted: Sequence[int]) -> list[Image_]:
         """Frames by their positions, which may repeat."""
 
+    def rate(self) -> Fraction | None:
+        """Frames a second on the average; None where the video does not tell. Asked for only where it counts."""
+        return None
+
 
 class VideoSet(Items, Protocol):
     """Labelled videos; :class:`hiermim_zoo.data.clips.Clips` makes a source of them."""
 
     labels: Sequence[int]  # of each video, -1 where there is none
+
+    def untimed(self) -> str | None:
+        """One that cannot tell its frames a second, as far as is known before it is opened."""
+        return None
 
     @abstractmethod
     def open(self, position: int) -> AbstractContextManager[Video]:

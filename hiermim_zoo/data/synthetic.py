@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 
 from PIL import Image
 
@@ -14,7 +15,7 @@ from .source import Source, Video, VideoSet
 
 MOVING = "moving:"  # in front of the images
 WAYS = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}  # columns and rows
-LENGTH = 96  # frames of a video
+LENGTH, RATE = 96, 30  # frames of a video, and of a second
 SHARE = 3 / 8  # of the canvas' shorter side that an image takes
 SLOWEST, FASTEST = 1 / 128, 1 / 64  # shares of that side, a frame
 
@@ -85,6 +86,9 @@ class Track(Video):
 
     def __len__(self) -> int:
         return LENGTH
+
+    def rate(self) -> Fraction:
+        return Fraction(RATE)
 
     def frames(self, wanted: Sequence[int]) -> list[Image_]:
         return [self.frame(n) for n in wanted]

@@ -30,7 +30,8 @@ from torchvision.transforms import (
 )
 from torchvision.transforms.functional import pil_to_tensor, resize
 
-from .decoding import Image_
+from .clips import evenly_spaced
+from .decoding import Image_, part_of, size_of
 from .seeds import random_states, set_random_states
 
 # Pixels that a JPEG is decoded to, for each that is wanted of it, along a side. With two, values of
@@ -60,24 +61,55 @@ def data_config(model: Any, img_size: tuple[int, ...] | None = None) -> dict[str
     return config
 
 
-def make_transform(input_size: tuple[int, ...], **options: Any) -> Any:
+def make_transform(input_size: tuple[int, ...], crops: int = 1, **options: Any) -> Any:
     """timm's transform of an image to [C, H, W]; for a model of clips, applied to their frames.
 
     Args:
         input_size: (channels, height, width) or (channels, frames, height, width).
+        crops: of a clip in evaluation. With more than one its shorter side becomes the model's, whatever ``crop_pct``
+            says, and the crops lie evenly from one end of the longer side to the other: nothing of it is lost.
         **options: of timm's create_transform.
     """
     channels, *frames, height, width = input_size
-    transform = WithTensors(
-        create_transform((channels, height, width), **options), options.get("use_prefetcher", False)
-    )
-    return EveryFrame(transform) if frames else transform
+    if crops > 1:
+        options |= {"crop_pct": 1.0, "crop_mode": "center"}
+    whole: Any = create_transform((channels, height, width), **options)
+    placed = [cropped_at(whole, (height, width), share) for share in evenly_spaced(crops)] if crops > 1 else [whole]
+    each = [WithTensors(transform, options.get("use_prefetcher", False)) for transform in placed]
+    return EveryFrame(*each) if frames else each[0]
+
+
+def cropped_at(transform: Any, size: tuple[int, int], share: float) -> Compose:
+    """timm's transform for evaluation, with another crop than that of the centre."""
+    steps = transform.transforms
+    return Compose([CropAt(size, share) if isinstance(step, CenterCrop) else step for step in steps])
+
+
+class CropAt:
+    """A part of an image, at a share of the way that it can go along both sides.
+
+    The middle of an odd way is rounded up, as by SlowFast (slowfast/datasets/transform.py), whose test crops these are.
+
+    Args:
+        size: (height, width) of the part.
+    """
+
+    def __init__(self, size: tuple[int, int], share: float) -> None:
+        self.size, self.share = size, share
+
+    def __call__(self, image: Image_) -> Image_:
+        height, width = self.size
+        across, down = size_of(image)
+        left, top = math.ceil((across - width) * self.share), math.ceil((down - height) * self.share)
+        part: Image_ = part_of(image, left, top, left + width, top + height)
+        return part
 
 
 # What timm's transforms do to tensors as well as to PIL's images.
 _FOR_TENSORS = (
     CenterCrop,
     CenterCropOrPad,
+    CropAt,
     MaybePILToTensor,
     MaybeToTensor,
     Normalize,
@@ -192,10 +224,13 @@ class EveryFrame:
     """Clips, each a list of T images -> as many tensors [C, T, H, W], by a transform of images to [C, H, W].
 
     Every frame of a clip sees the same random numbers: all are cut, mirrored and coloured alike.
+
+    Args:
+        *each: transforms; each clip goes through all of them, one after the other.
     """
 
-    def __init__(self, transform: Any) -> None:
-        self.transform = transform
+    def __init__(self, *each: Any) -> None:
+        self.transform, self.each = each[0], each
 
     @property
     def transforms(self) -> list[Any]:
@@ -203,10 +238,12 @@ class EveryFrame:
         return self.transform.transforms
 
     def __call__(self, clips: list[list[Image_]]) -> list[Tensor]:
-        return [torch.stack([torch.as_tensor(frame) for frame in self.frames(clip)], dim=1) for clip in clips]
+        made = (self.frames(clip, transform) for clip in clips for transform in self.each)
+        return [torch.stack([torch.as_tensor(frame) for frame in frames], dim=1) for frames in made]
 
-    def frames(self, clip: list[Image_]) -> Iterator[Any]:
+    @staticmethod
+    def frames(clip: list[Image_], transform: Any) -> Iterator[Any]:
         state = random_states()
         for image in clip:
             set_random_states(state)
-            yield self.transform(image)
+            yield transform(image)

@@ -7,12 +7,15 @@ Files of video are read by PyAV, an extra. The images of a folder are a video wh
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import re
 import statistics
+import sys
 from bisect import bisect
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from itertools import chain
 from typing import Any
 
@@ -33,6 +36,7 @@ SMALL = (16, 16)  # pixels at which they are compared
 # Grey levels, of 255, that neighbours may differ by: a quarter of a second of moving photographs makes 8, half a second
 # 12; images of CIFAR-10 have 60 between them, scans of digits 33.
 ALIKE = 20
+SAID = mmap.mmap(-1, 1)  # whether a file without a rate was named; processes that read share it with their parent
 
 
 def is_video(path: str) -> bool:
@@ -99,6 +103,9 @@ class Videos(VideoSet):
     def name_of(self, position: int) -> str:
         return self.paths[position]
 
+    def untimed(self) -> str | None:
+        return next((path for path in self.paths if not is_video(path)), None)
+
     @contextmanager
     def open(self, position: int) -> Iterator[Video]:
         path = self.paths[position]
@@ -107,7 +114,7 @@ class Videos(VideoSet):
             return
         # a file of video can be a list of others: these may be on this disk alone
         with pyav().open(path, options={"protocol_whitelist": "file"}) as container:
-            yield VideoFile(container, self.form)
+            yield VideoFile(container, self.form, path)
 
 
 class VideoFolder(Videos):
@@ -237,12 +244,15 @@ class VideoFile(Video):
 
     Its packets are listed once, which decodes nothing: the number of frames in its headers is often missing or wrong.
 
+    Args:
+        path: for messages.
+
     Raises:
         ValueError: there are no images in it.
     """
 
-    def __init__(self, container: Any, form: Form) -> None:
-        self.container, self.form = container, form
+    def __init__(self, container: Any, form: Form, path: str) -> None:
+        self.container, self.form, self.path = container, form, path
         if not container.streams.video:
             raise ValueError("there is no video in the file")
         self.stream = container.streams.video[0]
@@ -255,6 +265,17 @@ class VideoFile(Video):
 
     def __len__(self) -> int:
         return len(self.times)
+
+    def rate(self) -> Fraction | None:
+        """What the container says. That one says nothing is itself said once, of the first such file."""
+        told: Fraction | None = self.stream.average_rate
+        if told:
+            return told
+        if not SAID[0]:
+            SAID[0] = 1
+            what = "does not tell its frames a second: of it, and of others like it, frames are counted as they are"
+            print(f"{self.path} {what}", file=sys.stderr)
+        return None
 
     def frames(self, wanted: Sequence[int]) -> list[Image_]:
         """As of every video: each frame is decoded once, beginning at the last key frame before it."""

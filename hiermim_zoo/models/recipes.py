@@ -53,6 +53,7 @@ class Recipe:
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
     shared_mask: bool = False  # one mask a batch, where none is given
     xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
+    source: str = ""  # file of the authors' code that the values are from
 
     def changed(self, changes: Mapping[str, Any], fusions: Collection[str]) -> Recipe:
         """The recipe with other values.
@@ -66,7 +67,7 @@ class Recipe:
         """
         if not isinstance(changes, Mapping):
             raise ValueError(f"recipe is {short(changes)}; a mapping would work")
-        known = {f.name: str(f.type) for f in fields(self)}
+        known = {f.name: str(f.type) for f in fields(self) if f.name != "source"}
         for key, value in changes.items():
             if key not in known:
                 raise ValueError(f"recipe has no {short(key)}, it has {', '.join(known)}")
@@ -93,8 +94,8 @@ class Pretraining:
     """How a family is pre-trained by masking; tensors of one dimension and biases have no weight decay."""
 
     blr: float  # peak learning rate per 256 images of a batch
-    epochs: int = 1600
-    batch: int = 4096
+    epochs: int = 1600  # "effective" ones: each shows as many images or clips as there are images or videos
+    batch: int = 4096  # images or clips
     warmup: int = 40  # epochs
     repeat: int = 1  # clips of a video each time it is opened
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the area
@@ -102,13 +103,14 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.95)
     drop_path: float = 0.0
     decay_positions: bool = True
+    source: str = ""  # file of the authors' code, or part of the paper, that the values are from
 
 
 @dataclass(frozen=True)
 class FineTuning:
     """How a pre-trained encoder becomes a classifier."""
 
-    epochs: int
+    epochs: int  # as in Pretraining
     blr: float  # peak learning rate per 256 images of a batch
     layer_decay: float
     drop_path: float
@@ -118,9 +120,12 @@ class FineTuning:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     min_lr: float = 1e-6
+    clip: float | None = None  # norm of the gradient
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     erase: float = 0.25
     mixup: float = 0.8
     cutmix: float = 1.0
     smoothing: float = 0.1
+    dropout: float = 0.0  # share of the pooled features that the classifier does not see
     head_std: float = 2e-5  # of the new classifier
+    source: str = ""  # file of the authors' code, or part of the paper, that the values are from

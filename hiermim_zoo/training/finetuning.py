@@ -47,7 +47,6 @@ class TuningSettings:
     hflip: float = 0.5  # probability; not where left and right are classes
     color_jitter: float = 0.0
     mix_prob: float = 1.0  # share of the batches with mixup or cutmix
-    clip: float | None = None  # norm of the gradient
     ema: float | None = None  # decay of the average of the weights
     amp: str = "none"
     compile: str | None = None  # mode of torch.compile
@@ -84,7 +83,8 @@ def new_classifier(
     """
     torch.manual_seed(seed)
     kwargs = {**family_of(arch).fine_tuning_args, **model_kwargs}
-    model: Any = make_model(name, pretrained=pretrained, num_classes=classes, drop_path_rate=recipe.drop_path, **kwargs)
+    kwargs |= {"drop_path_rate": recipe.drop_path, **({"drop_rate": recipe.dropout} if recipe.dropout else {})}
+    model: Any = make_model(name, pretrained=pretrained, num_classes=classes, **kwargs)
     head = model.get_classifier()
     trunc_normal_(head.weight, std=recipe.head_std)
     nn.init.zeros_(head.bias)
@@ -199,7 +199,7 @@ class FineTune:
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
-        self.total = recipe.epochs * self.batching.per_epoch
+        self.total = self.batching.steps_of_run(recipe.epochs)
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -241,30 +241,34 @@ class FineTune:
         self.computed = train_in(self.world.device, self.settings.amp)
         with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
             for epoch in range(self.recipe.epochs):
-                line = {"epoch": epoch, **self._epoch(epoch, bar), **report(epoch)}
+                steps = range(*map(self.batching.steps_of, (epoch, epoch + 1)))
+                if not steps:  # several clips of a video make short epochs
+                    continue
+                samples = steps.stop * self.batching.batch
+                line = {"epoch": epoch, "samples": samples, **self._epoch(steps, bar), **report(epoch)}
                 if log and self.world.first:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     with log.open("a" if epoch else "w", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
 
-    def _epoch(self, epoch: int, bar: Any) -> dict[str, float]:
-        start, steps = time.perf_counter(), self.batching.per_epoch
+    def _epoch(self, steps: range, bar: Any) -> dict[str, float]:
+        start = time.perf_counter()
         self.model.train()
         total = 0.0
         coming: deque[tuple[int, OnItsWay]] = deque()  # losses
         behind = steps_behind(self.world.device)
-        for step in range(epoch * steps, (epoch + 1) * steps):
+        for step in steps:
             coming.append((step, self._step(step)))
             if len(coming) > behind:
                 total += self._read(*coming.popleft())
             bar.update()
         total += sum(self._read(*late) for late in coming)
-        mean = summed(torch.tensor([total], device=self.world.device)).item() / (steps * self.world.size)
+        mean = summed(torch.tensor([total], device=self.world.device)).item() / (len(steps) * self.world.size)
         seconds = time.perf_counter() - start
-        speed = steps * self.batching.batch / seconds
+        speed = len(steps) * self.batching.batch / seconds
         return {
             "loss": mean,
-            "lr": self._lr((epoch + 1) * steps - 1),
+            "lr": self._lr(steps[-1]),
             "images/s": round(speed, 1),
             "seconds": round(seconds, 3),
         }
@@ -274,7 +278,7 @@ class FineTune:
         return lr_at(
             step,
             self.total,
-            recipe.warmup * self.batching.per_epoch,
+            self.batching.steps_of(recipe.warmup),
             recipe.blr * self.batching.batch / 256,
             recipe.min_lr,
         )
@@ -283,9 +287,9 @@ class FineTune:
         """One step of the optimiser; the mean loss of its batches in this process."""
         set_lr(self.optimizer, self._lr(step))
         losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
-        if self.settings.clip:
+        if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
-            gradient_norm(self.model.parameters(), self.settings.clip)
+            gradient_norm(self.model.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=not self.holds_gradients)

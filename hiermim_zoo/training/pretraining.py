@@ -55,7 +55,7 @@ from .optimizer import (
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
-from .run_data import Data, open_data
+from .run_data import Data, check_units, open_data
 from .run_log import Meter, RunLog, peak_memory
 
 LOOKS = "looks"  # in the output folder
@@ -136,6 +136,7 @@ def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
             raise ValueError(f"--export-only: {options.output} holds no snapshot")
         return None
     state = snapshots.load(snapshot)
+    check_units(state["options"], options, snapshot)
     snapshots.check_options(state["options"], options.binding(), snapshot)
     return snapshots.Begun(snapshot, state)
 
@@ -172,7 +173,7 @@ class Run:
         self, options: PretrainOptions, world: World, mae: MaskedAutoencoder, data: Data, batching: Batching
     ) -> None:
         self.options, self.world, self.mae, self.data, self.batching = options, world, mae, data, batching
-        everything = round(options.epochs * batching.per_epoch)
+        everything = batching.steps_of_run(options.epochs)
         self.total = min(options.steps or everything, everything)  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
@@ -215,8 +216,13 @@ class Run:
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
             f"{options.model}: {len(source)} {source.noun}, steps {self.first} to {self.last} of {self.total}, "
-            f"{self.batching.per_epoch} an epoch; computed in {train_in(self.world.device, options.amp)}"
+            f"{self.batching.per_epoch:g} an epoch; computed in {train_in(self.world.device, options.amp)}"
         )
+        if source.repeat > 1:
+            self.record.say(
+                f"an epoch shows {len(source)} clips; each time a video is opened it gives {source.repeat}, "
+                f"so {source.repeat} epochs open every video once"
+            )
         if self.behind and not decides_on_device(self.optimizer):
             self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
         self.stream = self.batches()
@@ -283,7 +289,7 @@ class Run:
             caught: signals that this process has caught.
         """
         options = self.options
-        warmup = round(options.warmup * self.batching.per_epoch)
+        warmup = self.batching.steps_of(options.warmup)
         lr = lr_at(step - 1, self.total, warmup, options.lr)
         set_lr(self.optimizer, lr)
         passes = [self.backward(more=n < options.accumulate) for n in range(1, options.accumulate + 1)]
@@ -366,6 +372,7 @@ class Run:
             self.record.note(
                 step,
                 epoch=step / self.batching.per_epoch,
+                samples=step * self.batching.batch,
                 loss=reading.loss,
                 lr=taken.lr,
                 norm=outcome.norm,
@@ -379,7 +386,8 @@ class Run:
             raise ValueError(f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {most})")
 
     def is_to_save(self, step: int) -> bool:
-        return step % (self.options.save_steps or self.batching.per_epoch) == 0 or step == self.last
+        between = self.options.save_steps or max(1, self.batching.steps_of(1))
+        return step % between == 0 or step == self.last
 
     def save(self, step: int, random: Any = None) -> None:
         """Write a snapshot of the run after a step; of a model that is spread while the run goes on.
@@ -391,7 +399,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "step": step,
             "skipped": self.skipped,
-            "epoch": list(divmod(step, self.batching.per_epoch)),
+            "epoch": list(divmod(step, self.batching.per_pass)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it

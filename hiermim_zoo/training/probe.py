@@ -146,7 +146,7 @@ def _mean_over_views(function: Callable[[Tensor], Tensor], views: Tensor) -> Ten
 
 def _loader(source: Source, chosen: list[int] | None, how: Inference) -> Any:
     """Lists of views; of a stream, where nothing is chosen."""
-    transform = make_transform(**how.config, is_training=False)
+    transform = make_transform(**how.config, is_training=False, crops=source.crops)
     options: dict[str, Any] = {
         "batch_size": how.batch_size,
         "collate_fn": list,

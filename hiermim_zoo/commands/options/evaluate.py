@@ -16,6 +16,7 @@ from .shared import (
     bands,
     compile_mode,
     device,
+    frame_rate,
     frame_stride,
     grad_checkpointing,
     max_pixels,
@@ -74,8 +75,9 @@ class EvaluateOptions(OptionSet):
         "root folder of data that is named", default=None, metavar="DIR", auto="none", group=DATA
     )
     frame_stride: int | None = frame_stride(group=DATA)
+    frame_rate: float | str | None = frame_rate(group=DATA)
     views: tuple[int, int] | None = option(
-        "with a model of video: clips of a video, and crops of each, over which it averages",
+        "with a model of video: clips of a video, and crops of each along its longer side, over which it averages",
         default=None,
         kind=whole(1),
         many=2,
@@ -148,7 +150,14 @@ class EvaluateOptions(OptionSet):
     num_classes: int | None = option(
         "where the data do not tell", default=None, kind=whole(2), metavar="N", auto="those of the data", group=TUNING
     )
-    epochs: int | None = option("epochs", default=None, kind=whole(1), metavar="N", auto=RECIPE, group=TUNING)
+    epochs: int | None = option(
+        "length; an epoch is as many images or clips as the data have images or videos",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto=RECIPE,
+        group=TUNING,
+    )
     warmup: int | None = option(
         "epochs in which the learning rate rises", default=None, kind=whole(0), metavar="N", auto=RECIPE, group=TUNING
     )
@@ -172,6 +181,14 @@ class EvaluateOptions(OptionSet):
     )
     drop_path: float | None = option(
         "probability, in the last layer, of leaving it out",
+        default=None,
+        kind=FRACTION,
+        metavar="P",
+        auto=RECIPE,
+        group=TUNING,
+    )
+    dropout: float | None = option(
+        "share of the pooled features that the classifier does not see",
         default=None,
         kind=FRACTION,
         metavar="P",
@@ -221,7 +238,12 @@ class EvaluateOptions(OptionSet):
     )
     opt: str | None = option("optimiser of timm", default=None, metavar="NAME", auto="adamw", group=TUNING)
     clip: float | None = option(
-        "largest norm of the gradient", default=None, kind=POSITIVE, metavar="NORM", auto="any norm", group=TUNING
+        "largest norm of the gradient; 0: any",
+        default=None,
+        kind=NOT_NEGATIVE,
+        metavar="NORM",
+        auto=RECIPE,
+        group=TUNING,
     )
     ema: float | None = option(
         "average the weights with this decay, and measure the average",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import amp, axes, bands, device, frame_stride, max_pixels, scale, square_size, stack, workers
+from .shared import amp, axes, bands, device, frame_rate, frame_stride, max_pixels, scale, square_size, stack, workers
 from .values import PATH, whole
 
 WHAT = ("pooled", "tokens", "maps")
@@ -50,6 +50,7 @@ class ExtractOptions(OptionSet):
 
     img_size: int | None = square_size(group=MODEL)
     frame_stride: int | None = frame_stride(group=MODEL)
+    frame_rate: float | str | None = frame_rate(group=MODEL)
     pretrained: bool = flag("random weights, to try things out", default=True, off="--no-pretrained", group=MODEL)
     seed: int | None = option(
         "of the random weights of --no-pretrained", default=None, kind=whole(0), metavar="N", auto="0", group=MODEL

@@ -16,6 +16,8 @@ from .shared import (
     axes,
     bands,
     compile_mode,
+    frame_rate,
+    frame_stride,
     grad_checkpointing,
     max_pixels,
     scale,
@@ -60,9 +62,8 @@ class PretrainOptions(OptionSet):
     )
     data_dir: str | None = _data("root folder of data that is named", default=None, metavar="DIR")
     split: str = _data("part of the data", default="train")
-    frame_stride: int | None = _data(
-        "frames of a video from one that is shown to the next", default=None, kind=whole(1), metavar="N", auto="4"
-    )
+    frame_stride: int | None = frame_stride(group="data")
+    frame_rate: float | str | None = frame_rate(group="data")
     repeat: int | None = _data(
         "clips of a video each time it is opened", default=None, kind=whole(1), metavar="N", auto="the family's"
     )
@@ -136,11 +137,15 @@ class PretrainOptions(OptionSet):
         auto="the family's",
     )
 
-    epochs: float = _paper("length of the run, in epochs", kind=POSITIVE, metavar="N")
+    epochs: float = _paper(
+        "length of the run; an epoch is as many images or clips as the data have images or videos",
+        kind=POSITIVE,
+        metavar="N",
+    )
     steps: int | None = _schedule(
         "end after so many steps, if the epochs are more", default=None, kind=whole(1), metavar="N", auto="none"
     )
-    batch_size: int = _paper("images of a step, in all processes together", kind=whole(1), metavar="N")
+    batch_size: int = _paper("images or clips of a step, in all processes together", kind=whole(1), metavar="N")
     accumulate: int = _schedule("passes of a step, to save memory", default=1, kind=whole(1), metavar="N")
     blr: float = _paper("peak learning rate per 256 images of a batch", kind=number(0), metavar="LR")
     lr: float = _schedule(

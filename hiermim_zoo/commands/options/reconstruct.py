@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import axes, bands, frame_stride, max_pixels, scale, show_bands, stack
+from .shared import axes, bands, frame_rate, frame_stride, max_pixels, scale, show_bands, stack
 from .values import FRACTION, PATH, whole
 
 MODEL = "the model"
@@ -36,6 +36,7 @@ class ReconstructOptions(OptionSet):
     )
     raw_pixels: bool = flag("the decoder was trained without normalised pixels", group=MODEL)
     frame_stride: int | None = frame_stride(group=MODEL)
+    frame_rate: float | str | None = frame_rate(group=MODEL)
 
     scale: str | None = scale(group=MODEL)
     bands: tuple[int, ...] | None = bands(group=MODEL)

@@ -6,19 +6,27 @@ import os
 from typing import Any
 
 from . import flag, option
-from .values import WORDS, whole
+from .values import POSITIVE, WORDS, or_word, whole
 
 WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
 AMP = ("auto", "none", "bf16", "fp16")
 COMPILE = ("default", "reduce-overhead", "max-autotune")  # modes of torch.compile
-STRIDE = 4  # frames; that of hiermim_zoo.data.clips, which imports torch
+STRIDE, RATE = 4, 30  # of frames; those of hiermim_zoo.data.clips, which imports torch
+NATIVE = "native"
 
 
 def frame_stride(**about: Any) -> Any:
     """Given to a model of images it is an error, so None stands for the default."""
-    help = "with a model of video: frames of a video from one that is shown to the next"
+    help = "with a model of video: frames from one that is shown to the next, at the frame rate"
     return option(help, default=None, kind=whole(1), metavar="N", auto=str(STRIDE), **about)
+
+
+def frame_rate(**about: Any) -> Any:
+    """Likewise."""
+    help = f"frames a second that the stride counts, whatever the rate of a file; {NATIVE}: the file's own frames"
+    auto = f"{RATE}; folders of frames and files that tell no rate: {NATIVE}"
+    return option(help, default=None, kind=or_word(POSITIVE, NATIVE), metavar=f"N|{NATIVE}", auto=auto, **about)
 
 
 def square_size(**about: Any) -> Any:
