@@ -34,7 +34,7 @@ from ..models.family import families, family_of
 from ..models.recipes import FineTuning
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients
-from .optimizer import gradient_norm, lr_at, make_optimizer, set_lr
+from .optimizer import Schedule, gradient_norm, make_optimizer, set_lr
 from .precision import autocast, train_in
 
 
@@ -47,7 +47,6 @@ class TuningSettings:
     hflip: float = 0.5  # probability; not where left and right are classes
     color_jitter: float = 0.0
     mix_prob: float = 1.0  # share of the batches with mixup or cutmix
-    clip: float | None = None  # norm of the gradient
     ema: float | None = None  # decay of the average of the weights
     amp: str = "none"
     compile: str | None = None  # mode of torch.compile
@@ -158,6 +157,19 @@ def objective(
     return mixed, SoftTargetCrossEntropy()
 
 
+def schedule_of(recipe: FineTuning, batching: Batching) -> Schedule:
+    """The learning rate of every step."""
+    return Schedule(
+        recipe.epochs * batching.per_epoch,
+        recipe.warmup * batching.per_epoch,
+        recipe.blr * batching.batch / 256,
+        recipe.min_lr,
+        recipe.start_lr,
+        recipe.ahead * batching.per_epoch,
+        recipe.schedule == "simmim",
+    )
+
+
 class FineTune:
     """A fine-tuning run; everything that can be refused is refused when it is made.
 
@@ -199,7 +211,8 @@ class FineTune:
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
-        self.total = recipe.epochs * self.batching.per_epoch
+        self.schedule = schedule_of(recipe, self.batching)
+        self.total = self.schedule.total
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -264,28 +277,18 @@ class FineTune:
         speed = steps * self.batching.batch / seconds
         return {
             "loss": mean,
-            "lr": self._lr((epoch + 1) * steps - 1),
+            "lr": self.schedule.at((epoch + 1) * steps - 1),
             "images/s": round(speed, 1),
             "seconds": round(seconds, 3),
         }
 
-    def _lr(self, step: int) -> float:
-        recipe = self.recipe
-        return lr_at(
-            step,
-            self.total,
-            recipe.warmup * self.batching.per_epoch,
-            recipe.blr * self.batching.batch / 256,
-            recipe.min_lr,
-        )
-
     def _step(self, step: int) -> OnItsWay:
         """One step of the optimiser; the mean loss of its batches in this process."""
-        set_lr(self.optimizer, self._lr(step))
+        set_lr(self.optimizer, self.schedule, step)
         losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
-        if self.settings.clip:
+        if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)
-            gradient_norm(self.model.parameters(), self.settings.clip)
+            gradient_norm(self.model.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=not self.holds_gradients)

@@ -221,7 +221,12 @@ class EvaluateOptions(OptionSet):
     )
     opt: str | None = option("optimiser of timm", default=None, metavar="NAME", auto="adamw", group=TUNING)
     clip: float | None = option(
-        "largest norm of the gradient", default=None, kind=POSITIVE, metavar="NORM", auto="any norm", group=TUNING
+        "largest norm of the gradient; 0: any",
+        default=None,
+        kind=NOT_NEGATIVE,
+        metavar="NORM",
+        auto=RECIPE,
+        group=TUNING,
     )
     ema: float | None = option(
         "average the weights with this decay, and measure the average",

@@ -36,6 +36,7 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
     "stop_after", "export_only", "license", "fresh_decoder",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
+MASKS = ("sample", "batch", "step")  # who shares one
 REMEMBERED = "the checkpoint's, else the family's"
 
 _data = partial(option, group="data")
@@ -119,9 +120,9 @@ class PretrainOptions(OptionSet):
         auto=REMEMBERED,
     )
     masks: str | None = _model(
-        "one mask for each image, or one for all of a step",
+        "one mask for each image, for those of a micro-batch (of a process, in one pass), or for those of a step",
         default=None,
-        choices=("sample", "batch"),
+        choices=MASKS,
         auto=REMEMBERED,
     )
     raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", group="model")
