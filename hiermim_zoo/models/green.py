@@ -187,7 +187,14 @@ _PRE = Pretraining(
     decay_mask_token=False,
     source="GreenMIM scripts/srun_greenmim_swin_base.sh (of 2022; run_greenmim_swin_base.sh of 2023 has other values)",
 )
-_TWINS_PRE = replace(_PRE, blr=1.5e-4, epochs=100, batch=4096, source="GreenMIM scripts/run_greenmim_twins_large.sh")
+_TWINS_PRE = replace(  # timm counts its position blocks among the positions; they decay
+    _PRE,
+    blr=1.5e-4,
+    epochs=100,
+    batch=4096,
+    decay_positions=True,
+    source="GreenMIM scripts/run_greenmim_twins_large.sh",
+)
 # GreenMIM fine-tunes with SimMIM's code. Its rates are those of 512 images; here blr is that of 256, min_lr and
 # start_lr are those of the batch.
 _TUNE = FineTuning(
