@@ -104,7 +104,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
     usual = TuningSettings()
     lines += [
-        Line(name, _words(getattr(settings, name)), OPTION, "")
+        _line(name, getattr(settings, name), getattr(settings, name), True)
         for name in (field.name for field in dataclasses.fields(TuningSettings))
         if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
     ]
