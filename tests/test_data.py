@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from hiermim_zoo.data import transforms
-from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, batches
+from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, Reading, batches
 from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.seeds import seed_of, seeded
 from hiermim_zoo.data.transforms import ENOUGH, RandomPart, make_transform, random_part
@@ -56,13 +56,21 @@ def test_an_epoch_shows_every_image_once_and_another_epoch_in_another_order() ->
     assert order[:12] != order[12:]
 
 
+def of_no_part(reading: Reading) -> tuple[int, int, int]:
+    """What does not depend on the parts of a step."""
+    return reading.position, reading.seeds.own, reading.seeds.step
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2)])
 def test_processes_and_accumulation_share_the_batch_of_one(world: int, accumulate: int) -> None:
     joint = list(plan().micro_batches(0, 5))
     parts = [list(plan(world=world, accumulate=accumulate, rank=rank).micro_batches(0, 5)) for rank in range(world)]
     for step, whole in enumerate(joint):
         pieces = [part for rank in range(world) for part in parts[rank][step * accumulate : (step + 1) * accumulate]]
-        assert sorted(item for piece in pieces for item in piece) == sorted(whole)
+        together = [reading for piece in pieces for reading in piece]
+        assert sorted(map(of_no_part, together)) == sorted(map(of_no_part, whole))
+        assert len({reading.seeds.batch for reading in together}) == world * accumulate
+        assert all(len({reading.seeds.batch for reading in piece}) == 1 for piece in pieces)
         assert all(len(piece) == 4 // world // accumulate for piece in pieces)
 
 

@@ -610,6 +610,10 @@ def test_a_schedule_that_is_ahead_does_not_spoil_short_runs(warmup: int, total: 
     assert max(rates) > 0.8
 
 
+def test_a_run_that_ends_in_its_warm_up_is_ahead_too() -> None:
+    assert [optim.Schedule(3, 100, 1.0, ahead=5).at(step) for step in range(3)] == pytest.approx([0.05, 0.06, 0.07])
+
+
 def test_recipes_of_the_papers_apply_where_nothing_is_said(tmp_path: Path) -> None:
     options = pretrain.VERB.parse(["digits", "--model", "vit_base_patch16_224", "-o", str(tmp_path)])
     filled = options.filled(family_values(options.model))

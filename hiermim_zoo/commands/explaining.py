@@ -48,7 +48,7 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     """
     row = pretraining_of(options.model)
     chosen = options.filled(family_values(options.model))
-    measured = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
+    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
     lines = [
         _line(name, getattr(chosen, name), value, getattr(options, name) is not None)
         for name, value in family_values(options.model).items()
@@ -96,8 +96,8 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
             continue
         given = option is not None and getattr(options, option) is not None
         if not given and value != own:
-            rule = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
-            lines.append(Line(field.name, _words(value), rule))
+            formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
+            lines.append(Line(field.name, _words(value), formula))
         else:
             lines.append(_line(option or field.name, value, own, given))
     rate, rule = recipe.blr * recipe.batch / 256, row.blr * recipe.batch / 256

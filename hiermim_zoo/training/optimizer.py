@@ -59,8 +59,8 @@ class Schedule:
         return self._at(step, scale * self.peak)
 
     def _at(self, step: int, peak: float) -> float:
-        rest = self.total - self.warmup
-        now = step + min(self.ahead, SHARE_AHEAD * min(self.warmup, rest))
+        spans = [self.warmup, self.total - self.warmup] if self.total > self.warmup else [self.warmup]
+        now = step + min(self.ahead, SHARE_AHEAD * min(spans))
         if now < self.warmup:
             return self.start + (peak - self.start) * now / self.warmup
         begin = 0 if self.simmim else self.warmup
