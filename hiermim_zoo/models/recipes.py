@@ -44,7 +44,7 @@ class Rows(Generic[Row]):
 class Recipe:
     """What distinguishes the masked autoencoders of the families: rows of data, no branches."""
 
-    fusion: str  # a key of mae.FUSIONS
+    fusion: str  # a key of decoder.FUSIONS
     depth: int  # blocks of the decoder
     dim: int = 512
     heads: int = 16

@@ -102,7 +102,7 @@ def pretrain(options: PretrainOptions) -> Path:
         if not begun:  # what began like that before it was refused goes on
             check_masks(mae.recipe.masks, batching, data.source.streamed)
 
-        run = Run(chosen, rows, world, mae, data, batching)
+        run = Run(chosen, world, mae, data, batching, rows)
         if begun:
             run.resume(begun)
             del begun  # it holds all weights
@@ -182,18 +182,18 @@ class Run:
 
     Args:
         options: with the values of the family.
-        rows: of the family, as they were when it began.
         batching: which images belong to which step.
+        rows: of the family, as they were when it began.
     """
 
     def __init__(
         self,
         options: PretrainOptions,
-        rows: Followed,
         world: World,
         mae: MaskedAutoencoder,
         data: Data,
         batching: Batching,
+        rows: Followed,
     ) -> None:
         self.options, self.rows, self.world = options, rows, world
         self.mae, self.data, self.batching = mae, data, batching
