@@ -169,7 +169,7 @@ def test_a_recipe_is_explained_before_any_image_is_read(
     pretrain.main([images, "--model", "green_swin_base", "-o", str(tmp_path / "out"), "--explain"])
     printed = capsys.readouterr().out
     assert "recipe of pre-training: GreenMIM scripts/srun_greenmim_swin_base.sh" in printed
-    assert "changed by options: nothing" in printed
+    assert "changed: nothing" in printed
     assert "none: a batch of 2048 is more than the 12 images of the data" in printed
 
 

@@ -151,8 +151,7 @@ def test_words_for_defaults_are_true() -> None:
     for name in ("opt", "hflip", "color_jitter", "mix_prob", "accumulate"):
         assert about[name] == format(getattr(settings, name), "" if name == "opt" else "g"), name
     assert about["crop_scale"] == " ".join(f"{bound:g}" for bound in settings.crop_scale)
-    assert (settings.clip, settings.ema, settings.compile, settings.amp, settings.seed) == (
-        None,
+    assert (settings.ema, settings.compile, settings.amp, settings.seed) == (
         None,
         None,
         "none",
@@ -181,6 +180,8 @@ def test_the_help_of_evaluate_shows_the_recipe_of_a_model(capsys: pytest.Capture
     assert f"--epochs N epochs (default: {recipe.epochs})" in shown
     assert f"of a batch (default: {recipe.blr:g})" in shown
     assert f"of a step {recipe.batch})" in shown
+    swin = " ".join(help_of(evaluate, capsys, "--model", "green_swin_base").split())
+    assert "largest norm of the gradient; 0: any (default: 5)" in swin
     assert "the recipe's)" not in shown
     assert " ".join(help_of(evaluate, capsys, "--model", "resnet18").split()) == plain, "there is no recipe"
     with pytest.raises(ValueError, match="'hivit_huge' is unknown"):

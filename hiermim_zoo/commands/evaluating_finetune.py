@@ -117,9 +117,10 @@ def recipe_in_words(name: str) -> dict[str, str]:
     except ValueError:
         return {}
     values = {option: getattr(recipe, field) for option, field in RECIPE_OPTIONS.items()}
-    words = {option: value if isinstance(value, str) else f"{value:g}" for option, value in values.items()}
+    words = {option: value if isinstance(value, str) else f"{value or 0:g}" for option, value in values.items()}
     return {
         **words,
+        "clip": words["clip"] if recipe.clip else "any",
         "auto_augment": words["auto_augment"] or "none",
         "batch_size": f"64 images; of a step {recipe.batch}",
     }

@@ -206,5 +206,5 @@ def _outcome(model: str, lines: list[Line], sources: Mapping[str, str]) -> Outco
     text = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in shown]
     said = [f"recipe of {what}: {source}" for what, source in sources.items()]
     changed = [line.name for line in lines if line.instead]
-    end = f"changed by options: {', '.join(changed)}" if changed else "changed by options: nothing"
+    end = f"changed: {', '.join(changed)}" if changed else "changed: nothing"
     return Outcome([line._asdict() for line in lines], "\n".join([model, *text, *said, end]))
