@@ -73,7 +73,7 @@ def attention(attn: Any, x: Tensor, kept: int, tokens: int) -> Tensor:
 def main() -> None:
     torch.manual_seed(0)
     encoder = GreenPVT((128, 128), num_classes=0, depths=(1, 1, 1, 1), embed_dims=(16, 32, 64, 128))
-    mae = MaskedAutoencoder(encoder, Recipe(fusion="last", depth=1, shared_mask=True))
+    mae = MaskedAutoencoder(encoder, Recipe(fusion="last", depth=1, masks="batch"))
     optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-3)
     coarse = torch.rand(4, 3, 8, 8)
     images = F.interpolate(coarse, size=(128, 128), mode="bilinear")  # something to predict

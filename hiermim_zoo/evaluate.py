@@ -21,6 +21,10 @@ EXAMPLES = (
 
 
 def execute(options: EvaluateOptions) -> Outcome:
+    if options.explain:
+        from .commands.explaining import explain_finetuning
+
+        return explain_finetuning(options)
     from .commands.evaluating import evaluate
 
     return evaluate(options)

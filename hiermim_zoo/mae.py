@@ -10,15 +10,15 @@ order; C channels of a stage, D decoder width; P values of the patch of pixels u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import checkpoint_seq, create_model
-from timm.models.vision_transformer import Block
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import create_model
 from torch import Tensor, nn
 
 from .checkpoints.configs import CONFIG_KEY, read_config
@@ -28,14 +28,15 @@ from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
 from .masking import check_keep, random_keep
+from .models.decoder import EPS, FUSIONS, Decoder, raster, token_grid, xavier_uniform
 from .models.family import families, family_of, view_of
 from .models.recipes import Recipe
 from .models.saved import check_buildable, check_encoder, saved_args
-from .protocol import MaskableEncoder, MaskLayout, PlanningEncoder, Visible
+from .protocol import MaskableEncoder, PlanningEncoder, Visible
 
 __all__ = ["MAEOutput", "MaskedAutoencoder", "Recipe", "create_mae"]
 
-EPS = 1e-6
+IMAGENET = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 LARGEST_DECODER = 100_000_000  # values of a new one that a file may ask for
 
 
@@ -44,114 +45,6 @@ class MAEOutput(NamedTuple):
     pred: Tensor  # [B, N, P] in raster order, for visible tokens too
     hidden: Tensor  # bool [B, N]
     keep: Tensor  # int64 [B, K], the visible units
-
-
-# ---- fusion: levels of the visible units -> one latent per decoder token
-
-
-class LastStage(nn.Module):
-    """The tokens of the last stage as they are."""
-
-    def __init__(self, layout: MaskLayout) -> None:
-        super().__init__()
-        self.dim = layout.stages[-1].dim
-
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        return stages[-1].flatten(2, -2)  # [B, K, t, C]
-
-
-class ConcatNorm(nn.Module):
-    """All values of a unit at all levels side by side, then one LayerNorm (HiViT: 2048 + 1024 + 512 values at base
-    size).
-    """
-
-    def __init__(self, layout: MaskLayout) -> None:
-        super().__init__()
-        self.dim = sum(math.prod(stage.tokens) * stage.dim for stage in layout.stages)
-        self.norm = nn.LayerNorm(self.dim, eps=EPS)
-
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        return self.norm(torch.cat([x.flatten(2) for x in stages], dim=-1))[:, :, None]  # [B, K, 1, sum]
-
-
-class ConvSum(nn.Module):
-    """Each finer level brought to the last one by a convolution whose kernel is its stride; their sum, then LayerNorm
-    (Hiera).
-    """
-
-    def __init__(self, layout: MaskLayout) -> None:
-        super().__init__()
-        last = layout.stages[-1]
-        self.dim = last.dim
-        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(last.tokens) - 1]
-        self.heads = nn.ModuleList()
-        for stage in layout.stages[:-1]:
-            kernel: Any = tuple(a // b for a, b in zip(stage.tokens, last.tokens, strict=True))
-            self.heads.append(conv(stage.dim, last.dim, kernel, kernel))
-        self.norm = nn.LayerNorm(self.dim, eps=EPS)
-
-    def forward(self, stages: Sequence[Tensor]) -> Tensor:
-        total = stages[-1].flatten(2, -2)  # [B, K, t, C]
-        for head, x in zip(self.heads, stages[:-1], strict=True):
-            y = head(x.flatten(0, 1).movedim(-1, 1))  # [B K, C, *tokens of the last stage]
-            total = total + y.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
-        return self.norm(total)
-
-
-FUSIONS: dict[str, type[Any]] = {"last": LastStage, "concat": ConcatNorm, "conv": ConvSum}
-
-
-# ---- decoder
-
-
-class Decoder(nn.Module):
-    """A plain transformer over all tokens; hidden ones start as one learned token (MAE, section 3)."""
-
-    def __init__(self, recipe: Recipe, layout: MaskLayout, latent: int, values: int) -> None:
-        super().__init__()
-        self.layout = layout
-        grid = _token_grid(layout)
-        self.embed = nn.Linear(latent, recipe.dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, recipe.dim))
-        positions = torch.zeros(1, layout.prefix + math.prod(grid), recipe.dim)
-        self.pos_embed = nn.Parameter(positions, requires_grad=recipe.learned_positions)
-        norm_layer: Any = partial(nn.LayerNorm, eps=EPS)
-        self.blocks = nn.Sequential(
-            *(
-                Block(recipe.dim, recipe.heads, qkv_bias=True, norm_layer=norm_layer)  # MLP ratio 4
-                for _ in range(recipe.depth)
-            )
-        )
-        self.norm = nn.LayerNorm(recipe.dim, eps=EPS)
-        self.pred = nn.Linear(recipe.dim, values)
-        self.grad_checkpointing = False
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Xavier-uniform linear layers, tokens (and learned positions) normal 0.02, else fixed sine-cosine
-        positions.
-        """
-        self.apply(_xavier)
-        nn.init.normal_(self.mask_token, std=0.02)
-        with torch.no_grad():
-            if self.pos_embed.requires_grad:
-                nn.init.trunc_normal_(self.pos_embed, std=0.02)
-            else:
-                rows, cols = _token_grid(self.layout)
-                self.pos_embed[:, self.layout.prefix :] = sincos_table((rows, cols), self.pos_embed.shape[-1])
-
-    def forward(self, latent: Tensor, prefix: Tensor | None, keep: Tensor) -> Tensor:
-        """Latents of the visible units [B, K, t, C] (and of prefix tokens [B, prefix, C]) -> pixels [B, N, P]."""
-        x = self.embed(latent)  # [B, K, t, D]
-        units = math.prod(self.layout.units)
-        everything = self.mask_token[:, None].to(x.dtype).expand(x.shape[0], units, *x.shape[2:])
-        x = everything.scatter(1, keep[:, :, None, None].expand_as(x), x)  # [B, U, t, D]
-        x = _raster(x, self.layout)  # [B, N, D]
-        if prefix is not None:
-            x = torch.cat([self.embed(prefix), x], dim=1)
-        x = x + self.pos_embed
-        x = checkpoint_seq(self.blocks, x) if self.grad_checkpointing else self.blocks(x)
-        return self.pred(self.norm(x)[:, self.layout.prefix :])
 
 
 # ---- the autoencoder
@@ -209,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
     @property
     def input_size(self) -> tuple[int, ...]:
         """Pixels (and frames) along each axis of the images that it was built for."""
-        grid = _token_grid(self.layout)
+        grid = token_grid(self.layout)
         return tuple(tokens * pixels for tokens, pixels in zip(grid, self.layout.stride, strict=True))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -242,7 +135,8 @@ class MaskedAutoencoder(nn.Module):
             raise ValueError(f"plans cannot be used: {why}")
         batch = images.shape[0]
         if keep is None:
-            keep = random_keep(1 if self.recipe.shared_mask else batch, self.units, self.kept, device=images.device)
+            own = batch if self.recipe.masks == "sample" else 1
+            keep = random_keep(own, self.units, self.kept, device=images.device)
         if keep.ndim == 2 and len(keep) == 1 < batch:
             check_keep(keep, 1, self.units)
             if plans is None and self.plans:
@@ -269,7 +163,7 @@ class MaskedAutoencoder(nn.Module):
         """Bool [B, N] in raster order."""
         hidden = torch.ones(keep.shape[0], self.units, dtype=torch.bool, device=keep.device).scatter(1, keep, False)
         tokens = math.prod(self.layout.stages[-1].tokens)
-        return _raster(hidden[:, :, None, None].expand(-1, -1, tokens, 1), self.layout)[..., 0]
+        return raster(hidden[:, :, None, None].expand(-1, -1, tokens, 1), self.layout)[..., 0]
 
     def patches(self, images: Tensor) -> Tensor:
         """Pixels under each decoder token: [B, C, *sides] -> [B, N, P], in the order of the recipe."""
@@ -286,7 +180,7 @@ class MaskedAutoencoder(nn.Module):
             x = patches.unflatten(2, (*self.patch, self.in_chans))
         else:
             x = patches.unflatten(2, (self.in_chans, *self.patch)).movedim(2, -1)
-        return from_units(x, _token_grid(self.layout)).movedim(-1, 1)
+        return from_units(x, token_grid(self.layout)).movedim(-1, 1)
 
     def target(self, images: Tensor) -> Tensor:
         """What is to be predicted: [B, N, P], float32."""
@@ -339,6 +233,9 @@ def create_mae(
 ) -> MaskedAutoencoder:
     """The masked autoencoder of an architecture, with the recipe of its family.
 
+    ``encoder.pretrained_cfg`` says the mean and deviation of its images: those of the weights that it starts from, else
+    the recipe's.
+
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
         pretrained: start the encoder from pretrained weights; the decoder starts fresh.
@@ -356,20 +253,27 @@ def create_mae(
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
-    saved_recipe, saved, size = _saved(name, Path(checkpoint)) if checkpoint is not None else ({}, {}, None)
-    chosen = recipe_of(name, {**saved_recipe, **(recipe or {})})
-    args = {"num_classes": 0, **chosen.encoder, **saved, **model_kwargs}
-    if checkpoint is not None and (saved or saved_recipe):
+    folder = None if checkpoint is None else Path(checkpoint)
+    saved = NOTHING if folder is None else _saved(name, folder)
+    chosen = recipe_of(name, {**saved.recipe, **(recipe or {})})
+    args = {"num_classes": 0, **chosen.encoder, **saved.args, **model_kwargs}
+    if folder is not None and (saved.args or saved.recipe):
         build = partial(family_of(name).construct, name.partition(".")[0], **args)
-        check_buildable(lambda: MaskedAutoencoder(build(), chosen), *_held(Path(checkpoint), decoder))
-    encoder = create_model(name, pretrained=pretrained, **args)
+        check_buildable(lambda: MaskedAutoencoder(build(), chosen), *_held(folder, decoder))
+    encoder: Any = create_model(name, pretrained=pretrained, **args)
+    fresh = not pretrained and folder is None
     if chosen.xavier and not pretrained:
         for part, module in encoder.named_modules():
             if part != "fc_norm":  # of no use before fine-tuning, which finds it as the family starts it
-                _xavier(module)
+                xavier_uniform(module)
     mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
-    if checkpoint is not None:
-        _load(mae, name, Path(checkpoint), decoder, size)
+    if chosen.fixed_positions:
+        _fix_positions(mae, fresh)
+    statistics = IMAGENET if chosen.imagenet and fresh else saved.statistics
+    if statistics:
+        encoder.pretrained_cfg = {**encoder.pretrained_cfg, **statistics}
+    if folder is not None:
+        _load(mae, name, folder, decoder, saved.size)
     return mae
 
 
@@ -413,15 +317,27 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
 
 
-def _saved(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    """What config.json of a folder says of recipe and encoder, and of the images that it was made for.
+class _Saved(NamedTuple):
+    """What config.json of a folder says of an autoencoder."""
+
+    recipe: Mapping[str, Any]  # values that are not the family's
+    args: Mapping[str, Any]  # of the encoder
+    size: Any  # height and width of the images
+    statistics: Mapping[str, Any]  # mean and std of the images
+
+
+NOTHING = _Saved({}, {}, None, {})
+
+
+def _saved(name: str, folder: Path) -> _Saved:
+    """What a folder says of recipe and encoder, and of the images that it was made for.
 
     Raises:
         ValueError: naming what cannot be taken from it.
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        return {}, {}, None
+        return NOTHING
     config = read_config(file)
     recipe, arch = config[CONFIG_KEY].get("recipe") or {}, name.partition(".")[0]
     try:
@@ -430,8 +346,10 @@ def _saved(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Any], Any
         raise ValueError(f"{file}: {error}") from error
     saved_args(arch, {"model_args": recipe.get("encoder")}, file)
     args = saved_args(arch, config, file)
-    chans, *size = config["pretrained_cfg"].get("input_size", (3,))
-    return recipe, {**args, "in_chans": chans}, args.get("img_size") or tuple(size) or None
+    cfg = config["pretrained_cfg"]
+    chans, *size = cfg.get("input_size", (3,))
+    statistics = {key: tuple(cfg[key]) for key in IMAGENET if cfg.get(key)}
+    return _Saved(recipe, {**args, "in_chans": chans}, args.get("img_size") or tuple(size) or None, statistics)
 
 
 def _held(folder: Path, decoder: str) -> tuple[int, Path]:
@@ -472,16 +390,6 @@ def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: A
 # ---- small things
 
 
-def _token_grid(layout: MaskLayout) -> tuple[int, ...]:
-    return tuple(u * t for u, t in zip(layout.units, layout.stages[-1].tokens, strict=True))
-
-
-def _raster(x: Tensor, layout: MaskLayout) -> Tensor:
-    """Tokens by unit [B, U, t, C] -> tokens in raster order [B, N, C]."""
-    x = from_units(x.unflatten(2, layout.stages[-1].tokens), layout.units)
-    return x.flatten(1, -2)
-
-
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each patch, [B, N, 1]; the variance is the unbiased one, as in the published
     code.
@@ -490,10 +398,26 @@ def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (variance + EPS).sqrt()
 
 
-def _xavier(module: nn.Module) -> None:
-    if isinstance(module, nn.LayerNorm):
-        module.reset_parameters()
-    if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-        nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _fix_positions(mae: MaskedAutoencoder, fresh: bool) -> None:
+    """Keep the encoder's table of positions from being trained.
+
+    Args:
+        fresh: no weights are loaded: the table is that of MAE (util/pos_embed.py), its row of a class token zero, and
+            the class token is drawn anew.
+
+    Raises:
+        ValueError: the encoder has no such table.
+    """
+    encoder: Any = mae.encoder
+    positions = getattr(encoder, "pos_embed", None)
+    grid, prefix = token_grid(mae.layout), mae.layout.prefix
+    if positions is None or len(grid) != 2 or positions.shape[1] != prefix + math.prod(grid):
+        raise ValueError(f"recipe: fixed_positions: {type(encoder).__name__} has no pos_embed of a row for each token")
+    positions.requires_grad_(False)
+    if not fresh:
+        return
+    with torch.no_grad():
+        positions[:, :prefix] = 0
+        positions[:, prefix:] = sincos_table((grid[0], grid[1]), positions.shape[-1])
+        if getattr(encoder, "cls_token", None) is not None:
+            nn.init.normal_(encoder.cls_token, std=0.02)

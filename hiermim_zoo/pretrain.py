@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from .commands.options import Verb, run_command
+from .commands.options import Outcome, Verb, run_command
 from .commands.options.pretrain import PretrainOptions
 
 EXAMPLES = (
@@ -22,7 +22,11 @@ EXAMPLES = (
 )
 
 
-def execute(options: PretrainOptions) -> Path:
+def execute(options: PretrainOptions) -> Path | Outcome:
+    if options.explain:
+        from .commands.explaining import explain_pretraining
+
+        return explain_pretraining(options)
     from .training.pretraining import pretrain
 
     return pretrain(options)

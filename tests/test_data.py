@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from hiermim_zoo.data import transforms
-from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, batches
+from hiermim_zoo.data.batches import EXTRA, LABEL, READ, WANTED, Batching, CheckedBatches, Companions, Reading, batches
 from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.seeds import seed_of, seeded
 from hiermim_zoo.data.transforms import ENOUGH, RandomPart, make_transform, random_part
@@ -56,13 +56,21 @@ def test_an_epoch_shows_every_image_once_and_another_epoch_in_another_order() ->
     assert order[:12] != order[12:]
 
 
+def of_no_part(reading: Reading) -> tuple[int, int, int]:
+    """What does not depend on the parts of a step."""
+    return reading.position, reading.seeds.own, reading.seeds.step
+
+
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2)])
 def test_processes_and_accumulation_share_the_batch_of_one(world: int, accumulate: int) -> None:
     joint = list(plan().micro_batches(0, 5))
     parts = [list(plan(world=world, accumulate=accumulate, rank=rank).micro_batches(0, 5)) for rank in range(world)]
     for step, whole in enumerate(joint):
         pieces = [part for rank in range(world) for part in parts[rank][step * accumulate : (step + 1) * accumulate]]
-        assert sorted(item for piece in pieces for item in piece) == sorted(whole)
+        together = [reading for piece in pieces for reading in piece]
+        assert sorted(map(of_no_part, together)) == sorted(map(of_no_part, whole))
+        assert len({reading.seeds.batch for reading in together}) == world * accumulate
+        assert all(len({reading.seeds.batch for reading in piece}) == 1 for piece in pieces)
         assert all(len(piece) == 4 // world // accumulate for piece in pieces)
 
 
@@ -94,7 +102,7 @@ def test_images_of_a_step_do_not_depend_on_workers_or_on_where_the_run_began(tmp
     whole = stream(source, plan(), range(6))
     torch.rand(5)
     random.random()
-    later = stream(source, plan(), range(2, 6), workers=workers, extra=lambda own, step: ())
+    later = stream(source, plan(), range(2, 6), workers=workers, extra=lambda seeds: ())
     assert len(later) == 4
     for (images, columns), (again, columns_again) in zip(whole[2:], later, strict=True):
         assert torch.equal(images, again)
@@ -114,8 +122,8 @@ def test_reading_leaves_the_random_numbers_of_the_model_alone(tmp_path: Path) ->
 
 def test_numbers_that_travel_with_a_image_follow_from_its_seed(tmp_path: Path) -> None:
     source = open_images(str(write_images(tmp_path, 12)))
-    seeds = [seed for batch in plan().micro_batches(0, 3) for _, seed, _ in batch]
-    found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda own, step: [own % 1000])]
+    seeds = [seeds.own for batch in plan().micro_batches(0, 3) for _, seeds in batch]
+    found = [columns[:, 3] for _, columns in stream(source, plan(), range(3), extra=lambda seeds: [seeds.own % 1000])]
     assert torch.cat(found).tolist() == [seed % 1000 for seed in seeds]
 
 
@@ -125,15 +133,16 @@ def test_what_is_made_of_a_batch_goes_with_it(tmp_path: Path, workers: int) -> N
     transform = make_transform(SIZE, is_training=True, color_jitter=0.0, use_prefetcher=True)
     options: Any = {"mean": MEAN, "std": STD, "input_size": SIZE, "device": torch.device("cpu"), "workers": workers}
     options |= {
-        "extra": lambda own, step: [own, step],
+        "extra": list,
         "prepare": lambda columns: {"sum": columns.sum(0), "process": os.getpid()},
     }
     found = list(batches(source, transform, plan(accumulate=2), range(3), **options))
     assert all(torch.equal(made["sum"], columns.sum(0)) for _, columns, made in found)
     assert all((made["process"] == os.getpid()) == (workers == 0) for *_, made in found)
-    steps = [set(columns[:, EXTRA + 1].tolist()) for _, columns, _ in found]
-    assert all(len(step) == 1 for step in steps)
+    parts, steps = ([set(columns[:, EXTRA + n].tolist()) for _, columns, _ in found] for n in (1, 2))
+    assert all(len(seeds) == 1 for seeds in (*parts, *steps))
     assert steps[0] == steps[1] != steps[2] == steps[3]  # two parts a step
+    assert len(set.union(*parts)) == 6
     assert len({seed for _, columns, _ in found for seed in columns[:, EXTRA].tolist()}) == 12
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import hiermim_zoo  # noqa: F401
 from hiermim_zoo import convert
-from hiermim_zoo.mae import ConvSum, MaskedAutoencoder, create_mae
+from hiermim_zoo.mae import MaskedAutoencoder, create_mae
 from hiermim_zoo.masking import random_keep
+from hiermim_zoo.models.decoder import ConvSum
 from hiermim_zoo.protocol import MaskLayout, Stage
 
 from .golden.case import Case, differs, ends, golden

@@ -111,11 +111,9 @@ def test_images_are_drawn_of_what_the_autoencoder_makes(finished: Path) -> None:
     assert (first != second).any()
 
 
-@pytest.mark.parametrize(
-    ("options", "shared"), [((), False), (("--masks", "sample"), False), (("--masks", "batch"), True)]
-)
-def test_images_of_a_step_share_a_mask_where_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], shared: bool
+@pytest.mark.parametrize("masks", ["", "sample", "batch", "step"])
+def test_images_of_a_micro_batch_or_a_step_share_a_mask_where_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, masks: str
 ) -> None:
     seen: list[Tensor] = []
     forward = MaskedAutoencoder.forward
@@ -125,12 +123,15 @@ def test_images_of_a_step_share_a_mask_where_asked(
         return forward(mae, images, keep, plans)
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", noted)
-    train(tmp_path / "out", "--img-size", "64", "--steps", "2", *options)
-    _, first, second = seen  # before them, one look at what is trained
-    assert len(first) == len(second) == (1 if shared else 8)  # one row: the same for all
-    assert shared or bool((first != first[:1]).any())
-    assert not torch.equal(first, second)
-    assert create_mae("hivit_atto", checkpoint=tmp_path / "out" / "encoder").recipe.shared_mask == shared
+    options = ("--masks", masks) if masks else ()
+    train(tmp_path / "out", "--img-size", "64", "--steps", "2", "--accumulate", "2", *options)
+    _, *parts = seen  # before them, one look at what is trained
+    shared = masks in ("batch", "step")
+    assert [len(part) for part in parts] == [1 if shared else 4] * 4  # one row: the same for all
+    assert shared or bool((parts[0] != parts[0][:1]).any())
+    assert not torch.equal(parts[0], parts[2])
+    assert torch.equal(parts[0], parts[1]) == torch.equal(parts[2], parts[3]) == (masks == "step")
+    assert create_mae("hivit_atto", checkpoint=tmp_path / "out" / "encoder").recipe.masks == (masks or "sample")
 
 
 def test_the_exported_encoder_is_the_trained_one_bit_for_bit(finished: Path) -> None:
@@ -422,8 +423,9 @@ GREEN = ("--model", "green_swin_atto", "--img-size", "64", "--mask-ratio", "0.5"
 
 @pytest.mark.slow
 def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
+    """Two processes see the masks of one with two passes."""
     argv = (*GREEN, "--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
-    one, other = train(tmp_path / "one", *argv), train(tmp_path / "other", *argv, "--seed", "1")
+    one, other = (train(tmp_path / seed, *argv, "--accumulate", "2", "--seed", seed) for seed in "01")
     for name, more in (("two", ()), ("spread", ("--fsdp",))):
         done = command("digits", *SMALL, *argv, *more, "-o", tmp_path / name, processes=2)
         assert done.returncode == 0, done.stderr
@@ -434,7 +436,7 @@ def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
 # ---- work that depends on the masks alone
 
 
-@pytest.mark.parametrize("masks", ["batch", "sample"])
+@pytest.mark.parametrize("masks", ["batch", "step", "sample"])
 def test_plans_are_made_by_the_workers_and_change_nothing(
     tmp_path: Path, masks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,7 +446,7 @@ def test_plans_are_made_by_the_workers_and_change_nothing(
     argv = (*GREEN, "--masks", masks, "--steps", "4", "--accumulate", "2")
     whole = train(tmp_path / "whole", *argv)
     patterns = len(made) // 9  # the first look at what is trained, and two parts of four steps
-    assert made == [1] * patterns + [1 if masks == "batch" else 4] * 8 * patterns
+    assert made == [1] * patterns + [4 if masks == "sample" else 1] * 8 * patterns
     made.clear()
     train(tmp_path / "halves", *argv, "--stop-after", "2", "--workers", "2")
     assert len(made) == patterns
@@ -591,11 +593,25 @@ def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
-    rates = [optim.lr_at(step, 100, 10, 1.0, 0.1) for step in range(101)]
+    schedule = optim.Schedule(100, 10, 1.0, 0.1)
+    rates = [schedule.at(step) for step in range(101)]
     assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
     assert rates[55] == pytest.approx(0.55)  # half-way down from 1 to 0.1
     assert rates[100] == pytest.approx(0.1)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 4), (1, 4), (2, 4), (10, 12), (100, 1000)])
+def test_a_schedule_that_is_ahead_does_not_spoil_short_runs(warmup: int, total: int) -> None:
+    """It begins with a fifth of the peak at most, and does not come back to a tenth of it."""
+    rates = [optim.Schedule(total, warmup, 1.0, ahead=50).at(step) for step in range(total)]
+    assert rates[0] <= 0.2 or not warmup
+    assert rates[-1] < max(0.1, optim.Schedule(total, warmup, 1.0).at(total - 1) + 1e-9)
+    assert max(rates) > 0.8
+
+
+def test_a_run_that_ends_in_its_warm_up_is_ahead_too() -> None:
+    assert [optim.Schedule(3, 100, 1.0, ahead=5).at(step) for step in range(3)] == pytest.approx([0.05, 0.06, 0.07])
 
 
 def test_recipes_of_the_papers_apply_where_nothing_is_said(tmp_path: Path) -> None:
@@ -623,7 +639,7 @@ def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None
     for run in "ab":
         mae = create_mae("hivit_atto", checkpoint=tmp_path / run / "encoder")
         assert (mae.kept, mae.units) == (2, 4)
-        assert (mae.recipe.mask_ratio, mae.recipe.shared_mask, mae.recipe.depth, mae.recipe.dim) == (0.5, True, 1, 32)
+        assert (mae.recipe.mask_ratio, mae.recipe.masks, mae.recipe.depth, mae.recipe.dim) == (0.5, "batch", 1, 32)
     assert create_mae("hivit_atto", checkpoint=tmp_path / "b" / "encoder", mask_ratio=0.75).kept == 1
     pretrain.main([*go_on, str(tmp_path / "b" / "encoder"), "-o", str(tmp_path / "c"), "--mask-ratio", "0.75"])
     config = json.loads((tmp_path / "c" / "encoder" / "config.json").read_text())
@@ -631,7 +647,7 @@ def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None
         "depth": 1,
         "dim": 32,
         "heads": 2,
-        "shared_mask": True,
+        "masks": "batch",
     }  # 0.75 is the family's
 
 

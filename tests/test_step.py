@@ -24,7 +24,7 @@ from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.training import pretraining, snapshots
 from hiermim_zoo.training.autoencoder import build_autoencoder
-from hiermim_zoo.training.defaults import family_values
+from hiermim_zoo.training.defaults import family_values, followed
 from hiermim_zoo.training.distributed import World, restored
 from hiermim_zoo.training.finetuning import FineTune
 from hiermim_zoo.training.graphs import RECORDING, hold_gradients
@@ -45,7 +45,7 @@ def run_of(output: Path, *argv: str) -> pretraining.Run:
     mae = build_autoencoder(options)
     data = pretraining.open_data(options, mae, None)
     batching = Batching(len(data.source), options.batch_size, options.accumulate, 0, 1, options.seed)
-    return pretraining.Run(options, World(0, 1, CPU), mae, data, batching)
+    return pretraining.Run(options, World(0, 1, CPU), mae, data, batching, followed(options.model, None))
 
 
 def trained(output: Path, *argv: str) -> dict[str, torch.Tensor]:

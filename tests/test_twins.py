@@ -184,6 +184,8 @@ def test_the_help_of_evaluate_shows_the_recipe_of_a_model(capsys: pytest.Capture
     assert f"as the data have images or videos (default: {recipe.epochs})" in shown
     assert f"of a batch (default: {recipe.blr:g})" in shown
     assert f"of a step {recipe.batch})" in shown
+    swin = " ".join(help_of(evaluate, capsys, "--model", "green_swin_base").split())
+    assert "largest norm of the gradient; 0: any (default: 5)" in swin
     assert "the recipe's)" not in shown
     assert " ".join(help_of(evaluate, capsys, "--model", "resnet18").split()) == plain, "there is no recipe"
     with pytest.raises(ValueError, match="'hivit_huge' is unknown"):

@@ -96,6 +96,10 @@ def chosen_settings(options: EvaluateOptions, arch: str) -> tuple[FineTuning, Tu
         said["auto_augment"] = ""
     changes = {field: said[option] for option, field in RECIPE_OPTIONS.items() if option in said}
     recipe = dataclasses.replace(recipe_for(arch), **changes)
+    if recipe.schedule == "simmim":  # floor and start are those of the row's batch, and scale with it
+        scale = recipe.batch / recipe_for(arch).batch
+        floor = said.get("min_lr", recipe.min_lr * scale)
+        recipe = dataclasses.replace(recipe, min_lr=floor, start_lr=recipe.start_lr * scale)
     if options.lr:
         recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
     own = {field.name for field in dataclasses.fields(TuningSettings)}

@@ -48,10 +48,20 @@ def start_worker(worker: int) -> None:
 
 
 Transform = Callable[[Any], Any]  # of what a source reads, to one sample or a list of samples
-Extra = Callable[[int, int], Sequence[int]]  # seed of a sample, seed of its step -> numbers that travel with the sample
 
 
-def no_extra(own: int, step: int) -> Sequence[int]:
+class Seeds(NamedTuple):
+    """Of what goes with a sample: its own, and those that it shares with the others of its micro-batch and its step."""
+
+    own: int
+    batch: int
+    step: int
+
+
+Extra = Callable[[Seeds], Sequence[int]]  # numbers that travel with the sample
+
+
+def no_extra(seeds: Seeds) -> Sequence[int]:
     return ()
 
 
@@ -62,8 +72,7 @@ class Reading(NamedTuple):
     """One item that is to be read for a batch."""
 
     position: int  # in the data
-    seed: int  # of its transform
-    step: int  # seed of what it shares with the other samples of its step
+    seeds: Seeds  # its own is that of its transform
 
 
 @dataclass(frozen=True)
@@ -135,10 +144,11 @@ class Batching:
             if step // self.per_pass != turn:
                 turn = step // self.per_pass
                 order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, turn)))
-            first = step % self.per_pass * readings
+            first, shared = step % self.per_pass * readings, seed_of(self.seed, step + 1)
             for part in range(self.rank, self.world * self.accumulate, self.world):
                 chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
-                yield [Reading(i, seed_of(self.seed, turn, i), seed_of(self.seed, step + 1)) for i in chosen]
+                batch = seed_of(shared, part) if part else shared
+                yield [Reading(i, Seeds(seed_of(self.seed, turn, i), batch, shared)) for i in chosen]
 
 
 class MicroBatchSampler:
@@ -167,10 +177,10 @@ class SamplesByPosition(Dataset[tuple[Any, Tensor]]):
         with undisturbed():  # once for all of them: to keep the states takes longer than to seed
             return [sample for reading in readings for sample in self.samples(*reading)]
 
-    def samples(self, wanted: int, seed: int, step: int) -> list[tuple[Any, Tensor]]:
-        samples, label, position = self.seen(wanted, seed)
-        seeds = [seed_of(seed, n) if n else seed for n in range(len(samples))]  # of what goes with each
-        columns = [torch.tensor([label, wanted, position, *self.extra(own, step)]) for own in seeds]
+    def samples(self, wanted: int, seeds: Seeds) -> list[tuple[Any, Tensor]]:
+        samples, label, position = self.seen(wanted, seeds.own)
+        each = [seeds._replace(own=seed_of(seeds.own, n)) if n else seeds for n in range(len(samples))]
+        columns = [torch.tensor([label, wanted, position, *self.extra(own)]) for own in each]
         return list(zip(samples, columns, strict=True))
 
     def seen(self, wanted: int, seed: int) -> tuple[list[Any], int, int]:
@@ -192,8 +202,8 @@ class SamplesByPosition(Dataset[tuple[Any, Tensor]]):
 class SamplesOfStream(IterableDataset[tuple[Any, Tensor]]):
     """The samples of a stream and their columns, in its order. For positions they have their numbers in a worker.
 
-    A worker does not know whose turn it is: what the samples of a step share elsewhere, here those of a worker's batch
-    share.
+    A worker does not know whose turn it is: what the samples of a step share elsewhere, here those of a worker's
+    micro-batch share.
     """
 
     def __init__(self, source: Source, transform: Transform, batching: Batching, extra: Extra = no_extra) -> None:
@@ -204,9 +214,10 @@ class SamplesOfStream(IterableDataset[tuple[Any, Tensor]]):
         worker = get_worker_info()
         here = (self.batching.seed, self.epoch, self.batching.rank, worker.id if worker else 0)
         for n, (image, label) in enumerate(self.source):
-            seed, step = seed_of(*here, n), seed_of(*here, n // self.batching.micro, self.batching.micro)
-            with seeded(seed):
-                yield self.transform(image), torch.tensor([label, n, n, *self.extra(seed, step)])
+            batch = seed_of(*here, n // self.batching.micro, self.batching.micro)
+            seeds = Seeds(seed_of(*here, n), batch, batch)
+            with seeded(seeds.own):
+                yield self.transform(image), torch.tensor([label, n, n, *self.extra(seeds)])
 
 
 class Companions(NamedTuple):

@@ -171,9 +171,54 @@ def construct(variant: str, **kwargs: Any) -> nn.Module:
 # ---- recipes (arXiv 2205.13515: the authors' scripts, which differ in more than the model; for sizes without one,
 # Swin-B's)
 
-_MAE = Recipe(fusion="last", depth=1, xavier=True, shared_mask=True, encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0})
-_PRE = Pretraining(blr=1e-4, epochs=800, batch=2048, decay_positions=False)
-_TUNE = FineTuning(epochs=100, blr=6.25e-4, layer_decay=0.9, drop_path=0.1, batch=768, warmup=20, min_lr=2.5e-7)
+_MAE = Recipe(
+    fusion="last",
+    depth=1,
+    xavier=True,
+    masks="batch",
+    encoder={"norm_eps": 1e-6, "drop_path_rate": 0.0},
+    source="GreenMIM modeling/base_green_models.py",
+)
+_PRE = Pretraining(
+    blr=1e-4,
+    epochs=800,
+    batch=2048,
+    decay_positions=False,
+    decay_mask_token=False,
+    source="GreenMIM scripts/srun_greenmim_swin_base.sh (of 2022; run_greenmim_swin_base.sh of 2023 has other values)",
+)
+_TWINS_PRE = replace(  # timm counts its position blocks among the positions; they decay
+    _PRE,
+    blr=1.5e-4,
+    epochs=100,
+    batch=4096,
+    decay_positions=True,
+    source="GreenMIM scripts/run_greenmim_twins_large.sh",
+)
+# GreenMIM fine-tunes with SimMIM's code. Its rates are those of 512 images; here blr is that of 256, min_lr and
+# start_lr are those of the batch.
+_TUNE = FineTuning(
+    epochs=100,
+    blr=6.25e-4,
+    layer_decay=0.9,
+    drop_path=0.1,
+    batch=768,
+    warmup=20,
+    schedule="simmim",
+    min_lr=3.75e-7,
+    start_lr=3.75e-7,
+    clip=5.0,
+    source="GreenMIM ft_configs/greenmim_finetune_swin_base_img224_win7.yaml, SimMIM main_finetune.py",
+)
+_TUNE_LARGE = replace(
+    _TUNE,
+    blr=5e-4,
+    layer_decay=0.8,
+    drop_path=0.3,
+    min_lr=5.25e-7,
+    start_lr=3e-7,
+    source="GreenMIM ft_configs/greenmim_finetune_swin_large_img224_win14.yaml, SimMIM main_finetune.py",
+)
 
 FAMILY = add_family(
     Family(
@@ -192,14 +237,14 @@ FAMILY = add_family(
         pretraining=Rows(
             _PRE,
             {
-                "green_swin_base_win14": replace(_PRE, blr=1.5e-4),
-                **dict.fromkeys(TWINS, Pretraining(blr=1.5e-4, epochs=100)),
+                "green_swin_base_win14": replace(
+                    _PRE, blr=1.5e-4, source="GreenMIM scripts/srun_greenmim_swin_base_win14.sh"
+                ),
+                "green_swin_large_win14": replace(_PRE, source="GreenMIM scripts/srun_greenmim_swin_large_win14.sh"),
+                **dict.fromkeys(TWINS, _TWINS_PRE),
             },
         ),
-        fine_tuning=Rows(
-            _TUNE,
-            {"green_swin_large_win14": replace(_TUNE, blr=5e-4, layer_decay=0.8, drop_path=0.3, min_lr=3.5e-7)},
-        ),
+        fine_tuning=Rows(_TUNE, {"green_swin_large_win14": _TUNE_LARGE}),
     )
 )
 checkpoint_filter_fn = FAMILY.load_filter  # where timm's users look for it
@@ -208,7 +253,7 @@ default_cfgs = default_cfgs_for(
     {
         name: {
             "input_size": (3, 128, 128) if name == "green_swin_atto" else (3, 224, 224),
-            "crop_pct": 0.9,
+            "crop_pct": 0.875,  # of SimMIM, data/data_finetune.py: 256 pixels, of which the middle 224 are seen
             "first_conv": "patch_embed.proj" if name in SWINS else "patch_embeds.0.proj",
             "classifier": "head.fc" if name in SWINS else "head",
         }

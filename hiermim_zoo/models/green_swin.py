@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from timm.models import checkpoint
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -91,6 +92,18 @@ class GreenSwin(SwinTransformer):
     def called_blocks(self) -> list[Any]:
         """Blocks whose own forward pass runs in masked training: all."""
         return [block for layer in self.layers for block in layer.blocks]
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers as the authors' fine-tuning counts them (SimMIM, optimizer.py): the embedding 0, each block one more,
+        a merging with the block before it, the last norm with the classifier.
+        """
+        if coarse:
+            timms: dict[str, Any] = super().group_matcher(coarse)
+            return timms
+        before = (-1, 99999)  # behind all blocks of the stage before, and with the last of them
+        blocks = [(r"^layers\.(\d+)\.downsample", before), (r"^layers\.(\d+)\.\w+\.(\d+)", None)]
+        return {"stem": r"^patch_embed", "blocks": blocks}
 
     @property
     def planner(self) -> Callable[[Tensor], Plans]:

@@ -141,9 +141,28 @@ FAMILY = add_family(
         fit=fit,
         notes=notes,
         choices=(Choice("depths", "blocks of each stage", type=int, many=True),),
-        mae=Rows(Recipe(fusion="concat", depth=6, encoder={"rel_pos_bias": False})),
-        pretraining=Rows(Pretraining(blr=1e-4)),  # arXiv 2205.14949, and the released code
-        fine_tuning=Rows(FineTuning(epochs=100, blr=5e-4, layer_decay=0.85, drop_path=0.2)),
+        mae=Rows(
+            Recipe(
+                fusion="concat",
+                depth=6,
+                encoder={"rel_pos_bias": False},
+                source="HiViT self_supervised/models/models_hivit_mae.py",
+            )
+        ),
+        # The authors' loops count epochs from 1, so the learning rate is an epoch ahead.
+        pretraining=Rows(
+            Pretraining(blr=1e-4, ahead=1, source="HiViT self_supervised/get_started.md, main_pretrain.py")
+        ),
+        fine_tuning=Rows(
+            FineTuning(
+                epochs=100,
+                blr=5e-4,
+                layer_decay=0.85,
+                drop_path=0.2,
+                ahead=1,
+                source="HiViT self_supervised/get_started.md, main_finetune.py",
+            )
+        ),
         fine_tuning_args={"rel_pos_bias": True},
     )
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed, to_2tuple
@@ -154,6 +155,15 @@ def _source_grid(native: Native, sizes: Sizes, multiple: int, stride: int) -> tu
 
 # ---- the family
 
+# Nothing was published for HPViT: what the plain ViT of its size is fine-tuned with.
+_TUNE = FineTuning(
+    epochs=100,
+    blr=5e-4,
+    layer_decay=0.65,
+    drop_path=0.1,
+    source="of a plain ViT: arXiv 2111.06377, table 9; MAE FINETUNE.md, main_finetune.py",
+)
+
 FAMILY = add_family(
     Family(
         name="hpvit",
@@ -175,13 +185,11 @@ FAMILY = add_family(
             Choice("window_size", "tokens along a side of a window, 0 for none", type=int),
             Choice("class_token", "keep it as one more token of every window", type=bool),
         ),
-        # Nothing was published for HPViT: what the plain ViT of its size is fine-tuned with (arXiv 2111.06377, table
-        # 9).
         fine_tuning=Rows(
-            FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),
+            _TUNE,
             {
-                "hpvit_large": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
-                "hpvit_huge": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+                "hpvit_large": replace(_TUNE, epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
+                "hpvit_huge": replace(_TUNE, epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
             },
         ),
     )

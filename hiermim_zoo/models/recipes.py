@@ -11,8 +11,10 @@ from reprlib import repr as short
 from typing import Any, Generic, TypeVar
 
 from ..checkpoints.configs import not_fitting
+from ..commands.options.pretrain import MASKS
 
 Row = TypeVar("Row")
+SCHEDULES = ("mae", "simmim")  # of fine-tuning
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Rows(Generic[Row]):
 class Recipe:
     """What distinguishes the masked autoencoders of the families: rows of data, no branches."""
 
-    fusion: str  # a key of mae.FUSIONS
+    fusion: str  # a key of decoder.FUSIONS
     depth: int  # blocks of the decoder
     dim: int = 512
     heads: int = 16
@@ -51,9 +53,17 @@ class Recipe:
     first_frame: bool = False  # of the frames under a token, predict the first alone
     mask_ratio: float = 0.75
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
-    shared_mask: bool = False  # one mask a batch, where none is given
-    xavier: bool = False  # the encoder's linear layers start Xavier-uniform, as in MAE
+    masks: str = "sample"  # each image has a mask of its own; "batch": one of a micro-batch, "step": of a step
+    xavier: bool = False  # linear layers start Xavier-uniform, as in MAE; else those of the decoder truncated normal
+    # The encoder's positions (``pos_embed``) are sine-cosine, zero for a class token, and never trained; its class
+    # token starts normal 0.02.
+    fixed_positions: bool = False
+    imagenet: bool = False  # images are normalised as ImageNet's, whatever timm's tag says; not beside loaded weights
     source: str = ""  # file of the authors' code that the values are from
+
+    def values(self) -> dict[str, Any]:
+        """All that can be changed, by name: plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "source"}
 
     def changed(self, changes: Mapping[str, Any], fusions: Collection[str]) -> Recipe:
         """The recipe with other values.
@@ -68,6 +78,7 @@ class Recipe:
         if not isinstance(changes, Mapping):
             raise ValueError(f"recipe is {short(changes)}; a mapping would work")
         known = {f.name: str(f.type) for f in fields(self) if f.name != "source"}
+        changes = _renamed(changes)
         for key, value in changes.items():
             if key not in known:
                 raise ValueError(f"recipe has no {short(key)}, it has {', '.join(known)}")
@@ -78,7 +89,8 @@ class Recipe:
             if wanted:
                 raise ValueError(f"recipe: {key} is {short(value)}; {wanted} would work")
         recipe = replace(self, **changes)
-        for value, there_are in ((recipe.fusion, fusions), (recipe.pixel_order, ("hwc", "chw"))):
+        among = ((recipe.fusion, fusions), (recipe.pixel_order, ("hwc", "chw")), (recipe.masks, MASKS))
+        for value, there_are in among:
             if value not in there_are:
                 raise ValueError(f"recipe: {value!r} is unknown, there are {', '.join(there_are)}")
         if recipe.heads < 1 or recipe.dim % recipe.heads or recipe.dim % 4 or recipe.dim < 4 or recipe.depth < 1:
@@ -87,6 +99,14 @@ class Recipe:
                 "depth must be at least 1, width a multiple of 4 and of the heads"
             )
         return recipe
+
+
+def _renamed(changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Values of a recipe, in place of those that folders had before there were masks of micro-batches."""
+    if not isinstance(shared := changes.get("shared_mask"), bool):
+        return changes
+    rest = {key: value for key, value in changes.items() if key != "shared_mask"}
+    return {"masks": "step" if shared else "sample", **rest}
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,8 @@ class Pretraining:
     betas: tuple[float, float] = (0.9, 0.95)
     drop_path: float = 0.0
     decay_positions: bool = True
+    decay_mask_token: bool = True
+    ahead: float = 0.0  # epochs that the learning rate is ahead, see Schedule
     source: str = ""  # file of the authors' code, or part of the paper, that the values are from
 
 
@@ -119,7 +141,12 @@ class FineTuning:
     warmup: int = 5  # epochs
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
-    min_lr: float = 1e-6
+    # "mae": the cosine begins where the warm-up ends, and layer decay scales all of it. "simmim": it began with the
+    # first step, and min_lr and start_lr scale with the batch, but not from layer to layer.
+    schedule: str = "mae"
+    min_lr: float = 1e-6  # at the end
+    start_lr: float = 0.0  # of the first step of the warm-up
+    ahead: float = 0.0  # epochs that the learning rate is ahead, see Schedule
     clip: float | None = None  # norm of the gradient
     auto_augment: str = "rand-m9-mstd0.5-inc1"
     erase: float = 0.25

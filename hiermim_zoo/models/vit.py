@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -222,6 +222,14 @@ def construct(variant: str, **kwargs: Any) -> nn.Module:
     return model
 
 
+_TUNE = FineTuning(
+    epochs=100,
+    blr=5e-4,
+    layer_decay=0.65,
+    drop_path=0.1,
+    source="arXiv 2111.06377, table 9; MAE FINETUNE.md, main_finetune.py",
+)
+
 FAMILY = add_family(
     Family(
         name="vision_transformer",
@@ -237,13 +245,22 @@ FAMILY = add_family(
         notes=notes,
         choices=(Choice("global_pool", "what norm and classifier read: the class token, or the mean", among=POOLS),),
         view=view,
-        mae=Rows(Recipe(fusion="last", depth=8, xavier=True)),
-        pretraining=Rows(Pretraining(blr=1.5e-4)),  # arXiv 2111.06377, table 8
-        fine_tuning=Rows(  # table 9 there
-            FineTuning(epochs=100, blr=5e-4, layer_decay=0.65, drop_path=0.1),
+        mae=Rows(
+            Recipe(
+                fusion="last",
+                depth=8,
+                xavier=True,
+                fixed_positions=True,
+                imagenet=True,
+                source="MAE models_mae.py, util/pos_embed.py",
+            )
+        ),
+        pretraining=Rows(Pretraining(blr=1.5e-4, source="arXiv 2111.06377, table 8; MAE main_pretrain.py")),
+        fine_tuning=Rows(
+            _TUNE,
             {
-                "vit_large_patch16_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
-                "vit_huge_patch14_224": FineTuning(epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
+                "vit_large_patch16_224": replace(_TUNE, epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.2),
+                "vit_huge_patch14_224": replace(_TUNE, epochs=50, blr=1e-3, layer_decay=0.75, drop_path=0.3),
             },
         ),
         fine_tuning_args={"global_pool": "avg"},  # the class token is not used (arXiv 2111.06377, appendix A.1)

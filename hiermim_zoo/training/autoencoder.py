@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from ..mae import MaskedAutoencoder, check_compilable, create_mae
 from ..models.recipes import Pretraining
 
 
-def build_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
+def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None = None) -> MaskedAutoencoder:
     """The autoencoder at the size asked for, on the CPU.
+
+    Args:
+        recipe: values in place of those that the options say.
 
     Raises:
         ValueError: it cannot be built so, or cannot be compiled as asked for.
@@ -30,7 +34,7 @@ def build_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
             options.mask_ratio,
             not options.raw_pixels,
             "fresh" if options.fresh_decoder else "load",
-            recipe=_changes(options),
+            recipe={**_changes(options), **(recipe or {})},
             **kwargs,
         )
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
@@ -51,7 +55,7 @@ def _changes(options: PretrainOptions) -> dict[str, Any]:
     """The values of the autoencoder's recipe that options say."""
     sizes = {"depth": options.decoder_depth, "dim": options.decoder_dim, "heads": options.decoder_heads}
     changes: dict[str, Any] = {name: value for name, value in sizes.items() if value}
-    return changes | ({"shared_mask": options.masks == "batch"} if options.masks else {})
+    return changes | ({"masks": options.masks} if options.masks else {})
 
 
 def blocks_of(mae: MaskedAutoencoder) -> tuple[nn.Module, ...]:
@@ -62,11 +66,12 @@ def blocks_of(mae: MaskedAutoencoder) -> tuple[nn.Module, ...]:
 
 
 def undecayed(mae: MaskedAutoencoder, recipe: Pretraining) -> set[str]:
-    """Names of the position tables, where the recipe gives them no weight decay."""
+    """Names of position tables and mask token, where the recipe gives them no weight decay."""
+    names = set() if recipe.decay_mask_token else {"decoder.mask_token"}
     if recipe.decay_positions:
-        return set()
+        return names
     encoder: Any = mae.encoder
-    return {"decoder.pos_embed", *(f"encoder.{table}" for table in encoder.no_weight_decay())}
+    return {*names, "decoder.pos_embed", *(f"encoder.{table}" for table in encoder.no_weight_decay())}
 
 
 def freeze_unreached(mae: MaskedAutoencoder) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..mae import recipe_of
 from ..models.family import families, family_of
-from ..models.recipes import Pretraining
+from ..models.recipes import Pretraining, Recipe
 
 
 def pretraining_of(model: str) -> Pretraining:
@@ -24,6 +25,57 @@ def pretraining_of(model: str) -> Pretraining:
         known = ", ".join(family.name for family in families() if family.pretraining)
         raise ValueError(f"--model {model}: its family has no recipe, those that have are {known}")
     return row
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What a run follows beside its options: the rows of its family, as they were when it began."""
+
+    recipe: Mapping[str, Any]  # values of the autoencoder's recipe in place of those that options and family say
+    pretraining: Pretraining
+
+    def described(self, recipe: Recipe) -> dict[str, Any]:
+        """What a snapshot says of it, in plain values.
+
+        Args:
+            recipe: of the autoencoder.
+        """
+        return {"recipe": recipe.values(), "pretraining": asdict(self.pretraining)}
+
+
+def followed(model: str, state: Mapping[str, Any] | None) -> Followed:
+    """The rows that a run follows.
+
+    Args:
+        model: architecture.
+        state: of the snapshot from which it goes on; None: it begins.
+
+    Raises:
+        ValueError: there are none, or the snapshot's cannot be followed.
+    """
+    own = pretraining_of(model)
+    if state is None:
+        return Followed({}, own)
+    if "rows" not in state:
+        return _before(model, own, state)
+    row: Mapping[str, Any] = state["rows"]["pretraining"]
+    said: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    if unknown := said.keys() - asdict(own).keys():
+        raise ValueError(f"the snapshot is of another version of this package: it says {', '.join(sorted(unknown))}")
+    return Followed(state["rows"]["recipe"], replace(own, **said))
+
+
+def _before(model: str, own: Pretraining, state: Mapping[str, Any]) -> Followed:
+    """The rows of a run that began when snapshots did not say them.
+
+    One mask for a step where it is shared, positions and mask token trained and decayed like all others, images of
+    plain ViTs normalised as timm says, no schedule ahead.
+    """
+    said, option = state.get("recipe") or {}, state["options"].get("masks")
+    usual = option == "batch" if option else recipe_of(model, {}).masks != "sample"
+    masks = "step" if said.get("shared_mask", usual) else "sample"
+    recipe = {"masks": masks, "fixed_positions": False, "imagenet": False}
+    return Followed(recipe, replace(own, ahead=0.0, decay_mask_token=True))
 
 
 def family_values(model: str) -> Mapping[str, Any]:
@@ -56,7 +108,7 @@ def family_words(model: str) -> Mapping[str, str]:
     values = {
         **family_values(model),
         "mask_ratio": recipe.mask_ratio,
-        "masks": "batch" if recipe.shared_mask else "sample",
+        "masks": recipe.masks,
         "decoder_depth": recipe.depth,
         "decoder_dim": recipe.dim,
         "decoder_heads": recipe.heads,

@@ -13,6 +13,7 @@ from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
 from ..models.family import check_arch
+from ..models.recipes import Recipe
 from ..version import __version__
 from .autoencoder import build_autoencoder
 from .run_log import read_log
@@ -24,6 +25,7 @@ MADE = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`
 def export(
     weights: Mapping[str, Tensor],
     options: PretrainOptions,
+    recipe: Recipe,
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     step: int,
@@ -34,6 +36,7 @@ def export(
     Args:
         weights: of the autoencoder, whole, on the CPU.
         options: of the run, with the family's values.
+        recipe: of its autoencoder.
         config: how its images were prepared.
         images: how files became images, see ``image_form.to_remember``.
         step: after which the weights were so.
@@ -42,7 +45,7 @@ def export(
     Returns:
         The folder.
     """
-    mae = build_autoencoder(options)
+    mae = build_autoencoder(options, recipe.values())
     mae.load_state_dict(weights)
     arch = check_arch(options.model)
     encoder: Any = mae.encoder

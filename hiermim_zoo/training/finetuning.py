@@ -34,7 +34,7 @@ from ..models.family import families, family_of
 from ..models.recipes import FineTuning
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients
-from .optimizer import gradient_norm, lr_at, make_optimizer, set_lr
+from .optimizer import Schedule, gradient_norm, make_optimizer, set_lr
 from .precision import autocast, train_in
 
 
@@ -158,6 +158,19 @@ def objective(
     return mixed, SoftTargetCrossEntropy()
 
 
+def schedule_of(recipe: FineTuning, batching: Batching) -> Schedule:
+    """The learning rate of every step."""
+    return Schedule(
+        batching.steps_of_run(recipe.epochs),
+        batching.steps_of(recipe.warmup),
+        recipe.blr * batching.batch / 256,
+        recipe.min_lr,
+        recipe.start_lr,
+        recipe.ahead * batching.per_epoch,
+        recipe.schedule == "simmim",
+    )
+
+
 class FineTune:
     """A fine-tuning run; everything that can be refused is refused when it is made.
 
@@ -199,7 +212,8 @@ class FineTune:
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
-        self.total = self.batching.steps_of_run(recipe.epochs)
+        self.schedule = schedule_of(recipe, self.batching)
+        self.total = self.schedule.total
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -268,24 +282,14 @@ class FineTune:
         speed = len(steps) * self.batching.batch / seconds
         return {
             "loss": mean,
-            "lr": self._lr(steps[-1]),
+            "lr": self.schedule.at(steps[-1]),
             "images/s": round(speed, 1),
             "seconds": round(seconds, 3),
         }
 
-    def _lr(self, step: int) -> float:
-        recipe = self.recipe
-        return lr_at(
-            step,
-            self.total,
-            self.batching.steps_of(recipe.warmup),
-            recipe.blr * self.batching.batch / 256,
-            recipe.min_lr,
-        )
-
     def _step(self, step: int) -> OnItsWay:
         """One step of the optimiser; the mean loss of its batches in this process."""
-        set_lr(self.optimizer, self._lr(step))
+        set_lr(self.optimizer, self.schedule, step)
         losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
         if self.recipe.clip:
             self.scaler.unscale_(self.optimizer)

@@ -23,10 +23,11 @@ from ..data.batches import WANTED, Batching, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import MaskedAutoencoder, recipe_changes
+from ..models.recipes import Pretraining
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
-from .defaults import family_values, pretraining_of
+from .defaults import Followed, family_values, followed
 from .distributed import (
     SIGNALS,
     OnItsWay,
@@ -42,12 +43,12 @@ from .distributed import (
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
-from .masks import keep_of, planned_ahead, visible_units
+from .masks import check_masks, is_shared, keep_of, planned_ahead, visible_units
 from .optimizer import (
+    Schedule,
     check_optimizer,
     decides_on_device,
     gradient_norm,
-    lr_at,
     make_optimizer,
     own_kernels,
     set_lr,
@@ -92,12 +93,16 @@ def pretrain(options: PretrainOptions) -> Path:
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         begun = begun_run(chosen, world)
         torch.manual_seed(chosen.seed)
-        mae = build_autoencoder(chosen)
+        rows = followed(chosen.model, begun.state if begun else None)
+        mae = build_autoencoder(chosen, rows.recipe)
         data = open_data(chosen, mae, begun)
         parts = (chosen.accumulate, world.rank, world.size)
         batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
 
-        run = Run(chosen, world, mae, data, batching)
+        if not begun:  # what began like that before it was refused goes on
+            check_masks(mae.recipe.masks, batching, data.source.streamed)
+
+        run = Run(chosen, world, mae, data, batching, rows)
         if begun:
             run.resume(begun)
             del begun  # it holds all weights
@@ -141,6 +146,21 @@ def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
     return snapshots.Begun(snapshot, state)
 
 
+def schedule_of(options: PretrainOptions, row: Pretraining, batching: Batching) -> Schedule:
+    """The learning rate of every step of a run.
+
+    Args:
+        options: with the values of the family.
+
+    Raises:
+        ValueError: there is not one step.
+    """
+    everything = batching.steps_of_run(options.epochs)
+    total = min(options.steps or everything, everything)
+    ahead = row.ahead * batching.per_epoch
+    return Schedule(total, batching.steps_of(options.warmup), options.lr, ahead=ahead)
+
+
 # ---- the run
 
 
@@ -167,14 +187,22 @@ class Run:
     Args:
         options: with the values of the family.
         batching: which images belong to which step.
+        rows: of the family, as they were when it began.
     """
 
     def __init__(
-        self, options: PretrainOptions, world: World, mae: MaskedAutoencoder, data: Data, batching: Batching
+        self,
+        options: PretrainOptions,
+        world: World,
+        mae: MaskedAutoencoder,
+        data: Data,
+        batching: Batching,
+        rows: Followed,
     ) -> None:
-        self.options, self.world, self.mae, self.data, self.batching = options, world, mae, data, batching
-        everything = batching.steps_of_run(options.epochs)
-        self.total = min(options.steps or everything, everything)  # steps of the whole run
+        self.options, self.rows, self.world = options, rows, world
+        self.mae, self.data, self.batching = mae, data, batching
+        self.schedule = schedule_of(options, rows.pretraining, batching)
+        self.total = self.schedule.total  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
         self.done = 0  # the last step that is complete
@@ -184,7 +212,7 @@ class Run:
         if not options.fsdp:
             mae.to(world.device)
         self.model = parallelize(mae, blocks_of(mae), world, options.fsdp, options.compile)
-        no_decay = undecayed(mae, pretraining_of(options.model))
+        no_decay = undecayed(mae, rows.pretraining)
         self.optimizer = make_optimizer(mae, options.opt, options.weight_decay, options.betas, no_decay=no_decay)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.taken: deque[Taken] = deque()  # steps of which the host knows nothing yet
@@ -275,7 +303,7 @@ class Run:
             device=self.world.device,
             workers=options.workers,
             max_bad=options.max_bad,
-            extra=partial(visible_units, mae.units, mae.kept, mae.recipe.shared_mask),
+            extra=partial(visible_units, mae.units, mae.kept, mae.recipe.masks),
             prepare=planned_ahead(mae, self.world.device, options.compile),
         )
 
@@ -289,9 +317,7 @@ class Run:
             caught: signals that this process has caught.
         """
         options = self.options
-        warmup = self.batching.steps_of(options.warmup)
-        lr = lr_at(step - 1, self.total, warmup, options.lr)
-        set_lr(self.optimizer, lr)
+        set_lr(self.optimizer, self.schedule, step - 1)
         passes = [self.backward(more=n < options.accumulate) for n in range(1, options.accumulate + 1)]
         losses, positions = zip(*passes, strict=True)
         self.scaler.unscale_(self.optimizer)
@@ -299,7 +325,9 @@ class Run:
         agreed = agree_on_step(torch.stack(losses).sum(), norm, caught, self.scaler.is_enabled())
         take_step(self.optimizer, self.scaler, agreed[1] > 0)
         self.optimizer.zero_grad(set_to_none=not self.holds_gradients)
-        self.taken.append(Taken(step, lr, OnItsWay(torch.cat([agreed, norm.float()[None]])), positions))
+        self.taken.append(
+            Taken(step, self.schedule.at(step - 1), OnItsWay(torch.cat([agreed, norm.float()[None]])), positions)
+        )
 
     def backward(self, more: bool) -> tuple[Tensor, Tensor]:
         """The gradients of one batch are added to those that are there.
@@ -313,7 +341,7 @@ class Run:
         images, columns, plans = self.meter.next_of(self.stream)
         begin_pass(self.options.compile)
         with unsynchronised(self.model, more), autocast(self.world.device, self.options.amp):
-            keep = keep_of(columns, self.mae.recipe.shared_mask)
+            keep = keep_of(columns, is_shared(self.mae))
             loss = self.model(images, keep, plans).loss / self.options.accumulate
             self.scaler.scale(loss).backward()
         return loss.detach(), columns[:, WANTED]
@@ -403,6 +431,7 @@ class Run:
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
+            "rows": self.rows.described(self.mae.recipe),
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
             "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }
@@ -439,5 +468,6 @@ class Run:
         if self.world.first:
             weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
-            export(weights, self.options, self.data.config, to_remember(self.data.form), step, command)
+            images = to_remember(self.data.form)
+            export(weights, self.options, self.mae.recipe, self.data.config, images, step, command)
         return self.options.output / ENCODER

@@ -82,15 +82,17 @@ def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path)
 
 
 def chosen_statistics(options: PretrainOptions, source: Source, begun: snapshots.Begun | None) -> dict[str, Any]:
-    """Mean and standard deviation of the channels, as far as the options say them; measured where they say so, or as
-    they were when the run began.
+    """Mean and standard deviation of the channels: as they were when the run began; else as far as the options say
+    them, measured where they say so.
 
     Raises:
         ValueError: no image can be read.
     """
+    if begun and "images" in begun.state:  # not in snapshots of before version 0.1
+        return {key: tuple(begun.state["images"][key]) for key in ("mean", "std")}
     chosen = {key: value for key in ("mean", "std") if (value := getattr(options, key)) is not None}
     if (AUTO,) in chosen.values():
-        found = begun.state["images"] if begun else measured(source)._asdict()
+        found = measured(source)._asdict()
         found["std"] = tuple(max(value, 1e-3) for value in found["std"])  # of a channel that never changes
         chosen = {key: tuple(found[key]) if value == (AUTO,) else value for key, value in chosen.items()}
     return chosen

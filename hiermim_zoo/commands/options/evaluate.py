@@ -256,6 +256,7 @@ class EvaluateOptions(OptionSet):
     accumulate: int | None = option(
         "batches of an optimiser's step", default=None, kind=whole(1), metavar="N", auto="1", group=TUNING
     )
+    explain: bool = flag("say what would be done, and where each value comes from, and leave", group=TUNING)
     compile: str | None = compile_mode(group=TUNING)
     grad_checkpointing: bool = grad_checkpointing(group=TUNING)
 

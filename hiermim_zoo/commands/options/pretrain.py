@@ -35,9 +35,10 @@ OWN_ARGS = (
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
     "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
-    "stop_after", "export_only", "license", "fresh_decoder",
+    "stop_after", "export_only", "license", "fresh_decoder", "explain",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
+MASKS = ("sample", "batch", "step")  # who shares one
 REMEMBERED = "the checkpoint's, else the family's"
 
 _data = partial(option, group="data")
@@ -120,9 +121,9 @@ class PretrainOptions(OptionSet):
         auto=REMEMBERED,
     )
     masks: str | None = _model(
-        "one mask for each image, or one for all of a step",
+        "one mask for each image, for those of a micro-batch (of a process, in one pass), or for those of a step",
         default=None,
-        choices=("sample", "batch"),
+        choices=MASKS,
         auto=REMEMBERED,
     )
     raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", group="model")
@@ -201,6 +202,7 @@ class PretrainOptions(OptionSet):
         "steps after which to save and leave; --resume auto goes on", default=None, kind=whole(1), metavar="N"
     )
     export_only: bool = flag("write the encoder of the snapshot that --resume names, and leave", group="the run")
+    explain: bool = flag("say what the run would do, and where each value comes from, and leave", group="the run")
     license: str = _run("licence of the weights, for their card", default="unstated", metavar="NAME")
 
     def check_together(self) -> None:
@@ -227,6 +229,8 @@ class PretrainOptions(OptionSet):
             raise ValueError("--fresh-decoder belongs to --checkpoint: without it every decoder is new")
         if self.export_only and not self.resume:
             raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+        if self.explain and self.resume:
+            raise ValueError("--explain says what a new run would do: leave out --resume")
         self.own_model_kwargs(*OWN_ARGS)
 
     def filled(self, values: Mapping[str, Any]) -> PretrainOptions:

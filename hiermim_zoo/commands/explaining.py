@@ -1,0 +1,211 @@
+"""What ``--explain`` prints: the recipe that a run would follow, where each value comes from, what options changed.
+
+Nothing is trained and no image is read: data are opened to be counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from ..data.batches import Batching
+from ..data.transforms import data_config
+from ..mae import MaskedAutoencoder, recipe_of
+from ..models.recipes import FineTuning, Pretraining, Recipe
+from ..models.shapes import without_memory
+from ..training.autoencoder import build_autoencoder, undecayed
+from ..training.defaults import family_values, pretraining_of
+from ..training.finetuning import TuningSettings, recipe_for, schedule_of
+from ..training.optimizer import Schedule
+from ..training.pretraining import schedule_of as pretraining_schedule
+from ..training.run_data import open_data
+from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, without_weights
+from .evaluating_shared import open_data as open_splits
+from .evaluating_shared import own_model_kwargs
+from .options import Outcome, long_flag
+from .options.evaluate import EvaluateOptions
+from .options.pretrain import AUTO, PretrainOptions
+
+RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
+
+
+class Line(NamedTuple):
+    """A value of a run."""
+
+    name: str
+    value: str
+    origin: str  # one of the four, and what it is in more words
+    instead: str = ""  # of the recipe's value, where an option changed it
+
+
+def explain_pretraining(options: PretrainOptions) -> Outcome:
+    """What ``pretrain`` would do with these options.
+
+    Raises:
+        ValueError: it would be refused, for other reasons than the number of images.
+    """
+    row = pretraining_of(options.model)
+    chosen = options.filled(family_values(options.model))
+    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
+    lines = [
+        _line(name, getattr(chosen, name), value, getattr(options, name) is not None)
+        for name, value in family_values(options.model).items()
+        if value is not None or getattr(chosen, name) is not None
+    ]
+    rule = chosen.blr * chosen.batch_size / 256
+    lines += [
+        _ruled("lr", chosen.lr, rule, "blr * batch size / 256", options.lr is not None),
+        _line("opt", chosen.opt, "adamw", chosen.opt != "adamw"),
+        _line("clip", chosen.clip, None, bool(chosen.clip)),
+    ]
+    # Without values where no file of weights is to be looked into.
+    recipe = {"imagenet": False} if options.pretrained else {}
+    with nullcontext() if options.checkpoint else without_memory():
+        mae = build_autoencoder(dataclasses.replace(chosen, pretrained=False), recipe)
+    lines += _autoencoder(options, mae)
+    lines += [
+        Line("ahead", f"{_words(row.ahead)} epochs", RECIPE),
+        Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE),
+    ]
+    data = open_data(dataclasses.replace(chosen, **measured), mae, None)
+    loaded = options.pretrained or options.checkpoint
+    usual = "the weights that it starts from" if loaded else RECIPE if mae.recipe.imagenet else "the architecture's"
+    for name in ("mean", "std"):
+        value = f"{AUTO}: measured on images" if name in measured else _words(data.config[name])
+        lines.append(Line(name, value, usual if getattr(options, name) is None else f"{OPTION} --{name}"))
+    lines += _course(len(data.source), data.source.noun, chosen, row)
+    return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
+
+
+def explain_finetuning(options: EvaluateOptions) -> Outcome:
+    """What ``evaluate --method finetune`` would do with these options.
+
+    Raises:
+        ValueError: it would be refused, for other reasons than the number of images.
+    """
+    sketch = without_weights(options.model, own_model_kwargs(options))
+    arch = architecture_of(options.model, sketch)
+    row, (recipe, settings) = recipe_for(arch), chosen_settings(options, arch)
+    option_of = {field: option for option, field in RECIPE_OPTIONS.items()}
+    lines = []
+    for field in dataclasses.fields(FineTuning):
+        option, value, own = option_of.get(field.name), getattr(recipe, field.name), getattr(row, field.name)
+        if field.name == "source":
+            continue
+        given = option is not None and getattr(options, option) is not None
+        if not given and value != own:
+            formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
+            lines.append(Line(field.name, _words(value), formula))
+        else:
+            lines.append(_line(option or field.name, value, own, given))
+    rate, rule = recipe.blr * recipe.batch / 256, row.blr * recipe.batch / 256
+    lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
+    usual = TuningSettings()
+    lines += [
+        _line(name, getattr(settings, name), getattr(settings, name), True)
+        for name in (field.name for field in dataclasses.fields(TuningSettings))
+        if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
+    ]
+    _, train = open_splits(options, data_config(sketch)["input_size"], recipe.repeat)
+    assert train is not None
+    count, noun = len(train.source), train.source.noun
+    lines += _steps(count, noun, recipe.batch, recipe.repeat, lambda batching: schedule_of(recipe, batching))
+    return _outcome(options.model, lines, {"fine-tuning": row.source})
+
+
+# ---- parts
+
+
+def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[Line]:
+    """What is hidden, and what predicts it."""
+    own: Recipe = recipe_of(options.model, {})
+    said = {
+        "mask_ratio": options.mask_ratio,
+        "masks": options.masks,
+        "depth": options.decoder_depth,
+        "dim": options.decoder_dim,
+        "heads": options.decoder_heads,
+    }
+    shown = {"depth": "decoder_depth", "dim": "decoder_dim", "heads": "decoder_heads"}
+    for name, option in said.items():
+        value, usual = getattr(mae.recipe, name), getattr(own, name)
+        if option is None and value != usual:
+            yield Line(shown.get(name, name), _words(value), "checkpoint", _words(usual))
+        else:
+            yield _line(shown.get(name, name), value, usual, option is not None)
+    yield Line("visible units", f"{mae.kept} of {mae.units}", "rule: int(units * (1 - mask_ratio))")
+    yield Line("pixels", "raw" if options.raw_pixels else "normalised", OPTION if options.raw_pixels else RECIPE)
+    if mae.recipe.fixed_positions:
+        yield Line("positions", "sine-cosine, not trained", RECIPE)
+
+
+def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining) -> list[Line]:
+    return _steps(
+        count,
+        noun,
+        chosen.batch_size,
+        chosen.repeat or 1,
+        lambda batching: pretraining_schedule(chosen, row, batching),
+    )
+
+
+def _steps(count: int, noun: str, batch: int, repeat: int, schedule: Any) -> list[Line]:
+    """How long the run is, and its rates."""
+    lines = [Line(noun, str(count), DATA)]
+    try:
+        batching = Batching(count, batch, 1, 0, 1, 0, repeat)
+    except ValueError as error:
+        return [*lines, Line("steps", f"none: {error}", RULE)]
+    course: Schedule = schedule(batching)
+    samples = "clips" if repeat > 1 else noun
+    each = f" / {repeat} clips of each" if repeat > 1 else ""  # epochs are effective ones
+    first, top, last = (_words(course.at(step)) for step in (0, course.warmup, course.total - 1))
+    rates = f"{first} at first, {top} after the warm-up, {last} at last"
+    return [
+        *lines,
+        Line("steps of an epoch", f"{batching.per_epoch:g}", f"rule: {samples} // batch size{each}"),
+        Line("steps", str(course.total), "rule: epochs * steps of an epoch, or --steps"),
+        Line(f"{samples} seen", str(course.total * batch), "rule: steps * batch size"),
+        Line("rates", rates, RULE),
+    ]
+
+
+def _line(name: str, value: Any, own: Any, given: bool) -> Line:
+    """A value that an option may have changed."""
+    origin = f"{OPTION} {long_flag(name)}" if given else RECIPE
+    return Line(name, _words(value), origin, _words(own) if value != own else "")
+
+
+def _ruled(name: str, value: Any, rule: Any, formula: str, given: bool) -> Line:
+    """A value that follows from others, unless an option says it."""
+    return _line(name, value, rule, True) if given else Line(name, _words(value), f"{RULE}: {formula}")
+
+
+def _no_decay(mae: MaskedAutoencoder, names: Iterable[str]) -> str:
+    """Trained tensors without weight decay, in a few words."""
+    trained = {name for name, parameter in mae.named_parameters() if parameter.requires_grad}
+    named = sorted(trained & set(names))
+    more = f", {', '.join(named[:2])}" + (f" and {len(named) - 2} more" if len(named) > 2 else "") if named else ""
+    return f"biases, tensors of one dimension{more}"
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else "none" if value in (None, "") else str(value)
+
+
+def _outcome(model: str, lines: list[Line], sources: Mapping[str, str]) -> Outcome:
+    """The lines as text, in columns, and as they are."""
+    shown = [
+        (line.name, line.value, f"{line.origin} (recipe: {line.instead})" if line.instead else line.origin)
+        for line in lines
+    ]
+    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+    text = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in shown]
+    said = [f"recipe of {what}: {source}" for what, source in sources.items()]
+    changed = [line.name for line in lines if line.instead]
+    end = f"changed: {', '.join(changed)}" if changed else "changed: nothing"
+    return Outcome([line._asdict() for line in lines], "\n".join([model, *text, *said, end]))
