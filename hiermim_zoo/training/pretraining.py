@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.problems import together
 from ..data.batches import WANTED, Batching, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
@@ -26,7 +27,8 @@ from ..mae import MaskedAutoencoder, recipe_changes
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
-from .defaults import family_values, pretraining_of
+from .checks import check, check_batch
+from .defaults import pretraining_of
 from .distributed import (
     SIGNALS,
     OnItsWay,
@@ -42,9 +44,9 @@ from .distributed import (
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
+from .lock import FolderLock
 from .masks import keep_of, planned_ahead, visible_units
 from .optimizer import (
-    check_optimizer,
     decides_on_device,
     gradient_norm,
     lr_at,
@@ -86,13 +88,14 @@ def pretrain(options: PretrainOptions) -> Path:
         ValueError: naming the option, file or data that is wrong, or what went wrong in a step.
         Stopped: a signal ended it.
     """
-    chosen = options.filled(family_values(options.model))
-    check_optimizer(chosen.opt)
-    with processes(chosen.device, chosen.fsdp, AGAIN) as world, noted_signals() as caught:
+    chosen = check(options)
+    with ExitStack() as stack:
+        world = stack.enter_context(processes(chosen.device, chosen.fsdp, AGAIN))
+        caught = stack.enter_context(noted_signals())
+        lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
-        begun = begun_run(chosen, world)
-        torch.manual_seed(chosen.seed)
-        mae = build_autoencoder(chosen)
+        begin, build = partial(begun_run, chosen, world, lock), partial(new_autoencoder, chosen)
+        begun, mae, _ = together(begin, build, partial(check_batch, chosen, world))
         data = open_data(chosen, mae, begun)
         parts = (chosen.accumulate, world.rank, world.size)
         batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
@@ -103,7 +106,7 @@ def pretrain(options: PretrainOptions) -> Path:
             del begun  # it holds all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
-        with run.recorded(), run.rescued():
+        with run.recorded(lock), run.rescued():
             for step in range(run.first + 1, run.last + 1):
                 run.step(step, caught)
                 run.complete(step)
@@ -124,12 +127,14 @@ def pretrain(options: PretrainOptions) -> Path:
 # ---- what comes before the first step
 
 
-def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
+def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snapshots.Begun | None:
     """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
 
     Raises:
-        ValueError: the folder belongs to another run, or the snapshot is of one, missing or damaged.
+        ValueError: the folder belongs to another run, be it one that is under way or one that is not, or the snapshot
+            is of one, missing or damaged.
     """
+    lock.look()
     snapshot = gather_objects(snapshots.where(options.output, options.resume) if world.first else None)[0]
     if snapshot is None:
         if options.export_only:
@@ -138,6 +143,12 @@ def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
     state = snapshots.load(snapshot)
     snapshots.check_options(state["options"], options.binding(), snapshot)
     return snapshots.Begun(snapshot, state)
+
+
+def new_autoencoder(options: PretrainOptions) -> MaskedAutoencoder:
+    """An autoencoder whose random numbers begin at the seed."""
+    torch.manual_seed(options.seed)
+    return build_autoencoder(options)
 
 
 # ---- the run
@@ -206,11 +217,16 @@ class Run:
         return min(self.total, self.first + (self.options.stop_after or self.total))
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Inside, steps can be taken; what they come to is written."""
+    def recorded(self, lock: FolderLock) -> Iterator[None]:
+        """Inside, steps can be taken; what they come to is written.
+
+        Raises:
+            ValueError: another run has begun to write to the folder.
+        """
         options, source = self.options, self.data.source
         if self.world.first:
             options.output.mkdir(parents=True, exist_ok=True)
+            lock.take()
             snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
