@@ -46,7 +46,7 @@ def check_optimizer(name: str) -> None:
         get_optimizer_info(name)
     except ValueError as error:
         hint = "; lookahead cannot be used here" if name.startswith("lookahead") else ""
-        raise ValueError(f"optimiser {name!r} is none of timm's registered ones{hint}: {error}") from error
+        raise ValueError(f"--opt {name!r} is none of timm's optimisers{hint}: {error}; adamw would work") from error
 
 
 def make_optimizer(
