@@ -65,7 +65,9 @@ def check_form(said: Mapping[str, Any]) -> None:
         ValueError: naming it.
     """
     options = SimpleNamespace(**{"max_pixels": None, "in_chans": 3, "show_bands": None, **said})
-    shown_of(form_of(options, options.in_chans, {}), options.show_bands)
+    form = form_of(options, options.in_chans, {})
+    if options.show_bands:
+        shown_of(form, options.show_bands)
 
 
 def check_batch(options: PretrainOptions, world: World) -> None:

@@ -13,6 +13,7 @@ from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
 from ..models.family import check_arch
+from ..text import printable
 from ..version import __version__
 from .autoencoder import build_autoencoder
 from .run_log import read_log
@@ -41,7 +42,15 @@ def export(
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: a weight is not finite.
     """
+    if odd := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise ValueError(
+            f"{odd} holds values that are not finite, so no encoder is written; start again with a lower --lr or "
+            "--clip 1, or write that of an earlier snapshot with --export-only --resume FILE"
+        )
     mae = build_autoencoder(options)
     mae.load_state_dict(weights)
     arch = check_arch(options.model)
@@ -59,7 +68,7 @@ def export(
     )
     folder = options.output / ENCODER
     write_folder(contents, folder, force=True)
-    print(f"wrote {folder}: timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(f"wrote {(name := printable(folder))}: timm.create_model('local-dir:{name}', pretrained=True)")
     return folder
 
 
@@ -69,9 +78,10 @@ def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, A
     losses, neighbours = (
         [note[key] for note in notes if note.get(key) is not None and note["step"] <= step] for key in ("loss", "knn")
     )
+    warnings = [note["warnings"] for note in notes if "warnings" in note and note["step"] <= step]
     return {
-        "command": command,
-        "data": options.data,
+        "command": printable(command),
+        "data": printable(options.data),
         "epochs": options.epochs,
         "step": step,
         "batch": options.batch_size,
@@ -80,6 +90,7 @@ def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, A
         "license": options.license,
         "hiermim_zoo": __version__,
         "torch": str(torch.__version__),
+        **({"warnings": warnings[-1]} if warnings else {}),
     }
 
 

@@ -200,6 +200,7 @@ class FineTune:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
         self.total = recipe.epochs * self.batching.per_epoch
+        self.losses: list[float] = []  # of each epoch
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -242,6 +243,7 @@ class FineTune:
         with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
             for epoch in range(self.recipe.epochs):
                 line = {"epoch": epoch, **self._epoch(epoch, bar), **report(epoch)}
+                self.losses.append(line["loss"])
                 if log and self.world.first:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     with log.open("a" if epoch else "w", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from ..data.batches import WANTED, Batching, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import MaskedAutoencoder, recipe_changes
+from ..text import printable
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
@@ -41,6 +43,7 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
+from .endings import about_training
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
@@ -58,7 +61,7 @@ from .optimizer import (
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
 from .run_data import Data, open_data
-from .run_log import Meter, RunLog, peak_memory
+from .run_log import Meter, RunLog, peak_memory, read_log
 
 LOOKS = "looks"  # in the output folder
 AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
@@ -119,6 +122,7 @@ def pretrain(options: PretrainOptions) -> Path:
                     run.writer.wait()
                     raise run.stopped(step, number)
             run.writer.wait()
+            run.end()
         if run.last < run.total:
             return gather_objects(run.writer.last)[0]
         return run.export(options.command("pretrain"))
@@ -185,8 +189,10 @@ class Run:
         self.options, self.world, self.mae, self.data, self.batching = options, world, mae, data, batching
         everything = round(options.epochs * batching.per_epoch)
         self.total = min(options.steps or everything, everything)  # steps of the whole run
+        self.warmup = round(options.warmup * batching.per_epoch)  # steps
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
+        self.updates = 0  # steps that changed the weights
         self.done = 0  # the last step that is complete
         folder = options.output / snapshots.FOLDER
         self.writer = snapshots.SnapshotWriter(folder, options.max_snapshots, world.first, options.fsdp)
@@ -207,7 +213,7 @@ class Run:
             snapshots.restore(self.mae, self.optimizer, begun.snapshot, state)
         self.scaler.load_state_dict(state["scaler"])
         self.first, self.skipped, self.writer.last = state["step"], state["skipped"], begun.snapshot
-        self.done = self.first
+        self.done, self.updates = self.first, state.get("updates", self.first)  # old snapshots do not say it
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
             snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
 
@@ -299,8 +305,7 @@ class Run:
             caught: signals that this process has caught.
         """
         options = self.options
-        warmup = round(options.warmup * self.batching.per_epoch)
-        lr = lr_at(step - 1, self.total, warmup, options.lr)
+        lr = lr_at(step - 1, self.total, self.warmup, options.lr)
         set_lr(self.optimizer, lr)
         passes = [self.backward(more=n < options.accumulate) for n in range(1, options.accumulate + 1)]
         losses, positions = zip(*passes, strict=True)
@@ -362,7 +367,8 @@ class Run:
         source = self.data.source
         file = self.options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
         file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(f"{source.name_of(i)}\n" for i in positions.tolist()), encoding="utf-8")
+        names = (printable(source.name_of(i)) for i in positions.tolist())
+        file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         self.record.say(f"step {step}: loss or gradients are not finite, step skipped; its images are listed in {file}")
 
     def note(self, taken: Taken, outcome: StepOutcome) -> None:
@@ -373,6 +379,7 @@ class Run:
         """
         step, memory = taken.step, peak_memory(self.world.device)
         self.skipped = self.skipped + 1 if outcome.skipped else 0
+        self.updates += not outcome.skipped and isfinite(outcome.norm)  # where it is not, the scaler of fp16 skips
         if outcome.skipped:
             self.complain(step, torch.cat(taken.positions))
         else:
@@ -407,6 +414,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "step": step,
             "skipped": self.skipped,
+            "updates": self.updates,
             "epoch": list(divmod(step, self.batching.per_epoch)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "images": self.data.described(),
@@ -436,12 +444,32 @@ class Run:
         self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
         return Stopped(number, self.writer.last)
 
+    def end(self) -> None:
+        """Say of a run that is complete what it should not keep to itself."""
+        if self.world.first and self.first < self.last == self.total:
+            losses = [note["loss"] for note in read_log(self.options.output) if note.get("loss") is not None]
+            longer = "more --steps" if self.options.steps == self.total else "more --epochs"
+            rising = self.total <= self.warmup
+            lines = about_training(self.total, self.updates, self.warmup, rising, losses, longer)
+            for line in lines:
+                self.record.say(f"warning: {line}")
+            if lines:
+                self.record.note(self.last, warnings=lines)
+
     def export(self, command: str) -> Path:
         """Write the encoder as it is now.
 
         Args:
             command: the command line of the run, for the card.
+
+        Raises:
+            ValueError: it has learned nothing, or its weights are not finite.
         """
+        if not self.updates:
+            raise ValueError(
+                "no step changed the weights, because no loss or gradient was finite, so no encoder is written; "
+                "a lower --lr, --clip 1 or --amp none may help"
+            )
         last = self.writer.last if self.options.fsdp else None  # of a model that is spread nobody holds all weights
         weights = {} if last else snapshots.learned(self.mae, self.optimizer)["model"]
         if self.world.first:
