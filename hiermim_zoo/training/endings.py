@@ -72,7 +72,7 @@ def about_training(
     lines = []
     if done < FEWEST:
         lines.append(
-            f"the weights were changed in {done} steps, fewer than {FEWEST}: little is learned in so few; "
+            f"the weights were changed {done} times, and less than {FEWEST} times teaches little; "
             f"try {longer}, or a smaller --batch-size"
         )
     if rising:
