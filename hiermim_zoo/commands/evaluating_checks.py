@@ -40,7 +40,7 @@ def check(options: EvaluateOptions, world: World) -> None:
 
 def checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
     """Checks of the model, the optimiser, the form of images and of what is to be written."""
-    found: list[Callable[[], object]] = [partial(check_form, {**said, "in_chans": 0})]
+    found: list[Callable[[], object]] = [partial(check_form, said, 0)]
     if said.get("model"):
         found.append(partial(check_model, said["model"]))
     if said.get("opt"):

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..checkpoints.configs import read_config
+from ..checkpoints.folder import CONFIG_FILE
 from ..commands.options.pretrain import PretrainOptions
 from ..commands.options.problems import BadOptions, gathered
 from ..data.batches import Batching
@@ -55,18 +58,22 @@ def cheap_checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
     """Checks of single options, and of how images are read."""
     checks = {"model": family_values, "opt": check_optimizer, "device": pick_device}
     found: list[Callable[[], object]] = [partial(f, said[name]) for name, f in checks.items() if said.get(name)]
-    return [*found, partial(check_form, said)]
+    channels = said.get("in_chans") or (0 if said.get("checkpoint") else 3)
+    return [*found, partial(check_form, said, channels)]
 
 
-def check_form(said: Mapping[str, Any]) -> None:
+def check_form(said: Mapping[str, Any], channels: int) -> None:
     """Refuse a rule of scaling, bands or channels to draw that there cannot be.
+
+    Args:
+        channels: of the model; 0: not known.
 
     Raises:
         ValueError: naming it.
     """
-    options = SimpleNamespace(**{"max_pixels": None, "in_chans": 3, "show_bands": None, **said})
-    form = form_of(options, options.in_chans, {})
-    if options.show_bands:
+    options = SimpleNamespace(**{"max_pixels": None, "show_bands": None, **said})
+    form = form_of(options, channels, {})
+    if options.show_bands and channels:
         shown_of(form, options.show_bands)
 
 
@@ -84,4 +91,16 @@ def first_process() -> bool:
 
 
 def _complete(options: PretrainOptions) -> PretrainOptions:
-    return options.filled(family_values(options.model))
+    channels = said_channels(Path(options.checkpoint)) if options.checkpoint else 3
+    return options.filled({**family_values(options.model), "in_chans": channels})
+
+
+def said_channels(folder: Path) -> int:
+    """The channels of the images that the model of a folder takes.
+
+    Raises:
+        ValueError: its configuration says what cannot be.
+    """
+    file = folder / CONFIG_FILE
+    size = read_config(file)["pretrained_cfg"].get("input_size") if file.is_file() else None
+    return int(size[0]) if size else 3

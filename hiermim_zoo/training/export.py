@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def export(
     images: Mapping[str, Any],
     step: int,
     command: str,
+    warnings: Sequence[str],
 ) -> Path:
     """Write the encoder of a run into its output folder.
 
@@ -39,6 +40,7 @@ def export(
         images: how files became images, see ``image_form.to_remember``.
         step: after which the weights were so.
         command: the command line of the run, for the card.
+        warnings: what should be known of the run.
 
     Returns:
         The folder.
@@ -59,7 +61,7 @@ def export(
     contents = Contents(
         arch,
         encoder,
-        provenance(options, step, command),
+        provenance(options, step, command, warnings),
         MADE,
         options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
         decoder=decoder_state(mae),
@@ -72,13 +74,12 @@ def export(
     return folder
 
 
-def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, Any]:
+def provenance(options: PretrainOptions, step: int, command: str, warnings: Sequence[str]) -> dict[str, Any]:
     """Where the weights come from, for configuration and card."""
     notes = read_log(options.output)
     losses, neighbours = (
         [note[key] for note in notes if note.get(key) is not None and note["step"] <= step] for key in ("loss", "knn")
     )
-    warnings = [note["warnings"] for note in notes if "warnings" in note and note["step"] <= step]
     return {
         "command": printable(command),
         "data": printable(options.data),
@@ -90,7 +91,7 @@ def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, A
         "license": options.license,
         "hiermim_zoo": __version__,
         "torch": str(torch.__version__),
-        **({"warnings": warnings[-1]} if warnings else {}),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 

@@ -43,7 +43,7 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
-from .endings import about_training
+from .endings import about_training, warn
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
@@ -122,7 +122,6 @@ def pretrain(options: PretrainOptions) -> Path:
                     run.writer.wait()
                     raise run.stopped(step, number)
             run.writer.wait()
-            run.end()
         if run.last < run.total:
             return gather_objects(run.writer.last)[0]
         return run.export(options.command("pretrain"))
@@ -444,17 +443,12 @@ class Run:
         self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
         return Stopped(number, self.writer.last)
 
-    def end(self) -> None:
-        """Say of a run that is complete what it should not keep to itself."""
-        if self.world.first and self.first < self.last == self.total:
-            losses = [note["loss"] for note in read_log(self.options.output) if note.get("loss") is not None]
-            longer = "more --steps" if self.options.steps == self.total else "more --epochs"
-            rising = self.total <= self.warmup
-            lines = about_training(self.total, self.updates, self.warmup, rising, losses, longer)
-            for line in lines:
-                self.record.say(f"warning: {line}")
-            if lines:
-                self.record.note(self.last, warnings=lines)
+    def endings(self, step: int) -> list[str]:
+        """What the encoder after a step should not keep to itself."""
+        notes = read_log(self.options.output)
+        losses = [note["loss"] for note in notes if note["step"] <= step and note.get("loss") is not None]
+        longer = "more --steps" if self.options.steps == self.total else "more --epochs"
+        return about_training(step, self.updates, self.warmup, step <= self.warmup, losses, longer)
 
     def export(self, command: str) -> Path:
         """Write the encoder as it is now.
@@ -475,5 +469,6 @@ class Run:
         if self.world.first:
             weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
-            export(weights, self.options, self.data.config, to_remember(self.data.form), step, command)
+            warn(lines := self.endings(step))
+            export(weights, self.options, self.data.config, to_remember(self.data.form), step, command, lines)
         return self.options.output / ENCODER

@@ -33,7 +33,7 @@ OWN_ARGS = (
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
     "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
-    "stop_after", "export_only", "license", "fresh_decoder",
+    "stop_after", "export_only", "license", "decoder", "fresh_decoder",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 REMEMBERED = "the checkpoint's, else the family's"
@@ -105,14 +105,19 @@ class PretrainOptions(OptionSet):
 
     model: str = _model("architecture of this package, or a plain ViT of timm", metavar="ARCH")
     img_size: tuple[int, int] | None = img_size(group="model")
-    in_chans: int = _model("channels of an image", default=3, kind=whole(1), metavar="N")
+    in_chans: int = _model(
+        "channels of an image", default=None, kind=whole(1), metavar="N", auto="the checkpoint's, else 3"
+    )
     model_kwargs: dict[str, Any] | None = model_kwargs(group="model")
     checkpoint: str | None = _model(
         "folder of convert --mae or of an earlier run, to go on from with a new schedule", default=None, metavar="DIR"
     )
-    fresh_decoder: bool = flag(
-        "with --checkpoint: start a new decoder, whether the folder has one or not", group="model"
+    decoder: str = _model(
+        "with --checkpoint: the folder's decoder, or a new one, whether the folder has one or not",
+        default="load",
+        choices=("load", "fresh"),
     )
+    fresh_decoder: bool = flag("--decoder fresh, in earlier versions", group="model", unlisted=True)
     pretrained: bool = flag("start the encoder from the architecture's pretrained weights", group="model")
     mask_ratio: float | None = _model(
         "share of the units that is hidden, 0 to 1",
@@ -207,7 +212,7 @@ class PretrainOptions(OptionSet):
             values = getattr(self, name)
             if values is not None and AUTO in values and len(values) > 1:
                 yield f"--{name} {AUTO} measures all channels: give no numbers beside it"
-            elif values not in (None, (AUTO,)) and len(values) != self.in_chans:
+            elif None not in (values, self.in_chans) and values != (AUTO,) and len(values) != self.in_chans:
                 yield f"--{name} has {len(values)} values, but --in-chans is {self.in_chans}: give as many"
         if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
             yield "--crop-scale {:g} {:g}: the lower end comes first, as in 0.2 1".format(*self.crop_scale)
@@ -218,8 +223,8 @@ class PretrainOptions(OptionSet):
             )
         if self.pretrained and self.checkpoint:
             yield "--pretrained and --checkpoint exclude each other: both say where the encoder starts"
-        if self.fresh_decoder and not self.checkpoint:
-            yield "--fresh-decoder belongs to --checkpoint: without it every decoder is new"
+        if (self.decoder == "fresh" or self.fresh_decoder) and not self.checkpoint:
+            yield "--decoder fresh belongs to --checkpoint: without it every decoder is new"
         if self.export_only and not self.resume:
             yield "--export-only writes a run's encoder: say which with --resume auto or --resume FILE"
         self.own_model_kwargs(*OWN_ARGS)
