@@ -15,7 +15,7 @@ from ..training.distributed import World, pick_device
 from ..training.optimizer import check_optimizer
 from ..training.run_log import LOG
 from .options.evaluate import EvaluateOptions
-from .options.problems import gathered, together
+from .options.problems import BadOptions, gathered
 from .output_files import check_writable
 
 
@@ -25,7 +25,8 @@ def problems(said: Mapping[str, Any]) -> list[str]:
     Args:
         said: options by name, as many as are known.
     """
-    return gathered(*checks(said))
+    model = [partial(check_model, said["model"])] if said.get("model") else []
+    return gathered(*model, *checks(said))
 
 
 def check(options: EvaluateOptions, world: World) -> None:
@@ -35,14 +36,13 @@ def check(options: EvaluateOptions, world: World) -> None:
         ValueError: with a line for each thing that is wrong.
     """
     said = {name: getattr(options, name) for name in options.__dataclass_fields__}
-    together(partial(_one_process, options, world), *checks(said))
+    if lines := gathered(partial(_one_process, options, world), *checks(said)):
+        raise BadOptions(dict.fromkeys([*lines, *problems(said)]))
 
 
 def checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
-    """Checks of the model, the optimiser, the form of images and of what is to be written."""
+    """Checks of the optimiser, the device, the form of images and of what is to be written."""
     found: list[Callable[[], object]] = [partial(check_form, said, 0)]
-    if said.get("model"):
-        found.append(partial(check_model, said["model"]))
     if said.get("opt"):
         found.append(partial(check_optimizer, said["opt"]))
     if said.get("device"):
