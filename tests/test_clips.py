@@ -573,6 +573,6 @@ def test_the_command_measures_models_of_clips(
         "2",
     ]
     evaluate.main(argv)
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["pictures"], found["views"], found["frame_stride"]) == (12, [2, 1], 2)
     assert found["top1"] == 50  # videos of both classes are the same

@@ -57,13 +57,14 @@ class FolderLock:
             self.take()
 
     def take(self) -> None:
-        """Take the lock of a folder, which exists.
+        """Take the lock of a folder, which is made if there is none.
 
         Raises:
             ValueError: another run holds it.
         """
         if not self.active or self.descriptor is not None:
             return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

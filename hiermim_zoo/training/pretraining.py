@@ -109,7 +109,8 @@ def pretrain(options: PretrainOptions) -> Path:
             del begun  # it holds all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
-        with run.recorded(lock), run.rescued():
+        lock.take()
+        with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
                 run.step(step, caught)
                 run.complete(step)
@@ -222,16 +223,11 @@ class Run:
         return min(self.total, self.first + (self.options.stop_after or self.total))
 
     @contextmanager
-    def recorded(self, lock: FolderLock) -> Iterator[None]:
-        """Inside, steps can be taken; what they come to is written.
-
-        Raises:
-            ValueError: another run has begun to write to the folder.
-        """
+    def recorded(self) -> Iterator[None]:
+        """Inside, steps can be taken; what they come to is written."""
         options, source = self.options, self.data.source
         if self.world.first:
             options.output.mkdir(parents=True, exist_ok=True)
-            lock.take()
             snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
