@@ -55,8 +55,13 @@ def check(options: PretrainOptions) -> PretrainOptions:
 
 
 def cheap_checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
-    """Checks of single options, and of how images are read."""
-    checks = {"model": family_values, "opt": check_optimizer, "device": pick_device}
+    """Checks of single options, and of how images are read.
+
+    Of several processes all must find the same here: what one alone finds is told to the others only once all have met.
+    """
+    checks: dict[str, Callable[[Any], object]] = {"model": family_values, "opt": check_optimizer}
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        checks["device"] = pick_device
     found: list[Callable[[], object]] = [partial(f, said[name]) for name, f in checks.items() if said.get(name)]
     channels = said.get("in_chans") or (0 if said.get("checkpoint") else 3)
     return [*found, partial(check_form, said, channels)]
