@@ -4,12 +4,14 @@
     python -m hiermim_zoo.evaluate DATA --train DATA --model hivit_base --method knn        (or linear, finetune)
     torchrun --nproc-per-node 8 -m hiermim_zoo.evaluate DATA --model hivit_base --method finetune -o DIR
 
-The last line on stdout is a JSON object. Images of DATA never take part in a choice: not of weights, not of settings.
+The last line on stdout is a JSON object; the line before it says the same for people. Images of DATA never take part
+in a choice: not of weights, not of settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.evaluate import EvaluateOptions
@@ -36,7 +38,13 @@ def family_values(model: str) -> Mapping[str, str]:
     return recipe_in_words(model)
 
 
-VERB = Verb("evaluate", __doc__ or "", EvaluateOptions, EXAMPLES, execute, family_values)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.evaluating_checks import problems
+
+    return problems(said)
+
+
+VERB = Verb("evaluate", __doc__ or "", EvaluateOptions, EXAMPLES, execute, family_values, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from .checkpoints.configs import CONFIG_KEY, read_config
 from .checkpoints.files import find_file, read_checkpoint
 from .checkpoints.folder import CONFIG_FILE, DECODER_FILE
-from .checkpoints.rules import check_fits
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
 from .masking import check_keep, random_keep
 from .models.decoder import EPS, FUSIONS, Decoder, raster, token_grid, xavier_uniform
 from .models.family import families, family_of, view_of
+from .models.going_on import INSTEAD, fit_decoder, fit_stem
 from .models.recipes import Recipe
 from .models.saved import check_buildable, check_encoder, saved_args
 from .protocol import MaskableEncoder, PlanningEncoder, Visible
@@ -368,22 +368,18 @@ def _held(folder: Path, decoder: str) -> tuple[int, Path]:
 def _decoder_file(folder: Path) -> Path:
     file = folder / DECODER_FILE
     if folder.exists() and not file.is_file():
-        raise ValueError(
-            f"{folder} holds no {DECODER_FILE}; convert with --mae, or start a new one: --fresh-decoder of pretrain, "
-            "decoder='fresh' of create_mae"
-        )
+        raise ValueError(f"{folder} holds no {DECODER_FILE}; convert with --mae, or start a new one: {INSTEAD}")
     return file
 
 
 def _load(mae: MaskedAutoencoder, name: str, folder: Path, decoder: str, size: Any) -> None:
     """Load the folder that ``convert --mae`` or pre-training wrote."""
     file = _decoder_file(folder) if decoder == "load" else None
-    encoder = family_of(name).load_filter(read_checkpoint(folder).state, mae.encoder, size)
+    encoder = family_of(name).load_filter(fit_stem(read_checkpoint(folder).state, mae.encoder), mae.encoder, size)
     check_encoder(encoder, mae.encoder.state_dict(), folder, name)
     mae.encoder.load_state_dict(encoder)
     if file is not None:
-        state = read_checkpoint(file).state
-        check_fits(state, decoder_state(mae), model=f"the autoencoder of {name}")
+        state = fit_decoder(read_checkpoint(file).state, mae, size, f"the autoencoder of {name}")
         mae.load_state_dict({**mae.state_dict(), **state})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.pretrain import PretrainOptions
@@ -38,7 +39,13 @@ def family_words(model: str) -> Mapping[str, str]:
     return family_words(model)
 
 
-VERB = Verb("pretrain", __doc__ or "", PretrainOptions, EXAMPLES, execute, family_words)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .training.checks import problems
+
+    return problems(said)
+
+
+VERB = Verb("pretrain", __doc__ or "", PretrainOptions, EXAMPLES, execute, family_words, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

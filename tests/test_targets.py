@@ -175,7 +175,7 @@ def test_masked_pre_training_goes_on_from_every_kind_with_a_new_decoder(tmp_path
         mae = create_mae(ARCH, checkpoint=tmp_path / "out", decoder="fresh", recipe=recipe)
         assert same({n[8:]: t for n, t in mae.state_dict().items() if n.startswith("encoder.")}, written)
         assert torch.isfinite(mae(torch.randn(2, 3, 64, 64)).loss)
-    with pytest.raises(ValueError, match="start a new one: --fresh-decoder"):
+    with pytest.raises(ValueError, match="start a new one: --decoder fresh"):
         create_mae(ARCH, checkpoint=tmp_path / "out")
     converted(toy(global_pool="avg", num_classes=5), tmp_path, "--num-classes", 0)
     with pytest.raises(ValueError, match=r"its norm behind mean pooling; .* convert --global-pool token"):
@@ -197,7 +197,7 @@ def test_commands_take_the_folder(tmp_path: Path) -> None:
     trained = load_file(tmp_path / "run" / "encoder" / "model.safetensors")
     assert trained.keys() == written.keys()
     assert all(torch.allclose(tensor, written[name], atol=1e-6) for name, tensor in trained.items())
-    with pytest.raises(ValueError, match="--fresh-decoder belongs to --checkpoint"):
+    with pytest.raises(ValueError, match="--decoder fresh belongs to --checkpoint"):
         pretrain.VERB.parse(["digits", "--model", ARCH, "--fresh-decoder", "-o", str(tmp_path)])
 
 

@@ -21,9 +21,8 @@ from hiermim_zoo.models.family import family_of
 from hiermim_zoo.models.shapes import without_memory
 from hiermim_zoo.training.autoencoder import build_autoencoder, undecayed
 from hiermim_zoo.training.defaults import family_values, followed
-from hiermim_zoo.training.finetuning import schedule_of as tuning_schedule
-from hiermim_zoo.training.optimizer import make_optimizer, set_lr
-from hiermim_zoo.training.pretraining import schedule_of
+from hiermim_zoo.training.optimizer import make_optimizer
+from hiermim_zoo.training.schedule import pretraining_schedule, set_lr, tuning_schedule
 
 IMAGENET = 1_281_167  # training images
 MOMENTS = (
@@ -96,7 +95,7 @@ def check_pretraining(case: Pretraining) -> None:
     said = PretrainOptions(data="images", model=case.arch, output=Path("run"))
     options, row = said.filled(family_values(case.arch)), followed(case.arch, None).pretraining
     batching = Batching(case.images, options.batch_size, 1, 0, 1, 0, options.repeat or 1)
-    schedule = schedule_of(options, row, batching)
+    schedule = pretraining_schedule(options, row, batching)
     assert (options.epochs, options.batch_size) == (case.epochs, case.batch)
     assert schedule.total * batching.batch == seen(case)
     for step in steps(schedule.total, batching.per_epoch):

@@ -12,19 +12,19 @@ import timm
 import torch
 
 from ..checkpoints.atomic import replacing
-from ..checkpoints.folder import check_target
-from ..training.distributed import World, gather_objects, processes
+from ..text import printable
+from ..training.distributed import gather_objects, processes
+from ..training.endings import FROM_SCRATCH, LITTLE, about_model, warn
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..training.probe import interval
-from ..training.run_log import LOG
 from ..version import __version__
+from .evaluating_checks import check
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
 from .evaluating_shared import Score, own_model_kwargs
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
-from .output_files import check_writable
 
 METHODS = {"classify": classify, "knn": neighbours, "linear": linear, "finetune": finetune}
 
@@ -37,37 +37,25 @@ def evaluate(options: EvaluateOptions) -> Outcome:
     """
     began = time.perf_counter()
     with processes(options.device) as world:
-        check_outputs(options, world)
+        check(options, world)
         amp = options.amp or ("auto" if options.method == "finetune" else "none")
         options = replace(options, amp=chosen_amp(amp, world.device))
         score, settings = METHODS[options.method](options, world)
         result = {}
         if world.first:
             result = summary(options, score, settings, time.perf_counter() - began)
+            warn(result["warnings"])
             if options.json:
                 with replacing(options.json) as part:
                     part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         result = gather_objects(result)[0]
-    return Outcome(result, json.dumps(result) if world.first else "")
-
-
-def check_outputs(options: EvaluateOptions, world: World) -> None:
-    """Refuse what cannot be written before any work is done.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if world.size > 1 and options.method != "finetune":
-        raise ValueError(f"--method {options.method} runs in one process; torchrun is for finetune")
-    if world.first and options.output:
-        check_target(options.output, options.force, (LOG,))
-    if options.json:
-        check_writable(options.json, f"--json {options.json}")
+    return Outcome(result, f"{in_words(result)}\n{json.dumps(result)}" if world.first else "")
 
 
 def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The result, with all that is needed to get it again; what is in it are the types that JSON knows."""
     trained = options.method in TRAINED
+    so = FROM_SCRATCH if options.method == "finetune" else LITTLE
     found = {
         "model": options.model,
         "pretrained": options.pretrained,
@@ -84,7 +72,8 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
         "images": to_remember(form_for(options, 0)),
         "pictures": score.total,
         "top1": round(score.percent, 4),
-        "interval": [round(100 * bound, 4) for bound in interval(*score)],
+        "interval": [round(100 * bound, 4) for bound in interval(score.right, score.total)],
+        "warnings": [*about_model(options.model, options.pretrained, so), *score.warnings],
         "seed": options.seed,
         "settings": {"amp": options.amp, "max_bad": options.max_bad, **settings},
         "command": options.command("evaluate"),
@@ -98,3 +87,10 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in the file
     return plain
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """The result as a line for people."""
+    low, high = result["interval"]
+    right = f"{result['top1']:.1f} % of {result['pictures']} images right (95 % interval {low:.1f} to {high:.1f})"
+    return printable(f"{result['model']}, {result['method']} on {result['data']}: {right}")

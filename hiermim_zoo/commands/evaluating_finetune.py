@@ -18,6 +18,7 @@ from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
 from ..training.distributed import World, summed
+from ..training.endings import about_score, about_training, chance_of
 from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, interval, outputs
@@ -60,12 +61,23 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
 
     tuning.train(options.output and options.output / LOG, report)
     score = count(tuning.result, test, world, how)
+    score = score._replace(warnings=tuple(about_tuning(tuning, score, test, classes)))
     settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
     if options.output and world.first:
         export(options, options.output, tuning.result, arch, config, train, settings, score)
     return score, settings
+
+
+def about_tuning(tuning: FineTune, score: Score, test: Labelled, classes: int) -> list[str]:
+    """Lines about what should be known beside the score: that little was learned, or nothing."""
+    chance = chance_of(test.source.labels, classes, test.names)
+    advice = "more --epochs, another --lr, a pre-trained encoder, or look at the labels"
+    return [
+        *about_score(score.right, score.total, chance, advice),
+        *about_training(tuning.total, tuning.total, 0, False, tuning.losses),
+    ]
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -188,7 +200,7 @@ def export(
     own_args = {
         key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
     }
-    low, high = (100 * bound for bound in interval(*score))
+    low, high = (100 * bound for bound in interval(score.right, score.total))
     measured = f"{score.percent:.2f} % of {score.total} images of {options.data}"
     provenance = {
         "start": options.model if options.pretrained else f"{options.model}, random weights",

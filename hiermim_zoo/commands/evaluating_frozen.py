@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Labelled, check_labels, classes_by_label
 from ..models.build import make_model
 from ..training.distributed import World
+from ..training.endings import about_score, chance_of
 from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, knn, linear_probe, outputs, pooled_features
 from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
 from .options.evaluate import EvaluateOptions
 
 BATCH = 64  # images fed at once
+ADVICE = "--method finetune, a model that was trained longer or on similar images, or look at the labels"
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, arXiv 1805.01978
 
 
@@ -43,7 +46,7 @@ def classify(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
         raise ValueError(f"{options.model} tells {model.num_classes} classes apart, but {options.data} has {classes}")
     output_of = output_by_label(options, model, test)
     found, labels = outputs(class_probabilities(model), test.source, how)
-    return score(found.argmax(1), output_of[check_labels(test, labels)]), {}
+    return score(found.argmax(1), output_of[check_labels(test, labels)], model.num_classes), {}
 
 
 def output_by_label(options: EvaluateOptions, model: Any, test: Labelled) -> Tensor:
@@ -76,7 +79,7 @@ def neighbours(options: EvaluateOptions, world: World) -> tuple[Score, dict[str,
     k, temperature = min(options.k or NEIGHBOURS, len(bank)), options.temperature or TEMPERATURE
     device = world.device
     found = knn(bank.to(device), bank_labels.to(device), queries.to(device), k, temperature).cpu()
-    return score(found, check_labels(test, labels)), {"k": k, "temperature": temperature}
+    return score(found, check_labels(test, labels), *of_data(test)), {"k": k, "temperature": temperature}
 
 
 def linear(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
@@ -91,11 +94,18 @@ def linear(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any
     (bank, bank_labels), (queries, labels) = (cached_features(options, data, model, how) for data in (train, test))
     check_labels(train, bank_labels)
     found, settings = linear_probe(bank, bank_labels, queries, options.seed)
-    return score(found, check_labels(test, labels)), settings
+    return score(found, check_labels(test, labels), *of_data(test)), settings
 
 
-def score(found: Tensor, labels: Tensor) -> Score:
-    return Score(int((found == labels).sum()), len(labels))
+def of_data(test: Labelled) -> tuple[int, list[str] | None]:
+    """The number of classes, and their names, as far as the data tell."""
+    return (len(test.names) if test.names else classes_by_label(test)) or 2, test.names
+
+
+def score(found: Tensor, labels: Tensor, classes: int, names: Sequence[str] | None = None) -> Score:
+    """How many are right, and whether that is more than chance."""
+    right, total = int((found == labels).sum()), len(labels)
+    return Score(right, total, tuple(about_score(right, total, chance_of(labels, classes, names), ADVICE)))
 
 
 def load(options: EvaluateOptions, world: World) -> tuple[Any, Inference]:

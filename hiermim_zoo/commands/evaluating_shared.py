@@ -22,6 +22,7 @@ class Score(NamedTuple):
 
     right: int
     total: int
+    warnings: tuple[str, ...] = ()  # what should be known beside it
 
     @property
     def percent(self) -> float:

@@ -17,10 +17,9 @@ from ..models.recipes import FineTuning, Pretraining, Recipe
 from ..models.shapes import without_memory
 from ..training.autoencoder import build_autoencoder, undecayed
 from ..training.defaults import family_values, pretraining_of
-from ..training.finetuning import TuningSettings, recipe_for, schedule_of
-from ..training.optimizer import Schedule
-from ..training.pretraining import schedule_of as pretraining_schedule
+from ..training.finetuning import TuningSettings, recipe_for
 from ..training.run_data import open_data
+from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, without_weights
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
@@ -111,7 +110,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     _, train = open_splits(options, data_config(sketch)["input_size"], recipe.repeat)
     assert train is not None
     count, noun = len(train.source), train.source.noun
-    lines += _steps(count, noun, recipe.batch, recipe.repeat, lambda batching: schedule_of(recipe, batching))
+    lines += _steps(count, noun, recipe.batch, recipe.repeat, lambda batching: tuning_schedule(recipe, batching))
     return _outcome(options.model, lines, {"fine-tuning": row.source})
 
 

@@ -22,6 +22,7 @@ from ..data.readers import readings
 from ..data.transforms import data_config
 from ..models.build import make_model
 from ..training.distributed import World, gather_objects, processes
+from ..training.endings import about_model, warn
 from ..training.image_form import form_for
 from ..training.precision import autocast
 from .extracting_file import DTYPES, Part, merge, reserve
@@ -57,6 +58,7 @@ def extract(options: ExtractOptions) -> Outcome:
             parts = gather_objects(write_part(model, rows, options, Path(folder), world))
             if world.first:
                 text = merge(parts, rows, options, Path(folder))
+                warn(about_model(options.model, options.pretrained))
             gather_objects("done")
         finally:  # in every process: one that fails may be the only one that gets here
             if folder:

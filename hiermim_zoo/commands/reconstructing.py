@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.atomic import replacing
+from ..checkpoints.configs import IMAGES_KEY
 from ..data.clips import Clips, clips_of, refuse_videos
 from ..data.decoding import Form, Image_, read_file
 from ..data.stacks import read_stack, stacked
@@ -19,7 +20,8 @@ from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
 from ..masking import random_keep
 from ..training.drawing import preprocessing, sheet, shown_of
-from ..training.image_form import form_of, remembered_in
+from ..training.endings import about_no_checkpoint, about_steps, warn
+from ..training.image_form import form_of, said_in
 from .options import Outcome
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_writable
@@ -39,7 +41,8 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
         mask_ratio=options.mask_ratio,
         norm_pix=not options.raw_pixels,
     ).eval()
-    beside = remembered_in(options.checkpoint) if options.checkpoint else {}
+    said = said_in(options.checkpoint) if options.checkpoint else {}
+    beside = said.get(IMAGES_KEY, {})
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
     images = load_images(options.images, preprocessing(mae), form, options.frame_stride, options.frame_rate)
@@ -50,6 +53,8 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     drawn = sheet(mae, images, out, title, shown, options.statistics)
     with replacing(options.output) as part:
         drawn.save(part, format=kind)
+    start = options.checkpoint
+    warn(about_steps(start, said) if start else about_no_checkpoint(options.model))
     things = "images" if images.ndim == 4 else "clips"
     loss = f"loss {out.loss.item():.4f} on what is hidden of {len(images)} {things}"
     return Outcome(options.output, f"wrote {options.output}: {loss}")

@@ -25,12 +25,14 @@ from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from ..text import printable
 from .readers import readings
 from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
 from .transforms import samples_of
 
 TRIES = 50  # items tried in place of one that cannot be read
+NAMED = 10  # items that cannot be read, beyond which they are counted alone
 # Columns of what goes with each sample: its label, the position that was wanted, the one that was read, and from EXTRA
 # on what Loading.extra gives.
 LABEL, WANTED, READ, EXTRA = range(4)
@@ -93,12 +95,15 @@ class Batching:
             each = f" and {self.repeat} clips of each video" if self.repeat > 1 else ""
             raise ValueError(
                 f"a batch of {self.batch} cannot be shared by {self.world} processes "
-                f"with {self.accumulate} accumulation steps{each}: it must be a multiple of {parts}"
+                f"with {self.accumulate} accumulation steps{each}: it must be a multiple of {parts}; "
+                f"--batch-size {max(1, self.batch // parts) * parts} would work"
             )
         if self.batch > self.length * self.repeat:
             clips = f"{self.repeat} clips of each of the {self.length} videos"
             what = clips if self.repeat > 1 else f"{self.length} images"
-            raise ValueError(f"a batch of {self.batch} is more than the {what} of the data")
+            most = self.length * self.repeat // parts * parts
+            hint = f"; --batch-size {most} would work" if most else ""
+            raise ValueError(f"a batch of {self.batch} is more than the {what} of the data{hint}")
 
     @property
     def per_pass(self) -> int:
@@ -255,7 +260,7 @@ class CheckedBatches:
     """Batches as they come, before they go to the device: counts items that had to be replaced, looks at labels.
 
     Raises:
-        ValueError: while iterating: more items than the share ``max_bad`` cannot be read, a label is no class, or a
+        ValueError: while iterating: more items than ``max_bad`` allows cannot be read, a label is no class, or a
             process that reads was killed.
     """
 
@@ -283,13 +288,16 @@ class CheckedBatches:
         if position in self.bad:
             return
         self.bad.add(position)
-        name = self.source.name_of(position)
-        print(f"cannot be read, replaced by another: {name}{self.reason(position)}", file=sys.stderr)
-        if len(self.bad) > self.max_bad * len(self.source):
+        which = f"{printable(self.source.name_of(position))}{self.reason(position)}"
+        if len(self.bad) > bad_allowed(self.max_bad, len(self.source)):
             raise ValueError(
                 f"{len(self.bad)} of {len(self.source)} {self.source.noun} cannot be read, "
-                f"which is more than --max-bad {self.max_bad}"
+                f"which is more than --max-bad {self.max_bad:g}; the last one: {which}"
             )
+        if len(self.bad) <= NAMED:
+            print(f"cannot be read, replaced by another: {which}", file=sys.stderr)
+        if len(self.bad) == NAMED:
+            print("more that cannot be read are counted, not named; `stats` names all", file=sys.stderr)
 
     def reason(self, position: int) -> str:
         """Why; found out here once more, for only numbers come from the workers."""
@@ -298,6 +306,15 @@ class CheckedBatches:
         except Exception as error:  # decoders of damaged files raise whatever comes up
             return f" ({first_line(error)})"
         return ""
+
+
+def bad_allowed(max_bad: float, total: int) -> float:
+    """How many of so many items may be unreadable.
+
+    Args:
+        max_bad: so many; below 1 a share of them, and any share allows for one.
+    """
+    return max(1.0, max_bad * total) if 0 < max_bad < 1 else max_bad
 
 
 def first_line(error: Exception) -> str:
@@ -313,7 +330,7 @@ class Loading:
         input_size: of the model: (channels, height, width) or (channels, frames, height, width).
         device: that the batches go to.
         workers: processes that read; 0: this one does.
-        max_bad: share of the items that may be unreadable.
+        max_bad: items that may be unreadable, see :func:`bad_allowed`.
         extra: numbers that go with each sample, drawn in the worker.
         prepare: what is to be made of the columns of a batch, in the worker.
         erase: probability of random erasing.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
@@ -93,8 +93,20 @@ class Source(Items, Protocol):
         return  # what has positions has no order of its own
 
     def some(self, count: int) -> list[Any]:
-        """What is read of so many items as for evaluation, without labels: evenly spaced, or the first of a stream."""
-        return [self.read(n * len(self) // count)[0] for n in range(count)]
+        """What is read of so many items as for evaluation, without labels: evenly spaced, or the first of a stream.
+
+        In place of one that cannot be read the next one is taken; where too few can, there are fewer.
+        """
+        found: dict[int, Any] = {}
+        for n in range(count):
+            start = n * len(self) // count
+            for position in (*range(start, len(self)), *range(start)):
+                if position in found:
+                    continue
+                with suppress(Exception):  # decoders of damaged files raise whatever comes up; who needs it names it
+                    found[position] = self.read(position)[0]
+                    break
+        return list(found.values())
 
 
 class Stream(Source, Protocol):

@@ -22,10 +22,10 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
     Raises:
         ValueError: it cannot be built so, or cannot be compiled as asked for.
     """
-    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path, "in_chans": options.in_chans}
+    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path}
     kwargs |= options.own_model_kwargs(*OWN_ARGS)
-    if options.img_size:
-        kwargs["img_size"] = options.img_size
+    sizes = {"img_size": options.img_size, "in_chans": options.in_chans}
+    kwargs |= {name: value for name, value in sizes.items() if value}
     try:
         mae = create_mae(
             options.model,
@@ -33,7 +33,7 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
             options.checkpoint,
             options.mask_ratio,
             not options.raw_pixels,
-            "fresh" if options.fresh_decoder else "load",
+            "fresh" if options.fresh_decoder else options.decoder,
             recipe={**_changes(options), **(recipe or {})},
             **kwargs,
         )

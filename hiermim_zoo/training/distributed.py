@@ -200,7 +200,7 @@ def pick_device(name: str | None) -> torch.device:
             torch.cuda.set_device(name)  # or pinned memory would open a context on the first GPU
     except (RuntimeError, AssertionError, ImportError) as error:
         why = shorten(str(error).partition("\n")[0], 200)
-        raise ValueError(f"device {name!r} cannot be used: {why}") from error
+        raise ValueError(f"device {name!r} cannot be used: {why}; --device cpu would work") from error
     return torch.device(name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
 from ..models.family import check_arch
 from ..models.recipes import Recipe
+from ..text import printable
 from ..version import __version__
 from .autoencoder import build_autoencoder
 from .run_log import read_log
@@ -30,6 +31,7 @@ def export(
     images: Mapping[str, Any],
     step: int,
     command: str,
+    warnings: Sequence[str],
 ) -> Path:
     """Write the encoder of a run into its output folder.
 
@@ -41,10 +43,19 @@ def export(
         images: how files became images, see ``image_form.to_remember``.
         step: after which the weights were so.
         command: the command line of the run, for the card.
+        warnings: what should be known of the run.
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: a weight is not finite.
     """
+    if odd := next((name for name, tensor in weights.items() if not tensor.isfinite().all()), None):
+        raise ValueError(
+            f"{odd} holds values that are not finite, so no encoder is written; start again with a lower --lr or "
+            "--clip 1, or write that of an earlier snapshot with --export-only --resume FILE"
+        )
     mae = build_autoencoder(options, recipe.values())
     mae.load_state_dict(weights)
     arch = check_arch(options.model)
@@ -53,7 +64,7 @@ def export(
     contents = Contents(
         arch,
         encoder,
-        provenance(options, step, command),
+        provenance(options, step, command, warnings),
         MADE,
         options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
         decoder=decoder_state(mae),
@@ -62,19 +73,19 @@ def export(
     )
     folder = options.output / ENCODER
     write_folder(contents, folder, force=True)
-    print(f"wrote {folder}: timm.create_model('local-dir:{folder}', pretrained=True)")
+    print(f"wrote {(name := printable(folder))}: timm.create_model('local-dir:{name}', pretrained=True)")
     return folder
 
 
-def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, Any]:
+def provenance(options: PretrainOptions, step: int, command: str, warnings: Sequence[str]) -> dict[str, Any]:
     """Where the weights come from, for configuration and card."""
     notes = read_log(options.output)
     losses, neighbours = (
         [note[key] for note in notes if note.get(key) is not None and note["step"] <= step] for key in ("loss", "knn")
     )
     return {
-        "command": command,
-        "data": options.data,
+        "command": printable(command),
+        "data": printable(options.data),
         "epochs": options.epochs,
         "step": step,
         "batch": options.batch_size,
@@ -83,6 +94,7 @@ def provenance(options: PretrainOptions, step: int, command: str) -> dict[str, A
         "license": options.license,
         "hiermim_zoo": __version__,
         "torch": str(torch.__version__),
+        **({"warnings": list(warnings)} if warnings else {}),
     }
 
 

@@ -34,8 +34,9 @@ from ..models.family import families, family_of
 from ..models.recipes import FineTuning
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients
-from .optimizer import Schedule, gradient_norm, make_optimizer, set_lr
+from .optimizer import gradient_norm, make_optimizer
 from .precision import autocast, train_in
+from .schedule import set_lr, tuning_schedule
 
 
 @dataclass(frozen=True)
@@ -158,19 +159,6 @@ def objective(
     return mixed, SoftTargetCrossEntropy()
 
 
-def schedule_of(recipe: FineTuning, batching: Batching) -> Schedule:
-    """The learning rate of every step."""
-    return Schedule(
-        batching.steps_of_run(recipe.epochs),
-        batching.steps_of(recipe.warmup),
-        recipe.blr * batching.batch / 256,
-        recipe.min_lr,
-        recipe.start_lr,
-        recipe.ahead * batching.per_epoch,
-        recipe.schedule == "simmim",
-    )
-
-
 class FineTune:
     """A fine-tuning run; everything that can be refused is refused when it is made.
 
@@ -212,8 +200,9 @@ class FineTune:
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
-        self.schedule = schedule_of(recipe, self.batching)
+        self.schedule = tuning_schedule(recipe, self.batching)
         self.total = self.schedule.total
+        self.losses: list[float] = []  # of each epoch
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -260,6 +249,7 @@ class FineTune:
                     continue
                 samples = steps.stop * self.batching.batch
                 line = {"epoch": epoch, "samples": samples, **self._epoch(steps, bar), **report(epoch)}
+                self.losses.append(line["loss"])
                 if log and self.world.first:
                     log.parent.mkdir(parents=True, exist_ok=True)
                     with log.open("a" if epoch else "w", encoding="utf-8") as file:

@@ -65,14 +65,30 @@ def remembered(model: str) -> dict[str, Any]:
     Raises:
         ValueError: it says what cannot be.
     """
-    source, name = parse_model_name(model)
-    if source == "hf-hub":
-        return remembered_in(Path(download_from_hf(name, CONFIG_FILE)).parent)
-    return remembered_in(Path(name)) if source == "local-dir" else {}
+    images: dict[str, Any] = said_of(model).get(IMAGES_KEY, {})
+    return images
 
 
 def remembered_in(folder: Path) -> dict[str, Any]:
     """Likewise, of a folder."""
-    file = folder / CONFIG_FILE
-    images: dict[str, Any] = read_config(file)[CONFIG_KEY].get(IMAGES_KEY, {}) if file.is_file() else {}
+    images: dict[str, Any] = said_in(folder).get(IMAGES_KEY, {})
     return images
+
+
+def said_of(model: str) -> dict[str, Any]:
+    """All that this package wrote into config.json of a model; nothing where there is none.
+
+    Raises:
+        ValueError: it says what cannot be.
+    """
+    source, name = parse_model_name(model)
+    if source == "hf-hub":
+        return said_in(Path(download_from_hf(name, CONFIG_FILE)).parent)
+    return said_in(Path(name)) if source == "local-dir" else {}
+
+
+def said_in(folder: Path) -> dict[str, Any]:
+    """Likewise, of a folder."""
+    file = folder / CONFIG_FILE
+    said: dict[str, Any] = read_config(file)[CONFIG_KEY] if file.is_file() else {}
+    return said

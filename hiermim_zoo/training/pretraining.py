@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +20,17 @@ import torch
 from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.problems import together
 from ..data.batches import WANTED, Batching, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import MaskedAutoencoder, recipe_changes
-from ..models.recipes import Pretraining
+from ..text import printable
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
-from .defaults import Followed, family_values, followed
+from .checks import check, check_batch
+from .defaults import Followed, followed
 from .distributed import (
     SIGNALS,
     OnItsWay,
@@ -40,24 +43,24 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
+from .endings import about_training, warn
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
+from .lock import FolderLock
 from .masks import check_masks, is_shared, keep_of, planned_ahead, visible_units
 from .optimizer import (
-    Schedule,
-    check_optimizer,
     decides_on_device,
     gradient_norm,
     make_optimizer,
     own_kernels,
-    set_lr,
     take_step,
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
 from .run_data import Data, check_units, open_data
-from .run_log import Meter, RunLog, peak_memory
+from .run_log import Meter, RunLog, peak_memory, read_log
+from .schedule import pretraining_schedule, set_lr
 
 LOOKS = "looks"  # in the output folder
 AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
@@ -87,14 +90,15 @@ def pretrain(options: PretrainOptions) -> Path:
         ValueError: naming the option, file or data that is wrong, or what went wrong in a step.
         Stopped: a signal ended it.
     """
-    chosen = options.filled(family_values(options.model))
-    check_optimizer(chosen.opt)
-    with processes(chosen.device, chosen.fsdp, AGAIN) as world, noted_signals() as caught:
+    chosen = check(options)
+    with ExitStack() as stack:
+        world = stack.enter_context(processes(chosen.device, chosen.fsdp, AGAIN))
+        caught = stack.enter_context(noted_signals())
+        lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
-        begun = begun_run(chosen, world)
-        torch.manual_seed(chosen.seed)
+        begun, _ = together(partial(begun_run, chosen, world, lock), partial(check_batch, chosen, world))
         rows = followed(chosen.model, begun.state if begun else None)
-        mae = build_autoencoder(chosen, rows.recipe)
+        mae = new_autoencoder(chosen, rows.recipe)
         data = open_data(chosen, mae, begun)
         parts = (chosen.accumulate, world.rank, world.size)
         batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
@@ -108,6 +112,7 @@ def pretrain(options: PretrainOptions) -> Path:
             del begun  # it holds all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
+        lock.take()
         with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
                 run.step(step, caught)
@@ -129,12 +134,14 @@ def pretrain(options: PretrainOptions) -> Path:
 # ---- what comes before the first step
 
 
-def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
+def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snapshots.Begun | None:
     """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
 
     Raises:
-        ValueError: the folder belongs to another run, or the snapshot is of one, missing or damaged.
+        ValueError: the folder belongs to another run, be it one that is under way or one that is not, or the snapshot
+            is of one, missing or damaged.
     """
+    lock.look()
     snapshot = gather_objects(snapshots.where(options.output, options.resume) if world.first else None)[0]
     if snapshot is None:
         if options.export_only:
@@ -146,19 +153,10 @@ def begun_run(options: PretrainOptions, world: World) -> snapshots.Begun | None:
     return snapshots.Begun(snapshot, state)
 
 
-def schedule_of(options: PretrainOptions, row: Pretraining, batching: Batching) -> Schedule:
-    """The learning rate of every step of a run.
-
-    Args:
-        options: with the values of the family.
-
-    Raises:
-        ValueError: there is not one step.
-    """
-    everything = batching.steps_of_run(options.epochs)
-    total = min(options.steps or everything, everything)
-    ahead = row.ahead * batching.per_epoch
-    return Schedule(total, batching.steps_of(options.warmup), options.lr, ahead=ahead)
+def new_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any]) -> MaskedAutoencoder:
+    """An autoencoder whose random numbers begin at the seed."""
+    torch.manual_seed(options.seed)
+    return build_autoencoder(options, recipe)
 
 
 # ---- the run
@@ -201,10 +199,11 @@ class Run:
     ) -> None:
         self.options, self.rows, self.world = options, rows, world
         self.mae, self.data, self.batching = mae, data, batching
-        self.schedule = schedule_of(options, rows.pretraining, batching)
+        self.schedule = pretraining_schedule(options, rows.pretraining, batching)
         self.total = self.schedule.total  # steps of the whole run
         self.first = 0  # steps that are done already
         self.skipped = 0  # steps in a row
+        self.updates = 0  # steps that changed the weights
         self.done = 0  # the last step that is complete
         folder = options.output / snapshots.FOLDER
         self.writer = snapshots.SnapshotWriter(folder, options.max_snapshots, world.first, options.fsdp)
@@ -225,7 +224,7 @@ class Run:
             snapshots.restore(self.mae, self.optimizer, begun.snapshot, state)
         self.scaler.load_state_dict(state["scaler"])
         self.first, self.skipped, self.writer.last = state["step"], state["skipped"], begun.snapshot
-        self.done = self.first
+        self.done, self.updates = self.first, state.get("updates", self.first)  # old snapshots do not say it
         if len(state["random"]) == self.world.size:  # else they start from the seed; batches and masks do not need them
             snapshots.set_random_state(state["random"][self.world.rank], self.world.device)
 
@@ -380,7 +379,8 @@ class Run:
         source = self.data.source
         file = self.options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
         file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(f"{source.name_of(i)}\n" for i in positions.tolist()), encoding="utf-8")
+        names = (printable(source.name_of(i)) for i in positions.tolist())
+        file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         self.record.say(f"step {step}: loss or gradients are not finite, step skipped; its images are listed in {file}")
 
     def note(self, taken: Taken, outcome: StepOutcome) -> None:
@@ -391,6 +391,7 @@ class Run:
         """
         step, memory = taken.step, peak_memory(self.world.device)
         self.skipped = self.skipped + 1 if outcome.skipped else 0
+        self.updates += not outcome.skipped and isfinite(outcome.norm)  # where it is not, the scaler of fp16 skips
         if outcome.skipped:
             self.complain(step, torch.cat(taken.positions))
         else:
@@ -427,6 +428,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "step": step,
             "skipped": self.skipped,
+            "updates": self.updates,
             "epoch": list(divmod(step, self.batching.per_pass)),
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "images": self.data.described(),
@@ -457,17 +459,33 @@ class Run:
         self.record.say(f"stopped by {signal.Signals(number).name} after step {step}, saved: go on with --resume auto")
         return Stopped(number, self.writer.last)
 
+    def endings(self, step: int) -> list[str]:
+        """What the encoder after a step should not keep to itself."""
+        notes = read_log(self.options.output)
+        losses = [note["loss"] for note in notes if note["step"] <= step and note.get("loss") is not None]
+        longer = "more --steps" if self.options.steps == self.total else "more --epochs"
+        return about_training(step, self.updates, self.schedule.warmup, step <= self.schedule.warmup, losses, longer)
+
     def export(self, command: str) -> Path:
         """Write the encoder as it is now.
 
         Args:
             command: the command line of the run, for the card.
+
+        Raises:
+            ValueError: it has learned nothing, or its weights are not finite.
         """
+        if not self.updates:
+            raise ValueError(
+                "no step changed the weights, because no loss or gradient was finite, so no encoder is written; "
+                "a lower --lr, --clip 1 or --amp none may help"
+            )
         last = self.writer.last if self.options.fsdp else None  # of a model that is spread nobody holds all weights
         weights = {} if last else snapshots.learned(self.mae, self.optimizer)["model"]
         if self.world.first:
             weights = snapshots.weights_of(last) if last else weights
             step = self.first if self.options.export_only else self.last
             images = to_remember(self.data.form)
-            export(weights, self.options, self.mae.recipe, self.data.config, images, step, command)
+            warn(lines := self.endings(step))
+            export(weights, self.options, self.mae.recipe, self.data.config, images, step, command, lines)
         return self.options.output / ENCODER

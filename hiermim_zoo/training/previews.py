@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,10 @@ def look(
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
     transform = make_transform(**config, is_training=False)
-    images = torch.stack([samples_of(transform(item))[0] for item in source.some(SHOWN)]).to(device)
+    samples = [samples_of(transform(item))[0] for item in source.some(SHOWN)]
+    if not samples:  # none can be read: the training says so
+        return
+    images = torch.stack(samples).to(device)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(0)).to(device)
     with at_rest(mae):
         out = mae(images, keep)
@@ -66,14 +70,16 @@ def probe(
 ) -> float | None:
     """Top-1 accuracy in percent of 20 nearest neighbours in the encoder's pooled features.
 
-    None where the data does not tell its labels without being read.
+    None where the data does not tell its labels without being read, or too few images can be read.
     """
     if source.labels is None:
         return None
     chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:PROBED].tolist()
     with at_rest(mae):
-        reading = Inference(config, device, workers=workers, max_bad=1.0, progress=False)
+        reading = Inference(config, device, workers=workers, max_bad=math.inf, progress=False)
         features, targets = pooled_features(mae.encoder, source, reading, chosen)
     asking = len(features) // 6
+    if not asking:
+        return None
     answers = knn(features[asking:], targets[asking:], features[:asking])
     return 100 * (answers == targets[:asking]).float().mean().item()

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..data.batches import start_worker
+from ..data.batches import NAMED, bad_allowed, start_worker
 from ..data.readers import readings
 from ..data.source import Source
 from ..data.transforms import make_transform, samples_of
+from ..text import printable
 from .precision import autocast
 
 CELLS = 2**26  # of a chunk of the similarities, [m, N]
@@ -42,7 +43,8 @@ class Inference:
         batch_size: items that are shown at once.
         workers: processes that read; 0: this one does. A stream is read by one at most, which keeps its order.
         amp: see :func:`hiermim_zoo.training.precision.autocast`.
-        max_bad: share of the items that may be left out because they cannot be read; each is named on stderr.
+        max_bad: items that may be left out because they cannot be read, see ``data.batches.bad_allowed``; the first are
+            named on stderr, none where any number may.
         progress: show a bar, if stderr is a terminal.
     """
 
@@ -121,7 +123,7 @@ def outputs(
     total = len(source) if chosen is None else len(chosen)
     with tqdm(total=total, unit="image", disable=None if how.progress else True, leave=False) as bar:
         for batch in readings(_loader(source, chosen, how)):
-            bad += _leave_out(source, batch, how.max_bad * total - bad)
+            bad += _leave_out(source, batch, bad, bad_allowed(how.max_bad, total))
             good = [(views, label) for _, views, label in batch if isinstance(views, Tensor)]
             if good:
                 views = torch.stack([views for views, _ in good]).to(how.device)
@@ -160,14 +162,16 @@ def _loader(source: Source, chosen: list[int] | None, how: Inference) -> Any:
     return DataLoader(ViewsOfStream(source, transform), num_workers=workers, **options)
 
 
-def _leave_out(source: Source, batch: list[Seen], allowed: float) -> int:
-    """How many of a batch cannot be read; names them."""
+def _leave_out(source: Source, batch: list[Seen], before: int, allowed: float) -> int:
+    """How many of a batch cannot be read, beside those ``before``; names the first."""
     bad = [(i, reason) for i, reason, _ in batch if isinstance(reason, str)]
-    for n, (i, reason) in enumerate(bad, start=1):
-        message = f"{source.name_of(i)} cannot be read ({' '.join(reason.split())})"
+    for n, (i, reason) in enumerate(bad, start=before + 1):
+        message = f"{printable(source.name_of(i))} cannot be read ({' '.join(reason.split())})"
         if n > allowed:
-            raise ValueError(f"{message}; --max-bad SHARE allows for some")
-        tqdm.write(f"left out: {message}", file=sys.stderr)
+            raise ValueError(f"{message}; --max-bad N allows for some")
+        if n <= NAMED and allowed < math.inf:
+            more = "; more are counted, not named" if n == NAMED else ""
+            tqdm.write(f"left out: {message}{more}", file=sys.stderr)
     return len(bad)
 
 

@@ -19,13 +19,14 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
 from ...text import printable
 from ...version import __version__
+from .problems import EXAMPLES, BadOptions, gathered, lines_of, names
 from .values import ASSIGNMENT, FLAG, SIDES, TEXT, ValueKind, one_of
 
 BAD_INPUT = 2  # exit code
@@ -100,18 +101,17 @@ class OptionSet:
     """Base of the options of a command: frozen dataclasses whose values are checked when they are made."""
 
     def __post_init__(self) -> None:
-        for field in _fields(self):
-            value = getattr(self, field.name)
-            if value is not None or field.default is not None:
-                object.__setattr__(self, field.name, _checked(field.name, option_of(field), value))
-        self.check_together()
+        sound, wrong = _sorted_out(type(self), {field.name: getattr(self, field.name) for field in _fields(self)})
+        for field in _fields(self):  # where one is wrong its default, so that the others can be looked at
+            object.__setattr__(self, field.name, sound[field.name] if field.name in sound else _default(field))
+        flags = [flag_of(field.name, option_of(field)) for field in _fields(self) if field.name in wrong]
+        clashes = [line for line in gathered(self.check_together) if not names(line, flags)]
+        if wrong or clashes:
+            raise BadOptions([*wrong.values(), *clashes], sound)
 
-    def check_together(self) -> None:
-        """Refuse options that do not go together; for a command to override.
-
-        Raises:
-            ValueError: naming them.
-        """
+    def check_together(self) -> Iterable[str]:
+        """Lines about options that do not go together, which name them; for a command to override."""
+        return ()
 
     def given(self) -> dict[str, Any]:
         """The options that are not at their defaults."""
@@ -163,6 +163,22 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return _checked(field.name, option_of(field), field.default)
 
 
+def _sorted_out(options: type[OptionSet], said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values with which nothing is wrong, as their kinds have them, and lines about the others."""
+    sound: dict[str, Any] = {}
+    wrong: dict[str, str] = {}
+    for field in _fields(options):
+        if field.name not in said:
+            continue
+        value = said[field.name]
+        try:
+            as_it_is = value is None and field.default is None
+            sound[field.name] = None if as_it_is else _checked(field.name, option_of(field), value)
+        except ValueError as error:
+            wrong[field.name] = str(error)
+    return sound, wrong
+
+
 def _texts(about: Option, value: Any) -> list[str]:
     """A value as the words of a command line."""
     if about.kind is ASSIGNMENT:
@@ -190,7 +206,8 @@ def _checked(name: str, about: Option, value: Any) -> Any:
         values = tuple(value.items()) if isinstance(value, Mapping) else value
         found = tuple(about.kind(v) for v in (values if isinstance(values, (list, tuple)) else (values,)))
     except ValueError as error:
-        raise ValueError(f"{called} {error}") from error
+        example = EXAMPLES.get(name, about.kind.example)
+        raise ValueError(f"{called} {error}" + (f"; {example} would work" if example else "")) from error
     if about.kind is ASSIGNMENT:
         return dict(found)
     if not found:
@@ -224,12 +241,13 @@ class Formatter(argparse.HelpFormatter):
         )
 
 
-def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet]) -> Parser:
+def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet], lenient: bool = False) -> Parser:
     """The parser of a command. It leaves values as words: the options check them, wherever they come from.
 
     Args:
         values: defaults in words, by option, where a model's family says them.
         options: of the command, with those that the family adds.
+        lenient: nothing must be given, and words that belong to no option are left alone.
     """
     must = [(field.name, option_of(field)) for field in _fields(options) if field.default is MISSING]
     words = [flag_of(*one) for one in must if one[1].positional]
@@ -251,11 +269,12 @@ def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet])
         group = option_of(field).group
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
-        _add(groups[group], field, values.get(field.name, ""))
+        if not (lenient and option_of(field).positional):
+            _add(groups[group], field, values.get(field.name, ""), lenient)
     return parser
 
 
-def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
+def _add(group: Any, field: dataclasses.Field[Any], value: str, lenient: bool) -> None:
     """An option of the parser, and its flags of earlier versions, which the help does not show."""
     about = option_of(field)
     help = argparse.SUPPRESS if about.unlisted else described(field, value).replace("%", "%%")
@@ -265,7 +284,7 @@ def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
         kwargs["action"] = "store_false" if about.off else "store_true"
         names = [about.off] if about.off else names
     else:
-        kwargs["nargs"] = about.many
+        kwargs["nargs"] = ("?" if about.many in (None, "?") else "*") if lenient else about.many
         if about.choices or about.metavar is not None:
             kwargs["metavar"] = about.metavar or f"{{{','.join(about.choices)}}}"
         if about.many == "?":
@@ -279,7 +298,7 @@ def _add(group: Any, field: dataclasses.Field[Any], value: str) -> None:
         return
     if about.adds:
         kwargs["action"] = "extend"
-    group.add_argument(*names, dest=field.name, required=field.default is MISSING, **kwargs)
+    group.add_argument(*names, dest=field.name, required=field.default is MISSING and not lenient, **kwargs)
     for old in about.hidden:
         group.add_argument(old, dest=field.name, **{**kwargs, "help": argparse.SUPPRESS})
 
@@ -325,6 +344,8 @@ class Verb:
         execute: does it; what it returns is the result of the twin in Python, or an :class:`Outcome` that holds it.
         family_values: default values in words, by option, that the family of a model has.
         family_options: (value of --model, all words of a command line) -> the options, with those of a model's family.
+        more_problems: (options with which nothing is wrong, by name) -> what else can be said of them without the data;
+            asked where something is wrong with others, so that all is said at once.
     """
 
     name: str
@@ -334,6 +355,7 @@ class Verb:
     execute: Callable[[Any], Any]
     family_values: Callable[[str], Mapping[str, str]] | None = None
     family_options: Callable[[str | None, Sequence[str]], type[Any]] | None = None
+    more_problems: Callable[[Mapping[str, Any]], Iterable[str]] | None = None
 
     @property
     def summary(self) -> str:
@@ -352,7 +374,35 @@ class Verb:
         options = self.options
         if self.family_options and (model or not asked):  # without a model, help has no need of torch
             options = self.family_options(model, words)
-        return options(**vars(make_parser(self, values, options).parse_args(_spelt_out(options, words))))
+        words = _spelt_out(options, words)
+        try:
+            said = vars(make_parser(self, values, options).parse_args(words))
+        except ValueError as error:
+            sound, wrong = self._understood(options, words)
+            said_already = [line for line in wrong.values() if names(str(error), [line.partition(" ")[0]])]
+            lines = [*lines_of(error), *(line for line in wrong.values() if line not in said_already)]
+            raise self._refusal(lines, sound) from None
+        return self._made(options, said)
+
+    def _made(self, options: type[Any], said: Mapping[str, Any]) -> Any:
+        try:
+            return options(**said)
+        except BadOptions as error:
+            raise self._refusal(error.lines, error.sound) from None
+
+    def _refusal(self, lines: Iterable[str], sound: Mapping[str, Any]) -> BadOptions:
+        """An error with these lines, and with what else is wrong."""
+        ask = self.more_problems
+        more = gathered(lambda: ask(sound)) if ask else ()
+        return BadOptions(dict.fromkeys([*lines, *more]), sound)
+
+    def _understood(self, options: type[Any], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+        """See :func:`_sorted_out`, of a command line that cannot be parsed as a whole."""
+        try:
+            said = vars(make_parser(self, {}, options, lenient=True).parse_known_args(words)[0])
+        except ValueError:
+            return {}, {}
+        return _sorted_out(options, said)
 
     def main(self, argv: Sequence[str] | None = None) -> Any:
         """Run it with the options of a command line, and print what it says of its outcome."""
@@ -370,7 +420,7 @@ class Verb:
             made = self.options
             if self.family_options:
                 made = self.family_options(None if model is None else str(model), words)
-            return _result(self.execute(made(**options)))
+            return _result(self.execute(self._made(made, options)))
 
         lines = [f"    {field.name}: {described(field)}." for field in _fields(self.options)]
         twin = f"The twin of ``python -m hiermim_zoo.{self.name}``: options have the same names, defaults and checks."
@@ -410,17 +460,28 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
 
 
 def run_command(main: Callable[[], Any]) -> None:
-    """Run a command; bad input ends it with one line on stderr and exit code 2.
+    """Run a command; bad input ends it with a line on stderr for each thing that is wrong, and exit code 2.
 
     Set HIERMIM_DEBUG=1 to see the traceback instead.
     """
+    write_anything(sys.stdout)
     try:
         main()
     except (ValueError, OSError) as error:
         if os.environ.get("HIERMIM_DEBUG"):
             raise
-        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        for line in lines_of(error):
+            print(f"error: {printable(line)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def write_anything(stream: Any) -> None:
+    """Let a stream of text write escapes in place of what its encoding lacks, as stderr always does.
+
+    The names of files may hold bytes that are no text, and a terminal may know little more than ASCII.
+    """
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,29 +98,22 @@ class BenchmarkOptions(OptionSet):
     amp: str = amp(default=None, auto="none", group=COMPUTING)
     compile: str | None = compile_mode(group=COMPUTING)
 
-    def check_together(self) -> None:
-        """See the base.
-
-        Raises:
-            ValueError: neither models nor a suite, or what does not go with the one that is given.
-        """
-        given = self.given()
+    def check_together(self) -> Iterator[str]:
+        """Neither models nor a suite, or what does not go with the one that is given."""
         if self.suite is None:
-            self._refuse(_OF_SUITES, "goes with --suite alone")
+            yield from self._refused(_OF_SUITES, "goes with --suite alone")
             if self.models is None:
-                raise ValueError(f"name models to measure, or --suite {' or '.join(SUITES)}")
+                yield f"name models to measure, or --suite {' or '.join(SUITES)}"
             return
         if self.models is not None:
-            raise ValueError(f"--suite {self.suite} says itself which models are measured: leave out {self.models[0]}")
-        self._refuse(_DECIDED, f"--suite {self.suite} decides this itself: leave it out")
-        if "output" not in given:
-            raise ValueError(f"--suite {self.suite} needs -o, the folder for its results")
+            yield f"--suite {self.suite} says itself which models are measured: leave out {self.models[0]}"
+        yield from self._refused(_DECIDED, f"--suite {self.suite} decides this itself: leave it out")
+        if "output" not in self.given():
+            yield f"--suite {self.suite} needs -o, the folder for its results"
 
-    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+    def _refused(self, names: tuple[str, ...], why: str) -> Iterator[str]:
         about = {field.name: option_of(field) for field in dataclasses.fields(self)}
-        for name in names:
-            if name in self.given():
-                raise ValueError(f"{flag_of(name, about[name])}: {why}")
+        return (f"{flag_of(name, about[name])}: {why}" for name in names if name in self.given())
 
     def filled(self) -> BenchmarkOptions:
         """With the default of every option that was not given; for models, not for a suite."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -110,35 +110,33 @@ class ConvertOptions(OptionSet):
         named = (field.name for field in dataclasses.fields(self) if field.name not in base)
         return {name: value for name in named if (value := getattr(self, name)) is not None}
 
-    def check_together(self) -> None:
+    def check_together(self) -> Iterator[str]:
         if not self.source:
-            raise ValueError("SOURCE is empty: name a file, folder, address or tag")
+            yield "SOURCE is empty: name a file, folder, address or tag"
         chosen = self.chosen()
         if self.install and chosen:
             names = {field.name: option_of(field) for field in dataclasses.fields(self)}
             flags = " and ".join(flag_of(name, names[name]) for name in chosen)
-            raise ValueError(f"--install puts weights into the store as their tag describes them: leave out {flags}")
+            yield f"--install puts weights into the store as their tag describes them: leave out {flags}"
         if self.install and self.output:
-            raise ValueError("--install and -o exclude each other")
+            yield "--install and -o exclude each other"
         if not (self.output or self.install or self.dry_run):
-            raise ValueError("-o DIR is needed (or --install, or --dry-run)")
+            yield "-o DIR is needed (or --install, or --dry-run)"
         if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
-            raise ValueError(
+            yield (
                 "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
                 "--num-classes, --dtype, --allow-nonfinite, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
-            raise ValueError("--inflate makes an encoder of clips: leave out --mae, --install and --to")
+            yield "--inflate makes an encoder of clips: leave out --mae, --install and --to"
         if self.mae and self.install:
-            raise ValueError("--mae keeps the decoder, which no tag has: leave out --install")
+            yield "--mae keeps the decoder, which no tag has: leave out --install"
         if self.verify and self.dry_run:
-            raise ValueError("--verify compares what was written, --dry-run writes nothing: choose one")
+            yield "--verify compares what was written, --dry-run writes nothing: choose one"
         if self.verify and self.allow_nonfinite:
-            raise ValueError(
-                "--verify compares values, and NaN equals nothing: leave out one of it and --allow-nonfinite"
-            )
+            yield ("--verify compares values, and NaN equals nothing: leave out one of it and --allow-nonfinite")
         if self.images and not self.verify:
-            raise ValueError(f"--images {self.images} belongs to --verify")
+            yield f"--images {self.images} belongs to --verify"
 
 
 def with_choices(choices: Iterable[Any], others: Iterable[Any], family: str) -> type[ConvertOptions]:

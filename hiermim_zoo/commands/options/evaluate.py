@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from .shared import (
     stack,
     workers,
 )
-from .values import FRACTION, PATH, POSITIVE, number, whole
+from .values import FRACTION, PATH, POSITIVE, TOLERANCE, number, whole
 
 METHODS = ("classify", "knn", "linear", "finetune")
 TRAINED = ("knn", "linear", "finetune")  # methods that need labelled training images
@@ -91,7 +91,11 @@ class EvaluateOptions(OptionSet):
     stack: str | None = stack(group=DATA)
     max_pixels: int | None = max_pixels(group=DATA)
     max_bad: float = option(
-        "share of the images that may be unreadable", default=0.0, kind=FRACTION, metavar="SHARE", group=DATA
+        "images that may be unreadable, or below 1 a share of them; any share allows for one image",
+        default=0.0,
+        kind=TOLERANCE,
+        metavar="N",
+        group=DATA,
     )
 
     batch_size: int | None = option(
@@ -260,21 +264,22 @@ class EvaluateOptions(OptionSet):
     compile: str | None = compile_mode(group=TUNING)
     grad_checkpointing: bool = grad_checkpointing(group=TUNING)
 
-    def check_together(self) -> None:
-        """Refuse options of other methods, and what contradicts itself.
-
-        Raises:
-            ValueError: naming them.
-        """
+    def check_together(self) -> Iterator[str]:
+        """Options of other methods, and what contradicts itself."""
         for field in dataclasses.fields(self):
             about, value = option_of(field), getattr(self, field.name)
             methods = METHODS_OF.get(about.group, METHODS)
             if value is not None and value is not False and self.method not in methods:
                 name = flag_of(field.name, about)
-                raise ValueError(f"{name} belongs to --method {' or '.join(methods)}, not to --method {self.method}")
+                yield f"{name} belongs to --method {' or '.join(methods)}, not to --method {self.method}"
         if self.force and not self.output:
-            raise ValueError("--force replaces the folder of -o DIR, which is missing")
+            yield "--force replaces the folder of -o DIR, which is missing"
         if self.crop_scale:
             low, high = self.crop_scale
             if not low <= high or not high:
-                raise ValueError(f"--crop-scale {low} {high}: the lower bound comes first")
+                yield f"--crop-scale {low} {high}: the lower bound comes first, as in 0.2 1"
+        if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:  # type: ignore[operator]
+            yield (
+                f"--epochs {self.epochs} with --warmup {self.warmup}: give --warmup less than --epochs; "
+                f"--warmup {self.epochs // 10} would work"  # type: ignore[operator]
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +77,9 @@ class ExtractOptions(OptionSet):
     amp: str = amp(group=COMPUTING)
     device: str | None = device(group=COMPUTING)
 
-    def check_together(self) -> None:
-        """Refuse options that have nothing to choose.
-
-        Raises:
-            ValueError: naming them.
-        """
+    def check_together(self) -> Iterator[str]:
+        """Options that have nothing to choose."""
         if self.levels and "maps" not in self.what:
-            raise ValueError("--levels chooses among feature maps: add --what maps")
+            yield "--levels chooses among feature maps: add --what maps"
         if self.seed is not None and self.pretrained:
-            raise ValueError("--seed is of the random weights: add --no-pretrained")
+            yield "--seed is of the random weights: add --no-pretrained"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from .shared import (
     show_bands,
     stack,
 )
-from .values import FINITE, FRACTION, PATH, POSITIVE, number, or_word, whole
+from .values import FRACTION, PATH, POSITIVE, TOLERANCE, number, or_word, whole
 
 OWN_ARGS = (
     "drop_path_rate",
@@ -35,7 +35,7 @@ OWN_ARGS = (
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
     "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
-    "stop_after", "export_only", "license", "fresh_decoder", "explain",
+    "stop_after", "export_only", "license", "decoder", "fresh_decoder", "explain",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 MASKS = ("sample", "batch", "step")  # who shares one
@@ -79,7 +79,7 @@ class PretrainOptions(OptionSet):
     mean: tuple[float | str, ...] | None = _data(
         f"of each channel, of pixels from 0 to 1; {AUTO}: measured on images of the data, and written down",
         default=None,
-        kind=or_word(FINITE, AUTO),
+        kind=or_word(FRACTION, AUTO),
         many="+",
         metavar="X",
         auto="the model's",
@@ -87,7 +87,7 @@ class PretrainOptions(OptionSet):
     std: tuple[float | str, ...] | None = _data(
         "standard deviation, likewise",
         default=None,
-        kind=or_word(POSITIVE, AUTO),
+        kind=or_word(number(0, 1, above=True), AUTO),
         many="+",
         metavar="X",
         auto="the model's",
@@ -99,19 +99,27 @@ class PretrainOptions(OptionSet):
     max_pixels: int | None = max_pixels(group="data")
     workers: int = _data("processes that read images", default=min(8, os.cpu_count() or 1), kind=whole(0), metavar="N")
     max_bad: float = _data(
-        "share of images that may be unreadable, 0 to 1", default=0.01, kind=FRACTION, metavar="SHARE"
+        "images that may be unreadable, or below 1 a share of them; any share allows for one image",
+        default=0.01,
+        kind=TOLERANCE,
+        metavar="N",
     )
 
     model: str = _model("architecture of this package, or a plain ViT of timm", metavar="ARCH")
     img_size: tuple[int, int] | None = img_size(group="model")
-    in_chans: int = _model("channels of an image", default=3, kind=whole(1), metavar="N")
+    in_chans: int = _model(
+        "channels of an image", default=None, kind=whole(1), metavar="N", auto="the checkpoint's, else 3"
+    )
     model_kwargs: dict[str, Any] | None = model_kwargs(group="model")
     checkpoint: str | None = _model(
         "folder of convert --mae or of an earlier run, to go on from with a new schedule", default=None, metavar="DIR"
     )
-    fresh_decoder: bool = flag(
-        "with --checkpoint: start a new decoder, whether the folder has one or not", group="model"
+    decoder: str = _model(
+        "with --checkpoint: the folder's decoder, or a new one, whether the folder has one or not",
+        default="load",
+        choices=("load", "fresh"),
     )
+    fresh_decoder: bool = flag("--decoder fresh, in earlier versions", group="model", unlisted=True)
     pretrained: bool = flag("start the encoder from the architecture's pretrained weights", group="model")
     mask_ratio: float | None = _model(
         "share of the units that is hidden, 0 to 1",
@@ -205,32 +213,29 @@ class PretrainOptions(OptionSet):
     explain: bool = flag("say what the run would do, and where each value comes from, and leave", group="the run")
     license: str = _run("licence of the weights, for their card", default="unstated", metavar="NAME")
 
-    def check_together(self) -> None:
-        """Refuse options that do not go together.
-
-        Raises:
-            ValueError: naming them.
-        """
+    def check_together(self) -> Iterator[str]:
+        """Options that do not go together."""
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and AUTO in values and len(values) > 1:
-                raise ValueError(f"--{name} {AUTO} measures all channels: give no numbers beside it")
-            if values not in (None, (AUTO,)) and len(values) != self.in_chans:
-                raise ValueError(f"--{name} has {len(values)} values, the images have {self.in_chans} channels")
+                yield f"--{name} {AUTO} measures all channels: give no numbers beside it"
+            elif None not in (values, self.in_chans) and values != (AUTO,) and len(values) != self.in_chans:
+                yield f"--{name} has {len(values)} values, but --in-chans is {self.in_chans}: give as many"
         if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
-            raise ValueError("--crop-scale {:g} {:g}: the lower end comes first".format(*self.crop_scale))
+            yield "--crop-scale {:g} {:g}: the lower end comes first, as in 0.2 1".format(*self.crop_scale)
         if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:
-            raise ValueError(
-                f"--epochs {self.epochs} with --warmup {self.warmup}: the warm-up must be shorter than the run"
+            yield (
+                f"--epochs {self.epochs} with --warmup {self.warmup}: the warm-up must be shorter than the run; "
+                f"--warmup {self.epochs / 10:g} would work"
             )
         if self.pretrained and self.checkpoint:
-            raise ValueError("--pretrained and --checkpoint exclude each other: both say where the encoder starts")
-        if self.fresh_decoder and not self.checkpoint:
-            raise ValueError("--fresh-decoder belongs to --checkpoint: without it every decoder is new")
+            yield "--pretrained and --checkpoint exclude each other: both say where the encoder starts"
+        if (self.decoder == "fresh" or self.fresh_decoder) and not self.checkpoint:
+            yield "--decoder fresh belongs to --checkpoint: without it every decoder is new"
         if self.export_only and not self.resume:
-            raise ValueError("--export-only writes a run's encoder: say which with --resume auto or --resume FILE")
+            yield "--export-only writes a run's encoder: say which with --resume auto or --resume FILE"
         if self.explain and self.resume:
-            raise ValueError("--explain says what a new run would do: leave out --resume")
+            yield "--explain says what a new run would do: leave out --resume"
         self.own_model_kwargs(*OWN_ARGS)
 
     def filled(self, values: Mapping[str, Any]) -> PretrainOptions:

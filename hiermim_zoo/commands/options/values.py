@@ -23,6 +23,7 @@ class ValueKind:
     convert: Callable[[Any], Any]
     wanted: str  # in words, for messages
     fits: Callable[[Any], bool] = lambda value: True
+    example: str = ""  # a value that fits, where the words do not list them
 
     def __call__(self, value: Any) -> Any:
         """The value, converted.
@@ -42,7 +43,12 @@ class ValueKind:
 def whole(low: int, high: int | None = None) -> ValueKind:
     """Whole numbers from ``low`` to ``high``."""
     upper = "on" if high is None else f"to {high}"
-    return ValueKind(_whole, f"a whole number from {low} {upper}", lambda n: low <= n and (high is None or n <= high))
+    return ValueKind(
+        _whole,
+        f"a whole number from {low} {upper}",
+        lambda n: low <= n and (high is None or n <= high),
+        str(max(low, 1)),
+    )
 
 
 def _whole(value: Any) -> int:
@@ -59,6 +65,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
         _number,
         f"a finite number {' and '.join(bounds)}".strip(),
         lambda x: math.isfinite(x) and (low < x if above else low <= x) and (x < high if below else x <= high),
+        "0.5" if low < 0.5 < high else f"{high if low < high < math.inf else low:g}",
     )
 
 
@@ -110,7 +117,15 @@ def or_word(kind: ValueKind, word: str) -> ValueKind:
     def convert(value: Any) -> Any:
         return value if value == word else kind(value)
 
-    return ValueKind(convert, f"{kind.wanted}, or {word}")
+    return ValueKind(convert, f"{kind.wanted}, or {word}", example=word)
+
+
+def _tolerance(value: Any) -> float:
+    """A number; from 1 on it counts things, and is whole."""
+    found = _number(value)
+    if found >= 1 and not found.is_integer():
+        raise ValueError
+    return found
 
 
 def _words(value: Any) -> str:
@@ -121,12 +136,18 @@ def _words(value: Any) -> str:
     return ",".join(words)
 
 
-WORDS = ValueKind(_words, "words of letters, digits, _ . and - with commas between them")
+WORDS = ValueKind(_words, "words of letters, digits, _ . and - with commas between them", example="red,nir")
 TEXT = ValueKind(str, "text")
 PATH = ValueKind(_path, "a path")
 FINITE = number()
 POSITIVE = number(0, above=True)
 FRACTION = number(0, 1)
+TOLERANCE = ValueKind(
+    _tolerance,
+    "a finite number at least 0 and whole from 1 on: so many images, or below 1 a share of them",
+    lambda x: 0 <= x < math.inf,
+    "3",
+)
 SIDES = whole(1)  # of images, in pixels: one number, or height and width
 FLAG = ValueKind(_flag, "True or False")
-ASSIGNMENT = ValueKind(_assignment, "of the form NAME=VALUE")
+ASSIGNMENT = ValueKind(_assignment, "of the form NAME=VALUE", example="depth=2")

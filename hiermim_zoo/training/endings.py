@@ -1,0 +1,164 @@
+"""What a run that has ended should not keep to itself: that it has learned nothing, or little, and what to try.
+
+What the functions give are lines, for stderr and for the field ``warnings`` of a result.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub.utils import tqdm
+from timm.models import get_pretrained_cfg
+from torch import Tensor
+
+from ..text import printable
+from .image_form import said_of
+from .probe import interval
+
+FEWEST = 200  # steps of the optimiser, below which hardly anything is learned
+ENOUGH = 8  # lines of a log that tell how much the loss varies by chance
+# What it means that a model was never trained.
+LITTLE = "what it gives means little"
+FROM_SCRATCH = "this measures training from scratch"
+NORMAL = 1.4826  # standard deviation of a normal distribution, of the median of absolute values
+
+
+class Chance(NamedTuple):
+    """What is told right without looking."""
+
+    share: float
+    words: str  # how
+
+
+def fell(losses: Sequence[float]) -> bool | None:
+    """Whether the loss of a run fell, by more than it varies by chance; None where that cannot be told.
+
+    The first value is compared with the mean of the last quarter. How much values vary is taken from the steps between
+    neighbours, which a slow trend hardly touches.
+
+    Args:
+        losses: means over equal stretches of the run, in order.
+    """
+    if len(losses) < 2 or not all(map(math.isfinite, losses)):
+        return None
+    late = losses[-max(1, len(losses) // 4) :]
+    fall = losses[0] - fmean(late)
+    if len(losses) < ENOUGH:
+        return fall > 0
+    steps = [abs(b - a) for a, b in pairwise(losses)]
+    noise = NORMAL * median(steps) / math.sqrt(2)  # of one value: a step is the difference of two
+    return fall > 2 * noise * math.sqrt(1 + 1 / len(late))
+
+
+def about_training(
+    steps: int, done: int, warmup: int, rising: bool, losses: Sequence[float], longer: str = "more --epochs"
+) -> list[str]:
+    """Lines about the course of a training.
+
+    Args:
+        steps: of the whole run.
+        done: of them, those in which the weights were changed.
+        warmup: steps in which the learning rate rises.
+        rising: whether the run ended within them.
+        losses: see :func:`fell`.
+        longer: what makes the run longer.
+    """
+    lines = []
+    if done < FEWEST:
+        lines.append(
+            f"the weights were changed {done} times, and less than {FEWEST} times teaches little; "
+            f"try {longer}, or a smaller --batch-size"
+        )
+    if rising:
+        lines.append(
+            f"the learning rate was still rising when the run ended, after {steps} of {warmup} steps of warm-up: "
+            f"try a shorter --warmup, or {longer}"
+        )
+    if fell(losses) is False:
+        lines.append(
+            f"the loss did not fall: it was {losses[0]:.4g} at first and {losses[-1]:.4g} at last; "
+            f"try another --lr (a tenth, or ten times as much), or {longer}"
+        )
+    return lines
+
+
+def chance_of(labels: Tensor | Iterable[int] | None, classes: int, names: Sequence[str] | None = None) -> Chance:
+    """The share that is told right by always naming the most frequent class, where labels are known; else by drawing
+    lots.
+
+    Args:
+        labels: of the images that are measured on.
+        names: of the classes.
+    """
+    counts = torch.bincount(torch.as_tensor(list(labels)).long()) if labels is not None else torch.zeros(0)
+    if not len(counts):
+        return Chance(1 / classes, f"1 of {classes} classes, drawn by lot")
+    most = int(counts.argmax())
+    name = names[most] if names and most < len(names) else most
+    return Chance(int(counts[most]) / int(counts.sum()), f"always the most frequent class, {name}")
+
+
+def about_score(right: int, total: int, chance: Chance, advice: str) -> list[str]:
+    """A line, if so many images told right may be chance: if it lies within the confidence interval, or above it.
+
+    Args:
+        right: images of ``total``.
+        advice: what to try.
+    """
+    low, high = interval(right, total)
+    if chance.share < low:
+        return []
+    found = f"{100 * right / total:.1f} % right (95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    return [f"{found} is no better than chance, {100 * chance.share:.1f} % ({chance.words}); try {advice}"]
+
+
+def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[str]:
+    """A line, if a model has learned nothing, as far as can be told.
+
+    Args:
+        name: as timm has it.
+        pretrained: whether weights are asked for.
+        so: what that means.
+
+    Raises:
+        ValueError: the configuration of its folder says what cannot be.
+    """
+    if not pretrained:
+        return [_never_trained(name, "its weights are random", so)]
+    if ":" in name:
+        return about_steps(name, said_of(name), so)
+    cfg: Any = get_pretrained_cfg(name)
+    if cfg is not None and not cfg.has_weights:
+        return [_never_trained(name, "no pretrained weights of it are known, so they are random", so)]
+    return []
+
+
+def about_steps(name: object, said: Mapping[str, Any], so: str = LITTLE) -> list[str]:
+    """A line, if a folder says that its model was trained for no step.
+
+    Args:
+        said: by this package in config.json.
+    """
+    why = "its folder says that it was trained for 0 steps"
+    return [_never_trained(name, why, so)] if said.get("step") == 0 else []
+
+
+def about_no_checkpoint(name: str) -> list[str]:
+    """A line about an autoencoder that was started from no folder."""
+    return [_never_trained(name, "its weights are random", LITTLE, "--checkpoint DIR")]
+
+
+def _never_trained(name: object, why: str, so: str, advice: str = "--model local-dir:DIR") -> str:
+    return f"{name} was never trained ({why}): {so}; try {advice}, the folder encoder/ of a run"
+
+
+def warn(lines: Iterable[str], first: bool = True) -> None:
+    """Say so on stderr, in one process of the run."""
+    for line in lines if first else ():
+        tqdm.write(f"warning: {printable(line)}", file=sys.stderr)
