@@ -16,12 +16,11 @@ from ..checkpoints.folder import check_target
 from ..training.distributed import World, gather_objects, processes
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
-from ..training.probe import interval
 from ..training.run_log import LOG
 from ..version import __version__
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
-from .evaluating_shared import Score, own_model_kwargs
+from .evaluating_shared import Measured, own_model_kwargs, understood
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
 from .output_files import check_writable
@@ -40,10 +39,11 @@ def evaluate(options: EvaluateOptions) -> Outcome:
         check_outputs(options, world)
         amp = options.amp or ("auto" if options.method == "finetune" else "none")
         options = replace(options, amp=chosen_amp(amp, world.device))
-        score, settings = METHODS[options.method](options, world)
+        found, settings = METHODS[options.method](options, world)
         result = {}
         if world.first:
-            result = summary(options, score, settings, time.perf_counter() - began)
+            result = summary(options, found, settings, time.perf_counter() - began)
+            found.write(options)
             if options.json:
                 with replacing(options.json) as part:
                     part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -61,11 +61,12 @@ def check_outputs(options: EvaluateOptions, world: World) -> None:
         raise ValueError(f"--method {options.method} runs in one process; torchrun is for finetune")
     if world.first and options.output:
         check_target(options.output, options.force, (LOG,))
-    if options.json:
-        check_writable(options.json, f"--json {options.json}")
+    for name in ("json", "predictions", "confusion"):
+        if file := getattr(options, name):
+            check_writable(file, f"--{name} {file}")
 
 
-def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The result, with all that is needed to get it again; what is in it are the types that JSON knows."""
     trained = options.method in TRAINED
     found = {
@@ -81,9 +82,11 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
         "frame_stride": options.frame_stride,
         "views": options.views,
         "images": to_remember(form_for(options, 0)),
-        "pictures": score.total,
-        "top1": round(score.percent, 4),
-        "interval": [round(100 * bound, 4) for bound in interval(*score)],
+        "labels": understood(measured.test),
+        "group": options.group,
+        "split_fraction": options.split_fraction,
+        "pictures": len(measured.truth),
+        **measured.scores,
         "seed": options.seed,
         "settings": {"amp": options.amp, "max_bad": options.max_bad, **settings},
         "command": options.command("evaluate"),

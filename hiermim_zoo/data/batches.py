@@ -77,6 +77,7 @@ class Batching:
     world: int
     seed: int
     repeat: int = 1  # samples from one reading: clips of a video
+    balance: Sequence[int] | None = None  # classes of the items, each of which is to be seen as often as the others
 
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate * self.repeat
@@ -109,11 +110,47 @@ class Batching:
         for step in range(start, stop):
             if step // self.per_epoch != epoch:
                 epoch = step // self.per_epoch
-                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, epoch)))
+                order = self.order(epoch)
             first = step % self.per_epoch * readings
             for part in range(self.rank, self.world * self.accumulate, self.world):
-                chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
-                yield [Reading(i, seed_of(self.seed, epoch, i), seed_of(self.seed, step + 1)) for i in chosen]
+                begin = first + part * part_of
+                chosen = order[begin : begin + part_of].tolist()
+                # Where an item comes several times in an epoch, its place tells one time from another.
+                places = [()] * part_of if self.balance is None else [(begin + n,) for n in range(part_of)]
+                yield [
+                    Reading(i, seed_of(self.seed, epoch, i, *place), seed_of(self.seed, step + 1))
+                    for i, place in zip(chosen, places, strict=True)
+                ]
+
+    def order(self, epoch: int) -> Tensor:
+        """Items of an epoch in their order, int64 [length]; it follows from the seed alone."""
+        numbers = torch.Generator().manual_seed(seed_of(self.seed, epoch))
+        if self.balance is None:
+            return torch.randperm(self.length, generator=numbers)
+        return balanced(torch.tensor(self.balance), self.length, numbers)
+
+
+def balanced(labels: Tensor, count: int, numbers: torch.Generator) -> Tensor:
+    """Items in random order, as many of each class: items of rare classes come often, those of others now and then.
+
+    Args:
+        labels: int64 [N], the classes of the items.
+        count: of the items that are wanted. Where classes cannot share it evenly, some have one more.
+
+    Returns:
+        Positions, int64 [count]; items of a class differ in how often they come by one at most.
+    """
+    classes = labels.unique()
+    classes = classes[torch.randperm(len(classes), generator=numbers)]
+    chosen = []
+    for n, label in enumerate(classes):
+        share = (count + len(classes) - 1 - n) // len(classes)
+        items = (labels == label).nonzero()[:, 0]
+        rounds = -(-share // len(items))
+        orders = [items[torch.randperm(len(items), generator=numbers)] for _ in range(rounds)]
+        chosen.append(torch.cat([items[:0], *orders])[:share])
+    found = torch.cat(chosen)
+    return found[torch.randperm(len(found), generator=numbers)]
 
 
 class MicroBatchSampler:

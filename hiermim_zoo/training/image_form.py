@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
-from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, IMAGES_KEY, read_config
+from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, IMAGES_KEY, LABELS_KEY, read_config
 from ..checkpoints.folder import CONFIG_FILE
 from ..data.decoding import Form
 from ..data.scale import Scale
@@ -56,23 +56,29 @@ def to_remember(form: Form) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value not in ("dtype", "", [])}
 
 
-def remembered(model: str) -> dict[str, Any]:
+def remembered(model: str, key: str = IMAGES_KEY) -> dict[str, Any]:
     """What config.json of a model says of its images; nothing where there is none.
 
     Args:
         model: as timm names it: "arch", "local-dir:DIR", "hf-hub:ORG/NAME".
+        key: of what it says; LABELS_KEY: of its outputs.
 
     Raises:
         ValueError: it says what cannot be.
     """
     source, name = parse_model_name(model)
     if source == "hf-hub":
-        return remembered_in(Path(download_from_hf(name, CONFIG_FILE)).parent)
-    return remembered_in(Path(name)) if source == "local-dir" else {}
+        return remembered_in(Path(download_from_hf(name, CONFIG_FILE)).parent, key)
+    return remembered_in(Path(name), key) if source == "local-dir" else {}
 
 
-def remembered_in(folder: Path) -> dict[str, Any]:
+def told_by(model: str) -> dict[str, Any]:
+    """What the outputs of a model are, by its config.json: kind and names; nothing where they are classes."""
+    return remembered(model, LABELS_KEY)
+
+
+def remembered_in(folder: Path, key: str = IMAGES_KEY) -> dict[str, Any]:
     """Likewise, of a folder."""
     file = folder / CONFIG_FILE
-    images: dict[str, Any] = read_config(file)[CONFIG_KEY].get(IMAGES_KEY, {}) if file.is_file() else {}
-    return images
+    said: dict[str, Any] = read_config(file)[CONFIG_KEY].get(key, {}) if file.is_file() else {}
+    return said
