@@ -20,7 +20,7 @@ from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Chosen, Labelled, classes_by_label
 from ..models.build import make_model
 from ..training.distributed import World
-from ..training.image_form import form_for, to_remember, told_by
+from ..training.image_form import form_for, to_remember
 from ..training.linear import Bank, needed
 from ..training.probe import Inference, Shown, outputs, pooled_features
 from ..training.tasks import TASKS, outputs_of
@@ -42,12 +42,11 @@ def classify(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
         raise ValueError(f"{options.model} has no classifier; --method knn, linear or finetune measures encoders")
     own = (model.pretrained_cfg or {}).get("label_names")
     test, _ = open_data(options, how.config["input_size"], world, names=own)
-    told = told_by(options.model).get("kind", "classes")
-    if test.kind != told:
-        raise ValueError(f"the outputs of {options.model} are {told}, and the labels of {options.data} are {test.kind}")
     classes = len(test.names) if test.names else classes_by_label(test)
     if classes is not None and classes != model.num_classes:
-        raise ValueError(f"{options.model} tells {model.num_classes} {told} apart, but {options.data} has {classes}")
+        raise ValueError(
+            f"{options.model} tells {model.num_classes} {test.kind} apart, but {options.data} has {classes}"
+        )
     output_of = output_by_label(options, own, test, model.num_classes)
     shown = outputs(outputs_of(model, test.kind), test.source, how)
     return measured(test, shown._replace(rows=shown.rows[:, output_of]) if len(shown.rows) else shown), {}

@@ -91,11 +91,14 @@ def asked(options: EvaluateOptions, names: Sequence[str] | None) -> Ask:
     Raises:
         ValueError: both say different things.
     """
-    told = told_by(options.model) if options.method == "classify" else {}
-    if told and options.task not in ("auto", told["kind"]):
-        raise ValueError(f"--task {options.task}, but the outputs of {options.model} are {told['kind']}")
+    told, kind = {}, options.task
+    if options.method == "classify":
+        told = told_by(options.model)
+        kind = told.get("kind", "classes")
+        if options.task not in ("auto", kind):
+            raise ValueError(f"--task {options.task}, but the outputs of {options.model} are {kind}")
     return Ask(
-        told.get("kind", options.task),
+        kind,
         options.target_columns or (),
         options.separator,
         options.group,

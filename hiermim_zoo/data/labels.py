@@ -100,7 +100,7 @@ class Meaning:
     """How labels stand in a table."""
 
     kind: str
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()  # none: classes are those of the data, and the table has but groups
     separator: str = ""  # between the tags in one column; empty: there are none, or each has its column
 
     @property
@@ -114,10 +114,12 @@ class Meaning:
         Args:
             count: of the classes, tags or values.
         """
+        if not self.columns:
+            return f"{count} {self.kind}, those of the folders"
         columns = f"column{'s' if len(self.columns) > 1 else ''} {', '.join(self.columns[:8])}"
         more = f" and {len(self.columns) - 8} more" if len(self.columns) > 8 else ""
         between = f", with {self.separator!r} between them" if self.listed else ""
-        return f"{count} {self.kind} in {columns}{more}{between}"
+        return f"{count} {self.kind if count != 1 else self.kind[:-1]} in {columns}{more}{between}"
 
 
 def read_labels(path: str) -> LabelTable:
@@ -150,12 +152,18 @@ def read_labels(path: str) -> LabelTable:
 # ---- what the labels are
 
 
-def meaning_of(table: LabelTable, ask: Ask) -> Meaning:
+def meaning_of(table: LabelTable, ask: Ask, classed: bool = False) -> Meaning:
     """What the labels of a table are.
+
+    Args:
+        classed: the data have classes of their own, which count if the table has none and but groups are asked for.
 
     Raises:
         ValueError: they could be of two kinds, or of none; says which options tell.
     """
+    bare = not ask.columns and not {*LABEL_COLUMNS, *LIST_COLUMNS} & set(table.columns)
+    if classed and ask.group and bare and ask.task in (AUTO, "classes"):
+        return Meaning("classes")
     columns = _columns(table, ask)
     table.check_columns(columns, "--target-columns" if ask.columns else "the labels")
     if ask.task == AUTO:
@@ -168,8 +176,9 @@ def meaning_of(table: LabelTable, ask: Ask) -> Meaning:
     if ask.separator and (kind != "tags" or len(columns) > 1):
         raise ValueError(f"--separator {ask.separator} is for several labels in one column, with --task tags")
     separator = ""
-    if kind == "tags" and len(columns) == 1 and (ask.separator or not _all(table, columns[0], SWITCHES)):
-        separator = ask.separator or _between(table, columns[0]) or BETWEEN[0]
+    if kind == "tags" and len(columns) == 1:
+        switched = columns[0] not in LIST_COLUMNS and _all(table, columns[0], SWITCHES)
+        separator = ask.separator or ("" if switched else _between(table, columns[0]) or BETWEEN[0])
     return Meaning(kind, tuple(columns), separator)
 
 

@@ -155,13 +155,18 @@ def _by_table(data: Labelled, table: LabelTable, ask: Ask, like: Labelled | None
     if ask.group:
         table.check_columns((ask.group,), "--group")
     source = data.source
-    meaning = like.told.meaning if like and like.told else meaning_of(table, ask)
+    classed = source.labels is not None and bool(source.class_names)
+    meaning = like.told.meaning if like and like.told else meaning_of(table, ask, classed)
     table.check_columns(meaning.columns, "the labels, as in the training images")
     roots = [os.path.dirname(table.path), root, data.spec, os.path.join(data.spec, data.split)]
     files = [source.name_of(n) for n in range(len(source))]
     found = matched(files, table, [root for root in roots if root is not None], meaning, ask.group or "")
-    meaning, names = _named(meaning, table, found.rows, like.names if like else list(ask.names))
-    truth = truth_of(meaning, names, table, found.rows)
+    if meaning.columns:
+        meaning, names = _named(meaning, table, found.rows, like.names if like else list(ask.names))
+        truth = truth_of(meaning, names, table, found.rows)
+    else:
+        names, own = list(source.class_names or ()), source.labels or ()
+        truth = torch.tensor([own[position] for position in found.positions])
     labels = truth.tolist() if meaning.kind == "classes" else [-1] * len(found.rows)
     chosen = Chosen(source, found.positions, labels, table.path)
     chosen.class_names = names if meaning.kind == "classes" else None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..commands.options.pretrain import AUTO, PretrainOptions
 from ..data.decoding import Form
 from ..data.kinds import open_source
+from ..data.labels import Ask, meaning_of, read_labels
 from ..data.source import Source
 from ..data.statistics import measured
+from ..data.tables import is_table
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder
 from . import snapshots
@@ -54,7 +57,22 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: snapshots
     if begun:
         snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
     config |= chosen_statistics(options, source, begun)
+    if why := unprobed(options.data):
+        source.labels = None
+        if os.environ.get("RANK", "0") == "0":
+            print(f"previews measure no neighbours: {why}; evaluate --method knn does")
     return Data(source, config, form, shown)
+
+
+def unprobed(data: str) -> str:
+    """Why the labels of a table are no classes that previews could measure; empty if they are, or there are none."""
+    if not is_table(data) or Path(data).suffix == ".txt":
+        return ""
+    try:
+        kind = meaning_of(read_labels(data), Ask()).kind
+    except ValueError:  # no labels, or whole numbers: classes, as ever
+        return ""
+    return "" if kind == "classes" else f"the labels of {data} are {kind}"
 
 
 def chosen_statistics(options: PretrainOptions, source: Source, begun: snapshots.Begun | None) -> dict[str, Any]:
