@@ -150,7 +150,7 @@ def test_a_fine_tuned_folder_tells_what_it_was_trained_for(
         assert evaluate.run(**again)[score] == pytest.approx(found[score], abs=1e-4), "it finds columns of its names"
     card = (out / "README.md").read_text()
     assert f"| {score} | `{found[score]:.4f} of 20 images" in card
-    with pytest.raises(ValueError, match="not among the known ones|not those that are known"):
+    with pytest.raises(ValueError, match=r"not among the known ones|not those that are known"):
         evaluate.run(**again, target_columns=("kind",))
 
 
@@ -396,8 +396,12 @@ def test_what_is_averaged_over_views_comes_back(kind: str) -> None:
 
 def test_missing_scikit_learn_is_one_line(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Callable[..., Any]] = []
-    monkeypatch.setattr(evaluating_frozen, "make_model", lambda *a, **k: made.append(a))
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
-    with pytest.raises(ValueError, match=r"hiermim-zoo\[probe\]"):
-        evaluate.run(data=str(table), **SMALL, method="linear", target_columns="level")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating_frozen, "make_model", lambda *a, **k: made.append(a))
+        with pytest.raises(ValueError, match=r"hiermim-zoo\[probe\]"):
+            evaluate.run(data=str(table), **SMALL, method="linear", target_columns="level")
     assert not made, "before any work is done"
+    with pytest.raises(ValueError, match="measuring values needs scikit-learn"):
+        evaluate.run(data=str(table), **TUNED, target_columns="level")
+    assert evaluate.run(data=str(table), **SMALL, method="knn", target_columns="kind")["top1"] > 50

@@ -18,6 +18,7 @@ from ..data.transforms import data_config
 from ..data.weights import weights_for
 from ..training.distributed import World
 from ..training.image_form import form_for, told_by
+from ..training.linear import needed
 from ..training.probe import Inference, Shown
 from ..training.scores import scored
 from ..training.tasks import TASKS
@@ -143,6 +144,8 @@ def open_data(
         train, test = apart(options, train, test)
     if options.confusion and test.kind != "classes":
         raise ValueError(f"--confusion {options.confusion}: {test.kind} have no confusion matrix, classes have")
+    if test.kind != "classes":
+        needed(f"measuring {test.kind}")
     if world.first:
         say(test)
     return test, train

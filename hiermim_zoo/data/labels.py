@@ -387,19 +387,19 @@ def matched(files: Sequence[str], table: LabelTable, roots: Sequence[str], meani
     """
     by_file: dict[str, list[LabelRow]] = defaultdict(list)
     for row in table.rows:
-        for name in {row.file, *(os.path.abspath(os.path.join(root, row.file)) for root in roots)}:
-            by_file[name].append(row)
+        by_file[os.path.normpath(row.file)].append(row)
     asked = (*meaning.columns, *filter(None, [group]))
     found = Matched([], [], 0)
     seen: set[str] = set()
     missing = []
     for position, file in enumerate(files):
-        name = file if file in by_file else os.path.abspath(file)
-        rows = by_file.get(name, [])
-        if name in seen:
+        whole = os.path.abspath(file)
+        names = (file, whole, *(os.path.relpath(whole, root or ".") for root in roots))
+        rows = next((by_file[name] for name in names if name in by_file), [])
+        if whole in seen:
             found = found._replace(repeated=found.repeated + 1)
         elif rows:
-            seen.add(name)
+            seen.add(whole)
             found.positions.append(position)
             found.rows.append(_one(rows, table, meaning, asked))
         else:

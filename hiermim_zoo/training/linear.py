@@ -55,8 +55,11 @@ class Bank(NamedTuple):
         return chosen
 
 
-def needed() -> Any:
+def needed(what: str = "a linear probe") -> Any:
     """scikit-learn's linear models.
+
+    Args:
+        what: they are needed for, or scikit-learn is.
 
     Raises:
         ValueError: it is not installed.
@@ -64,7 +67,7 @@ def needed() -> Any:
     try:
         import sklearn.linear_model
     except ImportError as error:
-        raise ValueError('a linear probe needs scikit-learn: pip install "hiermim-zoo[probe]"') from error
+        raise ValueError(f'{what} needs scikit-learn: pip install "hiermim-zoo[probe]"') from error
     return sklearn.linear_model
 
 
