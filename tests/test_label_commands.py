@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from hiermim_zoo import evaluate, pretrain
+from hiermim_zoo import convert, evaluate, pretrain
 from hiermim_zoo.commands import evaluating_frozen
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.training.finetuning import recipe_for
@@ -146,6 +146,10 @@ def test_a_fine_tuned_folder_tells_what_it_was_trained_for(
             evaluate.run(**again, task="tags")
     else:
         assert labels == {"kind": "tags", "names": sorted(COLOURS)}
+        for folder, more in (("same", {}), ("encoder", {"num_classes": 0})):
+            convert.run(source=str(out), model="hivit_atto", output=tmp_path / folder, **more)
+            written = json.loads((tmp_path / folder / "config.json").read_text())["hiermim_zoo"]
+            assert written.get("labels") == (None if more else labels), "labels belong to the classifier"
         assert evaluate.run(**again, target_columns=columns)[score] == pytest.approx(found[score], abs=1e-4)
         assert evaluate.run(**again)[score] == pytest.approx(found[score], abs=1e-4), "it finds columns of its names"
     card = (out / "README.md").read_text()

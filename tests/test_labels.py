@@ -159,6 +159,16 @@ def test_a_table_beside_a_folder(tmp_path: Path) -> None:
     assert (data.truth.tolist(), data.groups) == ([0, 1, 0], ["x", "y", "x"])
     with pytest.raises(ValueError, match="is no table; --group needs one: --labels"):
         opened(folder, group="who")
+    for n, split in ((0, "train"), (1, "train"), (2, "val")):  # names from the folder on, or from that of the split
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / "i" / f"{n}.png").rename(tmp_path / split / f"{n}.png")
+    for name, path in (("a.csv", "{}/"), ("b.csv", "")):
+        lines = [f"{path.format('val' if n == 2 else 'train')}{n}.png,{'aba'[n]}" for n in range(3)]
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        (tmp_path / "sub" / name).write_text("\n".join(["file,label", *lines]))
+        ask = Ask(file=str(tmp_path / "sub" / name))
+        train = open_labelled(str(tmp_path), "train", SIZE, ask)
+        assert files(open_labelled(str(tmp_path), "validation", SIZE, ask, train)) == [str(tmp_path / "val" / "2.png")]
 
 
 def test_groups_alone_leave_the_classes_of_folders(tmp_path: Path) -> None:

@@ -122,31 +122,38 @@ class Meaning:
         return f"{count} {self.kind if count != 1 else self.kind[:-1]} in {columns}{more}{between}"
 
 
+def read_cells(path: str) -> tuple[tuple[str, ...], list[tuple[int, dict[str, str]]]]:
+    """The columns of a table, and of each row its line and its cells.
+
+    Raises:
+        ValueError: it is no table of text with a header.
+    """
+    separator = SEPARATORS.get(Path(path).suffix.lower())
+    if not separator:
+        raise ValueError(f"{path}: a table with a header is wanted, .csv or .tsv")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as opened:
+            reader = csv.DictReader(opened, delimiter=separator)
+            columns = tuple(name or "" for name in reader.fieldnames or ())
+            cells = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of text: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    return columns, cells
+
+
 def read_labels(path: str) -> LabelTable:
     """A table of labels.
 
     Raises:
         ValueError: it is no table with a header and a column of files.
     """
-    separator = SEPARATORS.get(Path(path).suffix.lower())
-    if not separator:
-        raise ValueError(f"{path} has no labels: a table with a header is wanted, .csv or .tsv")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, delimiter=separator)
-            columns = tuple(name or "" for name in reader.fieldnames or ())
-            file = next((name for name in FILE_COLUMNS if name in columns), None)
-            if file is None:
-                raise ValueError(f"{path} has the columns {', '.join(columns)}; one must be called {FILE_COLUMNS[0]}")
-            rows = []
-            for row in reader:
-                cells = {name: (row.get(name) or "").strip() for name in columns}
-                rows.append(LabelRow(reader.line_num, row[file] or "", cells))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of text: {error}") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    return LabelTable(path, columns, rows)
+    columns, cells = read_cells(path)
+    file = next((name for name in FILE_COLUMNS if name in columns), None)
+    if file is None:
+        raise ValueError(f"{path} has the columns {', '.join(columns)}; one must be called {' or '.join(FILE_COLUMNS)}")
+    return LabelTable(path, columns, [LabelRow(line, row[file], row) for line, row in cells])
 
 
 # ---- what the labels are

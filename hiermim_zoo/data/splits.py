@@ -14,7 +14,7 @@ from .kinds import open_source
 from .labels import Ask, LabelRow, LabelTable, Meaning, matched, meaning_of, names_in, read_labels, truth_of
 from .seeds import seed_of
 from .source import Source, telling
-from .tables import is_table
+from .tables import is_table, same_split
 from .targets import Targets
 
 
@@ -158,9 +158,10 @@ def _by_table(data: Labelled, table: LabelTable, ask: Ask, like: Labelled | None
     classed = source.labels is not None and bool(source.class_names)
     meaning = like.told.meaning if like and like.told else meaning_of(table, ask, classed)
     table.check_columns(meaning.columns, "the labels, as in the training images")
-    roots = [os.path.dirname(table.path), root, data.spec, os.path.join(data.spec, data.split)]
+    folders = [os.path.join(data.spec, name) for name in sorted(same_split(data.split))]  # one of these was entered
+    roots = [os.path.dirname(table.path), data.spec, *folders, *filter(None, [root])]
     files = [source.name_of(n) for n in range(len(source))]
-    found = matched(files, table, [root for root in roots if root is not None], meaning, ask.group or "")
+    found = matched(files, table, roots, meaning, ask.group or "")
     if meaning.columns:
         meaning, names = _named(meaning, table, found.rows, like.names if like else list(ask.names))
         truth = truth_of(meaning, names, table, found.rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .tables import SEPARATORS
+from .labels import read_cells
 
 BALANCED = "balanced"
 NAME_COLUMNS, WEIGHT_COLUMN = ("label", "class", "tag", "name"), "weight"
@@ -40,26 +39,17 @@ def weights_for(said: str, kind: str, names: Sequence[str], truth: Tensor) -> Te
 
 
 def _read(path: str, names: Sequence[str]) -> Tensor:
-    separator = SEPARATORS.get(Path(path).suffix.lower())
-    if not separator:
+    if not Path(path).suffix:
         raise ValueError(f"--class-weights {path}: use {BALANCED}, or a table (.csv, .tsv) of labels and weights")
+    columns, cells = read_cells(path)
+    name = next((column for column in NAME_COLUMNS if column in columns), None)
+    if name is None or WEIGHT_COLUMN not in columns:
+        raise ValueError(f"{path} has the columns {', '.join(columns)}; label and {WEIGHT_COLUMN} are wanted")
     found: dict[str, float] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, delimiter=separator)
-            columns = table.fieldnames or ()
-            name = next((column for column in NAME_COLUMNS if column in columns), None)
-            if name is None or WEIGHT_COLUMN not in columns:
-                raise ValueError(f"{path} has the columns {', '.join(columns)}; label and {WEIGHT_COLUMN} are wanted")
-            for row in table:
-                label = (row[name] or "").strip()
-                if label in found:
-                    raise ValueError(f"{path}, line {table.line_num}: {label!r} stands there twice")
-                found[label] = _weight(row[WEIGHT_COLUMN] or "", f"{path}, line {table.line_num}")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of text: {error}") from error
-    except OSError as error:
-        raise ValueError(f"--class-weights {path} cannot be read: {error.strerror}") from error
+    for line, row in cells:
+        if row[name] in found:
+            raise ValueError(f"{path}, line {line}: {row[name]!r} stands there twice")
+        found[row[name]] = _weight(row[WEIGHT_COLUMN], f"{path}, line {line}")
     if odd := set(names) ^ set(found):
         first = min(odd)
         raise ValueError(f"{path} {'has no weight for' if first in names else 'names the unknown label'} {first!r}")
