@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from hiermim_zoo.training.finetuning import recipe_for
 from hiermim_zoo.training.linear import Bank, class_probe, tag_probe, value_probe
 from hiermim_zoo.training.probe import class_votes, mean_votes
 from hiermim_zoo.training.tasks import TASKS, Goal, Wanted, objective, outputs_of, tell_values
+
+from .forks import Forks
 
 COLOURS = ("red", "green", "blue")
 SMALL = {"model": "hivit_atto", "img_size": 32, "workers": 0}
@@ -156,6 +159,24 @@ def test_a_fine_tuned_folder_tells_what_it_was_trained_for(
     assert f"| {score} | `{found[score]:.4f} of 20 images" in card
     with pytest.raises(ValueError, match=r"not among the known ones|not those that are known"):
         evaluate.run(**again, target_columns=("kind",))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # Python 3.12 on forking
+def test_two_processes_tell_what_one_tells(forked: Forks, table: Path, tmp_path: Path) -> None:
+    """Values are looked up by position, and every image is measured once, in order."""
+    how: dict[str, Any] = {**TUNED, "epochs": 1, "drop_path": 0.0, "target_columns": "level"}
+    evaluate.run(data=str(table), predictions=tmp_path / "one.csv", **how, device="cpu")
+    options = evaluate.VERB.options(data=str(table), predictions=tmp_path / "two.csv", **how, device="cpu")
+    done = forked.command(*shlex.split(options.command("evaluate"))[2:], processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("labels of") == 1
+    texts = [(tmp_path / name).read_text(encoding="utf-8") for name in ("one.csv", "two.csv")]
+    one, two = (list(csv.DictReader(text.splitlines())) for text in texts)
+    assert [row["file"] for row in one] == [row["file"] for row in two]
+    for mine, other in zip(one, two, strict=True):
+        assert float(mine["predicted_level"]) == pytest.approx(float(other["predicted_level"]), abs=0.05)
+    assert len({row["predicted_level"] for row in one}) > 10
 
 
 def test_a_split_by_groups_and_what_is_written(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,6 +365,10 @@ def test_weighted_losses_weigh_what_they_should() -> None:
     plain = objective(row(smoothing=0.1), 1.0, Goal("classes", 3), 6)[1]
     even = objective(row(smoothing=0.1), 1.0, Goal("classes", 3, weights=torch.ones(3)), 6)[1]
     torch.testing.assert_close(plain(logits, labels), even(logits, labels))
+    tags, weights = (torch.rand(6, 3) < 0.4).float(), torch.tensor([1.0, 9.0, 2.0])
+    loss = objective(row(), 1.0, Goal("tags", 3, tags, weights), 6)[1]
+    each = F.binary_cross_entropy_with_logits(logits, tags, reduction="none")
+    torch.testing.assert_close(loss(logits, tags), (each * torch.where(tags > 0, weights, 1.0)).mean())
 
 
 def test_unknown_tags_and_values_teach_nothing() -> None:

@@ -90,7 +90,7 @@ class KnownLoss(nn.Module):
             makes a number count the same whatever comes beside it.
     """
 
-    def __init__(self, each: Callable[[Tensor, Tensor], Tensor], share: float) -> None:
+    def __init__(self, each: nn.Module, share: float) -> None:
         super().__init__()
         self.each, self.share = each, share
 
@@ -107,17 +107,11 @@ def _class_loss(goal: Goal, recipe: Any, mixed: bool) -> nn.Module:
 
 
 def _tag_loss(goal: Goal, recipe: Any, mixed: bool) -> nn.Module:
-    weights = torch.ones(goal.outputs) if goal.weights is None else goal.weights
-
-    def each(found: Tensor, target: Tensor) -> Tensor:
-        own = weights.to(found.device)
-        return F.binary_cross_entropy_with_logits(found, target, reduction="none", pos_weight=own)
-
-    return KnownLoss(each, goal.known)
+    return KnownLoss(nn.BCEWithLogitsLoss(reduction="none", pos_weight=goal.weights), goal.known)
 
 
 def _value_loss(goal: Goal, recipe: Any, mixed: bool) -> nn.Module:
-    return KnownLoss(lambda found, target: (found - target).square(), goal.known)
+    return KnownLoss(nn.MSELoss(reduction="none"), goal.known)
 
 
 # ---- the records
