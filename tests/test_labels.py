@@ -55,6 +55,8 @@ def rows(data: Labelled) -> list[Any]:
         ("label", ["cat", "dog"], {}, "classes", ""),
         ("label", ["a, b", "ü"], {}, "classes", ""),
         ("class", ["3", "4"], {}, "classes", ""),
+        ("label", ["1_2", "3_4"], {}, "classes", ""),
+        ("label", ["3", "4a", "b"], {}, "classes", ""),
         ("label", ["3", "4"], {"task": "classes"}, "classes", ""),
         ("label", ["3", "4"], {"task": "values"}, "values", ""),
         ("label", ["0.5", "4"], {}, "values", ""),
@@ -80,6 +82,13 @@ def test_what_labels_are(
     ("columns", "cells", "ask", "message"),
     [
         ("label", ["1", "0"], {}, "whole numbers, which could be classes or values; say --task classes or --task val"),
+        (
+            "label",
+            ["1,5", "2,25"],
+            {},
+            "line 2 (i/0.png): column label holds numbers, but '1,5' here is none (1.5 would",
+        ),
+        ("label", ["1.5", "2", "n.d."], {}, "line 4 (i/2.png): column label holds numbers, but 'n.d.' here is none"),
         ("age", ["31", "4"], {"columns": ("age",)}, "column age holds whole numbers"),
         ("label", ["a;b", "a|c"], {}, "has both ; and |; --separator says which"),
         ("age,label,tags", ["1/a/b"], {}, "has the columns label and tags; choose one with --target-columns"),

@@ -228,9 +228,16 @@ def _between(table: LabelTable, column: str) -> str:
 def _kind_of_one(table: LabelTable, column: str, separator: str | None) -> str:
     if separator or column in LIST_COLUMNS or _between(table, column):
         return "tags"
-    numbers = [_number(row.cells[column]) for row in table.rows if row.cells[column].lower() not in UNKNOWN]
-    if not numbers or any(number is None for number in numbers) or column == "class":
+    rows = [row for row in table.rows if row.cells[column].lower() not in UNKNOWN]
+    numbers = [_number(row.cells[column].replace(",", ".")) for row in rows]
+    odd = next((row for row in rows if _number(row.cells[column]) is None), None)
+    if column == "class" or (odd and sum(number is not None for number in numbers) < len(numbers) / 2) or not rows:
         return "classes"
+    if odd:
+        raise ValueError(
+            f"{table.at(odd)}: column {column} holds numbers, but {odd.cells[column]!r} here is none (1.5 would be); "
+            "mend it, or say --task classes"
+        )
     if all(number == int(number) for number in numbers if number is not None):
         raise ValueError(
             f"{table.path}: column {column} holds whole numbers, which could be classes or values; "
@@ -256,6 +263,8 @@ def _number(cell: str) -> float | None:
     try:
         found = float(cell)
     except ValueError:
+        return None
+    if "_" in cell:  # Python reads 1_2 as 12
         return None
     return found if math.isfinite(found) else None
 
