@@ -1,7 +1,8 @@
-"""Measure how well a model tells the images of a labelled data set apart.
+"""Measure how well a model tells the labels of images: classes, tags (several an image) or numbers.
 
     python -m hiermim_zoo.evaluate DATA --model hivit_base.mae_in1k_ft_in1k --method classify
     python -m hiermim_zoo.evaluate DATA --train DATA --model hivit_base --method knn        (or linear, finetune)
+    python -m hiermim_zoo.evaluate TABLE.csv --target-columns age --group patient --split-fraction 0.2 ...
     torchrun --nproc-per-node 8 -m hiermim_zoo.evaluate DATA --model hivit_base --method finetune -o DIR
 
 The last line on stdout is a JSON object; the line before it says the same for people. Images of DATA never take part

@@ -29,7 +29,8 @@ from hiermim_zoo.data.videos import VideoFolder
 from hiermim_zoo.models.recipes import FineTuning
 from hiermim_zoo.training import probe
 from hiermim_zoo.training.distributed import World
-from hiermim_zoo.training.finetuning import FineTune, TuningSettings, objective
+from hiermim_zoo.training.finetuning import FineTune, TuningSettings
+from hiermim_zoo.training.tasks import Goal, objective
 
 CPU = torch.device("cpu")
 SIZE = (3, 4, 16, 16)  # channels, frames, height, width
@@ -247,7 +248,7 @@ def test_erasing_and_mixing_treat_all_frames_alike(videos: Path) -> None:
     assert changed.any()
     assert (changed == changed[:, :, :1]).float().mean() > 0.999  # noise may hit the old value
     recipe = FineTuning(1, 1e-3, layer_decay=1.0, drop_path=0.0, mixup=0.0, batch=4)
-    mix, _ = objective(recipe, TuningSettings(), 2, 4)
+    mix, _ = objective(recipe, 1.0, Goal("classes", 2), 4)
     noise = torch.randn(4, 3, 1, 16, 16).repeat(1, 1, 4, 1, 1)
     mixed, _ = mix(noise.clone(), torch.tensor([0, 1, 0, 1]))
     assert mixed.shape == noise.shape
@@ -556,7 +557,7 @@ def test_preprocessing_keeps_the_number_of_frames() -> None:
 def test_features_are_the_mean_over_views(videos: Path) -> None:
     model, source = Stripes().eval(), Clips(VideoFolder(str(videos), "train", Form()), 4, 3, views=2, crops=2)
     config = transforms.data_config(model)
-    features, labels = probe.pooled_features(model, source, probe.Inference(config, CPU, 5, progress=False))
+    features, labels, _ = probe.pooled_features(model, source, probe.Inference(config, CPU, 5, progress=False))
     assert labels.tolist() == source.labels
     transform = make_transform(**config, is_training=False, crops=2)
     assert isinstance(transform, EveryFrame)
@@ -571,7 +572,13 @@ def test_a_model_of_clips_is_fine_tuned(videos: Path) -> None:
     model = Stripes(2)
     before = model.head.weight.detach().clone()
     tuning = FineTune(
-        model, source, 2, transforms.data_config(model), recipe, TuningSettings(hflip=0.0), World(0, 1, CPU)
+        model,
+        source,
+        Goal("classes", 2),
+        transforms.data_config(model),
+        recipe,
+        TuningSettings(hflip=0.0),
+        World(0, 1, CPU),
     )
     assert (tuning.batching.per_pass, tuning.batching.micro, tuning.total) == (3, 8, 3)
     tuning.train()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from hiermim_zoo import evaluate, extract, pretrain, reconstruct
 from hiermim_zoo.training.endings import (
+    CHANCES,
     FEWEST,
     Chance,
     about_model,
@@ -87,12 +88,17 @@ def test_chance_is_the_most_frequent_class_or_a_lot() -> None:
 def test_a_score_is_chance_if_its_interval_says_so(total: int) -> None:
     chance = Chance(0.3, "always cats")
     for right in range(0, total + 1, max(1, total // 100)):
-        low, _ = interval(right, total)
-        lines = about_score(right, total, chance, "sleep")
+        low, high = interval(right, total)
+        lines = about_score("few", (100 * low, 100 * high), chance, "sleep")
         assert bool(lines) == (low <= 0.3), right
-    [line] = about_score(3, 10, chance, "sleep")
-    assert "30.0 % right" in line
-    assert "no better than chance, 30.0 % (always cats); try sleep" in line
+    [line] = about_score("30 % right", (10.8, 60.3), chance, "sleep")
+    assert line == "30 % right is no better than chance, 30 % (always cats); try sleep"
+
+
+def test_other_labels_have_a_chance_of_their_own() -> None:
+    for chance, low in ((CHANCES["tags"], 0.5), (CHANCES["values"], 0.0)):
+        assert about_score("a score", (low, 0.9), chance, "sleep")
+        assert not about_score("a score", (low + 1e-3, 0.9), chance, "sleep")
 
 
 # ---- who was never trained

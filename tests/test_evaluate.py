@@ -30,10 +30,11 @@ from hiermim_zoo.training.finetuning import (
     TuningSettings,
     augmentation,
     new_classifier,
-    objective,
     recipe_for,
 )
-from hiermim_zoo.training.probe import Inference, interval, knn, linear_probe, pooled_features
+from hiermim_zoo.training.linear import Bank, class_probe
+from hiermim_zoo.training.probe import Inference, interval, knn, pooled_features
+from hiermim_zoo.training.tasks import Goal, objective
 
 IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
 CPU = torch.device("cpu")
@@ -89,8 +90,8 @@ def test_probes_tell_clusters_apart() -> None:
     labels = torch.arange(3).repeat(30)
     bank, queries = (centres[labels] + 0.1 * torch.randn(90, 8) for _ in range(2))
     assert (knn(bank, labels, queries, k=500) == labels).all()
-    found, settings = linear_probe(bank, labels, queries)
-    assert (found == labels).all()
+    found, settings = class_probe(Bank(bank, labels, 3), queries)
+    assert (found.argmax(1) == labels).all()
     assert settings["held_out_top1"] == 100
     assert settings["converged"]
 
@@ -137,10 +138,11 @@ class Coming(Stream):
 def test_features_are_in_order_whatever_the_source(digits: Digits) -> None:
     model: Any = timm.create_model("hivit_atto", num_classes=0).train()
     config = data_config(model, (32, 32))
-    streamed, labels = pooled_features(model, Coming(digits, 50), Inference(config, CPU, 20, progress=False))
+    streamed, labels, numbers = pooled_features(model, Coming(digits, 50), Inference(config, CPU, 20, progress=False))
     assert model.training, "the mode of the model is as it was"
-    read, same = pooled_features(model, digits, Inference(config, CPU, 7), positions=range(50))
+    read, same, positions = pooled_features(model, digits, Inference(config, CPU, 7), positions=range(50))
     assert labels.tolist() == same.tolist() == digits.labels[:50]
+    assert numbers.tolist() == positions.tolist() == list(range(50))
     torch.testing.assert_close(streamed, read)
     assert streamed.shape == (50, model.num_features)
 
@@ -302,7 +304,10 @@ def trained(digits: Digits, seed: int, pretrained: bool = True, **recipe: Any) -
     row = replace(recipe_for("hivit_atto"), batch=500, epochs=1, warmup=0, **recipe)
     model: Any = new_classifier("hivit_atto", "hivit_atto", 10, row, pretrained=pretrained, seed=seed)
     model.set_input_size(32)
-    tuning = FineTune(model, digits, 10, data_config(model, (32, 32)), row, TuningSettings(seed=seed), World(0, 1, CPU))
+    goal = Goal("classes", 10)
+    tuning = FineTune(
+        model, digits, goal, data_config(model, (32, 32)), row, TuningSettings(seed=seed), World(0, 1, CPU)
+    )
     tuning.train()
     return tuning
 
@@ -347,7 +352,7 @@ def test_a_label_beyond_the_classes_stops_the_run(digits: Digits) -> None:
     row = replace(recipe_for("hivit_atto"), batch=100, epochs=1, warmup=0)
     model: Any = new_classifier("hivit_atto", "hivit_atto", 9, row, pretrained=False, seed=0)
     with pytest.raises(ValueError, match="an image has label 9, but there are 9 classes"):
-        FineTune(model, digits, 9, data_config(model), row, TuningSettings(), World(0, 1, CPU)).train()
+        FineTune(model, digits, Goal("classes", 9), data_config(model), row, TuningSettings(), World(0, 1, CPU)).train()
 
 
 @pytest.mark.parametrize("name", ["rand-m10-inc1", "rand-m9-mstd0.5-inc1"])
@@ -360,8 +365,8 @@ def test_the_strongest_augmentation_works(digits: Digits, name: str) -> None:
 def test_odd_batches_cannot_be_mixed() -> None:
     recipe = recipe_for("hivit_atto")
     with pytest.raises(ValueError, match="pair the images"):
-        objective(recipe, TuningSettings(), 10, 5)
-    mix, _ = objective(recipe, TuningSettings(mix_prob=0.0), 10, 5)
+        objective(recipe, 1.0, Goal("classes", 10), 5)
+    mix, _ = objective(recipe, 0.0, Goal("classes", 10), 5)
     images, labels = torch.randn(5, 3, 4, 4), torch.arange(5)
     assert mix(images, labels)[0] is images
 
@@ -456,4 +461,4 @@ def test_encoders_classify_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_scikit_learn_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(ValueError, match=r"hiermim-zoo\[probe\]"):
-        linear_probe(torch.randn(4, 2), torch.arange(4) % 2, torch.randn(4, 2))
+        class_probe(Bank(torch.randn(4, 2), torch.arange(4) % 2, 2), torch.randn(4, 2))

@@ -122,7 +122,7 @@ def levels(
     """The mean grey of each item as a model sees it in evaluation, and the labels."""
     config = {"input_size": size, "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0}
     how = Inference(config, CPU, 5, progress=False, **more)
-    found, labels = outputs(lambda x: x.flatten(1).mean(1, keepdim=True), source, how, positions)
+    found, labels, _ = outputs(lambda x: x.flatten(1).mean(1, keepdim=True), source, how, positions)
     return (255 * (found[:, 0] * 0.5 + 0.5)).round().int().tolist(), labels.tolist()
 
 

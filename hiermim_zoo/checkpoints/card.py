@@ -14,7 +14,12 @@ from ..text import printable
 
 
 def model_card(
-    model: nn.Module, arch: str, provenance: Mapping[str, Any], made: str, images: Mapping[str, Any] | None = None
+    model: nn.Module,
+    arch: str,
+    provenance: Mapping[str, Any],
+    made: str,
+    images: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md in the form of the Hub: front matter, origin, how to use.
 
@@ -24,6 +29,7 @@ def model_card(
         provenance: where the weights come from, a row each; "license" among it.
         made: a sentence about how they came about.
         images: how files become the images of the model, where that is not the default.
+        labels: what its outputs are, where they are not one class an image.
     """
     cfg: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     task = "image-classification" if cfg["num_classes"] else "image-feature-extraction"
@@ -45,7 +51,7 @@ def model_card(
 
         - parameters: {parameters:.1f} M
         - input: {size}
-        - classes: {cfg["num_classes"] or "none (an encoder)"}
+        - {outputs(cfg["num_classes"], labels or {})}
         """)
         + unstated
         + reading(images or {})
@@ -66,6 +72,16 @@ def model_card(
         + rows
         + "\n"
     )
+
+
+def outputs(count: int, labels: Mapping[str, Any]) -> str:
+    """What the outputs of a model are."""
+    if not labels:
+        return f"classes: {count or 'none (an encoder)'}"
+    each = "any number of which an image has, each with the sigmoid of its output"
+    what = each if labels["kind"] == "tags" else "in the units of the data that it was trained on"
+    names = ", ".join(f"`{in_cell(name)}`" for name in labels["names"][:20])
+    return f"{labels['kind']} ({what}): {count}: {names}{', ...' if count > 20 else ''}"
 
 
 def reading(images: Mapping[str, Any]) -> str:

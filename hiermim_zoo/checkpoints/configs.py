@@ -20,6 +20,7 @@ LONGEST = 64  # a list among the arguments of a model
 CLASSES = 1 << 17  # ImageNet-21k has 21843
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
 IMAGES_KEY = "images"  # there: how files become the images of the model, where that is not the default
+LABELS_KEY = "labels"  # there: what the outputs of the model are, where they are not one class an image
 
 _short = Repr()
 _short.maxstring = _short.maxother = 40
@@ -89,6 +90,7 @@ def checked_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
     for key in ("architecture", "num_classes", "label_names"):
         _takes(file, key, config.get(key), "")
     check_images(config[CONFIG_KEY].get(IMAGES_KEY, {}), file)
+    check_told(config[CONFIG_KEY].get(LABELS_KEY, {}), file)
     cfg = {key: value for key, value in config["pretrained_cfg"].items() if _takes(file, key, value, "pretrained_cfg.")}
     config["pretrained_cfg"] = cfg
     labels, classes = cfg.get("label_names"), cfg.get("num_classes")
@@ -134,6 +136,32 @@ def check_images(images: Any, file: Path) -> None:
         key not in IMAGE_KINDS or not IMAGE_KINDS[key](value) for key, value in images.items()
     ):
         raise _refused(file, IMAGES_KEY, images, f"a form of images ({', '.join(IMAGE_KINDS)})")
+
+
+# ---- what the outputs are
+
+LABEL_KINDS: Mapping[str, Any] = {  # what is remembered of labels, and whether a value can be meant
+    "kind": lambda value: value in ("tags", "values"),
+    "names": lambda value: _labels(value),
+    "mean": lambda value: _list(value, CLASSES) and all(_number(part, -_HUGE, _HUGE) for part in value),
+    "std": lambda value: _list(value, CLASSES) and all(_number(part, 0, _HUGE) for part in value),
+}
+_HUGE = 1e38  # what float32 holds
+
+
+def check_told(labels: Any, file: Path) -> None:
+    """Refuse what says nothing of outputs.
+
+    Raises:
+        ValueError: naming it.
+    """
+    wrong = not isinstance(labels, dict) or any(
+        key not in LABEL_KINDS or not LABEL_KINDS[key](value) for key, value in labels.items()
+    )
+    if wrong or (labels and not {"kind", "names"} <= set(labels)):
+        raise _refused(file, LABELS_KEY, labels, "a kind (tags, values) and the names of the outputs")
+    if lengths := {len(value) for key, value in labels.items() if key != "kind"} - {len(labels.get("names", ()))}:
+        raise _refused(file, LABELS_KEY, labels, f"as many numbers as names, not {lengths.pop()},")
 
 
 # ---- pretrained_cfg

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .atomic import save_tensors
 from .card import model_card
-from .configs import CONFIG_KEY, IMAGES_KEY, read_json
+from .configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY, read_json
 from .soundness import in_type
 
 MODEL_FILE = "model.safetensors"
@@ -46,6 +46,7 @@ class Contents:
         default_factory=dict
     )  # values of the autoencoder's recipe that are not the family's
     images: Mapping[str, Any] = field(default_factory=dict)  # see configs.IMAGES_KEY
+    labels: Mapping[str, Any] = field(default_factory=dict)  # see configs.LABELS_KEY
     omitted: Collection[str] = ()  # of the model's tensors: those that an autoencoder's encoder does not have
 
     def state(self) -> dict[str, Tensor]:
@@ -148,7 +149,9 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
             if state:
                 save_tensors(state, part / file, {"format": "pt"})
                 (part / file).chmod((part / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
-        card = model_card(contents.model, contents.arch, contents.provenance, contents.made, contents.images)
+        card = model_card(
+            contents.model, contents.arch, contents.provenance, contents.made, contents.images, contents.labels
+        )
         (part / CARD).write_text(card, encoding="utf-8")
         if place == folder:
             _move_into(folder, part)
@@ -175,7 +178,7 @@ def _write_config(contents: Contents, path: Path) -> None:
     load the folder. So only those arguments are kept that differ from what the architecture and the rest of the file
     say.
     """
-    more = {"recipe": dict(contents.recipe), IMAGES_KEY: dict(contents.images)}
+    more = {"recipe": dict(contents.recipe), IMAGES_KEY: dict(contents.images), LABELS_KEY: dict(contents.labels)}
     ours = {**contents.provenance, **{key: value for key, value in more.items() if value}}
     save_config_for_hf(contents.model, str(path), {CONFIG_KEY: ours})
     config = json.loads(path.read_text(encoding="utf-8"))

@@ -14,18 +14,21 @@ import torch
 from ..checkpoints.atomic import replacing
 from ..text import printable
 from ..training.distributed import gather_objects, processes
-from ..training.endings import FROM_SCRATCH, LITTLE, about_model, warn
+from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_model, about_score, chance_of, warn
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
-from ..training.probe import interval
 from ..version import __version__
 from .evaluating_checks import check
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
-from .evaluating_shared import Score, own_model_kwargs
+from .evaluating_shared import Measured, headline, own_model_kwargs, understood
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
 
+ADVICE = {
+    "finetune": "more --epochs, another --lr, a pre-trained encoder, or look at the labels",
+    "frozen": "--method finetune, a model that was trained longer or on similar images, or look at the labels",
+}
 METHODS = {"classify": classify, "knn": neighbours, "linear": linear, "finetune": finetune}
 
 
@@ -40,19 +43,20 @@ def evaluate(options: EvaluateOptions) -> Outcome:
         check(options, world)
         amp = options.amp or ("auto" if options.method == "finetune" else "none")
         options = replace(options, amp=chosen_amp(amp, world.device))
-        score, settings = METHODS[options.method](options, world)
+        found, settings = METHODS[options.method](options, world)
         result = {}
         if world.first:
-            result = summary(options, score, settings, time.perf_counter() - began)
+            result = summary(options, found, settings, time.perf_counter() - began)
             warn(result["warnings"])
+            found.write(options)
             if options.json:
                 with replacing(options.json) as part:
                     part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         result = gather_objects(result)[0]
-    return Outcome(result, f"{in_words(result)}\n{json.dumps(result)}" if world.first else "")
+    return Outcome(result, f"{in_words(options, found)}\n{json.dumps(result)}" if world.first else "")
 
 
-def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
+def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The result, with all that is needed to get it again; what is in it are the types that JSON knows."""
     trained = options.method in TRAINED
     so = FROM_SCRATCH if options.method == "finetune" else LITTLE
@@ -70,10 +74,12 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
         "frame_rate": options.frame_rate,
         "views": options.views,
         "images": to_remember(form_for(options, 0)),
-        "pictures": score.total,
-        "top1": round(score.percent, 4),
-        "interval": [round(100 * bound, 4) for bound in interval(score.right, score.total)],
-        "warnings": [*about_model(options.model, options.pretrained, so), *score.warnings],
+        "labels": understood(measured.test),
+        "group": options.group,
+        "split_fraction": options.split_fraction,
+        "pictures": len(measured.truth),
+        **measured.scores,
+        "warnings": [*about_model(options.model, options.pretrained, so), *about_found(options, measured)],
         "seed": options.seed,
         "settings": {"amp": options.amp, "max_bad": options.max_bad, **settings},
         "command": options.command("evaluate"),
@@ -89,8 +95,18 @@ def summary(options: EvaluateOptions, score: Score, settings: dict[str, Any], se
     return plain
 
 
-def in_words(result: dict[str, Any]) -> str:
+def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
+    """What should be known beside the scores: that they may be chance, and what the training had to say."""
+    kind = found.test.kind
+    by = "top1" if kind == "classes" else CHANCES[kind].score
+    bounds = found.scores[f"{by}_interval"]
+    chance = chance_of(found.truth, len(found.names), found.names) if kind == "classes" else CHANCES[kind]
+    advice = ADVICE["finetune" if options.method == "finetune" else "frozen"]
+    lines = about_score(headline(found, by), bounds, chance, advice) if bounds else []
+    return [*lines, *found.warnings]
+
+
+def in_words(options: EvaluateOptions, found: Measured) -> str:
     """The result as a line for people."""
-    low, high = result["interval"]
-    right = f"{result['top1']:.1f} % of {result['pictures']} images right (95 % interval {low:.1f} to {high:.1f})"
-    return printable(f"{result['model']}, {result['method']} on {result['data']}: {right}")
+    said = f"{headline(found)}, {len(found.truth)} {found.test.source.noun}"
+    return printable(f"{options.model}, {options.method} on {options.data}: {said}")

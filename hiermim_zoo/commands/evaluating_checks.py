@@ -49,8 +49,9 @@ def checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
         found.append(partial(pick_device, said["device"]))
     if said.get("output") and first_process():
         found.append(partial(check_target, said["output"], bool(said.get("force")), (LOG,)))
-    if said.get("json"):
-        found.append(partial(check_writable, said["json"], f"--json {said['json']}"))
+    for name in ("json", "predictions", "confusion"):
+        if said.get(name):
+            found.append(partial(check_writable, said[name], f"--{name} {said[name]}"))
     return found
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from timm.models._input import get_model_args
-from torch import nn
 
 from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..data.splits import Labelled, classes_by_label
@@ -17,14 +16,15 @@ from ..data.transforms import data_config
 from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
-from ..training.distributed import World, summed
-from ..training.endings import about_score, about_training, chance_of
+from ..training.distributed import World, gather_objects
+from ..training.endings import about_training
 from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from ..training.image_form import form_for, to_remember
-from ..training.probe import Inference, interval, outputs
+from ..training.probe import Inference, Shown, outputs
 from ..training.run_log import LOG
+from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
-from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
+from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
 from .options.evaluate import EvaluateOptions
 
 OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
@@ -34,7 +34,7 @@ RECIPE_OPTIONS = {  # option -> the value of the recipe that it replaces
 }
 
 
-def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
+def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
     """After fine-tuning; all of its processes share the work.
 
     Raises:
@@ -43,41 +43,72 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
     recipe, tuning_settings = chosen_settings(options, arch)
-    test, train = open_data(options, data_config(sketch)["input_size"], recipe.repeat)
+    test, train = open_data(options, data_config(sketch)["input_size"], world, recipe.repeat)
     assert train is not None
-    classes = classes_of(options, train)
+    goal = goal_of(options, train)
+    recipe = recipe_of_kind(options, recipe, train.kind)
     kwargs = own_model_kwargs(options)
     model = new_classifier(
-        options.model, arch, classes, recipe, pretrained=options.pretrained, seed=options.seed, **kwargs
+        options.model, arch, goal.outputs, recipe, pretrained=options.pretrained, seed=options.seed, **kwargs
     )
     config = place(model, options, world)
-    tuning = FineTune(model, train.source, classes, config, recipe, tuning_settings, world)
+    tuning = FineTune(model, train.source, goal, config, recipe, tuning_settings, world)
     how = reading(options, config, world, tuning.batching.micro)
 
     def report(epoch: int) -> dict[str, Any]:
         if not options.eval_every or (epoch + 1) % options.eval_every:
             return {}
-        return {"top1": count(tuning.result, test, world, how).percent}
+        now = told(tuning, test, world, how)
+        return {goal.task.headline: now.scores[goal.task.headline]} if world.first else {}
 
     tuning.train(options.output and options.output / LOG, report)
-    score = count(tuning.result, test, world, how)
-    score = score._replace(warnings=tuple(about_tuning(tuning, score, test, classes)))
+    tuning.settle()
+    found = told(tuning, test, world, how)
+    about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
+    found = dataclasses.replace(found, warnings=tuple(about))
     settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
+    settings |= {"class_weights": options.class_weights} if options.class_weights else {}
     if options.output and world.first:
-        export(options, options.output, tuning.result, arch, config, train, settings, score)
-    return score, settings
+        export(options, options.output, tuning, arch, config, train, settings, found)
+    return found, settings
 
 
-def about_tuning(tuning: FineTune, score: Score, test: Labelled, classes: int) -> list[str]:
-    """Lines about what should be known beside the score: that little was learned, or nothing."""
-    chance = chance_of(test.source.labels, classes, test.names)
-    advice = "more --epochs, another --lr, a pre-trained encoder, or look at the labels"
-    return [
-        *about_score(score.right, score.total, chance, advice),
-        *about_training(tuning.total, tuning.total, 0, False, tuning.losses),
-    ]
+def goal_of(options: EvaluateOptions, train: Labelled) -> Goal:
+    """What is to be told of images.
+
+    Raises:
+        ValueError: nobody knows how many classes there are, or weights cannot be given.
+    """
+    if train.kind == "classes":
+        count = classes_of(options, train)
+        names = train.names or [str(n) for n in range(count)]
+        known = train.truth if train.truth is not None else train.source.labels
+        if options.class_weights and known is None:
+            raise ValueError("--class-weights needs data that tell all classes before they are read")
+        truth = torch.as_tensor(known if known is not None else (), dtype=torch.int64)
+        return Goal("classes", count, None, weights_of(options, train, names, truth))
+    assert train.truth is not None
+    assert train.names is not None
+    if options.num_classes:
+        raise ValueError(f"--num-classes {options.num_classes}, but the labels of {train.spec} are {train.kind}")
+    weights = weights_of(options, train, train.names, train.truth)
+    return Goal(train.kind, len(train.names), train.truth, weights)
+
+
+def recipe_of_kind(options: EvaluateOptions, recipe: FineTuning, kind: str) -> FineTuning:
+    """The recipe as it suits the targets: what blends images and labels is off where numbers are told.
+
+    Raises:
+        ValueError: an option asks for it all the same.
+    """
+    if TASKS[kind].blends:
+        return recipe
+    for name in ("mixup", "cutmix", "smoothing"):
+        if value := getattr(options, name):
+            raise ValueError(f"--{name} {value:g} is for classes and tags, not for {kind}")
+    return dataclasses.replace(recipe, mixup=0.0, cutmix=0.0, smoothing=0.0)
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
@@ -154,23 +185,23 @@ def classes_of(options: EvaluateOptions, train: Labelled) -> int:
     return found
 
 
-def count(model: nn.Module, test: Labelled, world: World, how: Inference) -> Score:
-    """How many images the model tells right; the processes share the work (a stream is read by the first).
+def told(tuning: FineTune, test: Labelled, world: World, how: Inference) -> Measured:
+    """What the model says of images; the processes share the work (a stream is read by the first).
 
     Raises:
         ValueError: no image could be read.
     """
-    model.eval()
-    stream = test.source.streamed
-    right, total = 0, 0
+    model, stream = tuning.result.eval(), test.source.streamed
+    shown = Shown(torch.empty(0, 0), *torch.empty(2, 0, dtype=torch.int64))
     if world.first or not stream:
         positions = None if stream else range(world.rank, len(test.source), world.size)
-        found, labels = outputs(class_probabilities(model), test.source, how, positions)
-        right, total = int((found.argmax(1) == labels).sum()) if len(labels) else 0, len(labels)
-    both = Score(*summed(torch.tensor([right, total], device=world.device)).tolist())
-    if not both.total:
-        raise ValueError(f"none of the images of {test.spec} could be read")
-    return both
+        shown = outputs(outputs_of(model, test.kind, tuning.scale), test.source, how, positions)
+    parts = [part for part in gather_objects(shown) if len(part.rows)]
+    if parts:
+        together = Shown(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        order = together.positions.argsort()
+        shown = Shown(*(column[order] for column in together))
+    return measured(test, shown)
 
 
 # ---- what is written
@@ -179,12 +210,12 @@ def count(model: nn.Module, test: Labelled, world: World, how: Inference) -> Sco
 def export(
     options: EvaluateOptions,
     folder: Path,
-    model: Any,
+    tuning: FineTune,
     arch: str,
     config: Mapping[str, Any],
     train: Labelled,
     settings: Mapping[str, Any],
-    score: Score,
+    found: Measured,
 ) -> None:
     """The fine-tuned model in the form of the Hub, with the log of its training.
 
@@ -192,7 +223,9 @@ def export(
         folder: to be written; holds the log.
         config: the preprocessing of the model.
         settings: of the fine-tuning.
+        found: what was measured.
     """
+    model: Any = tuning.result
     license = (model.pretrained_cfg.get("license") if options.pretrained else None) or "unstated"
     described = {**config, "label_names": train.names}
     model.pretrained_cfg = own_cfg(arch, described, license, model.num_classes, config["input_size"])
@@ -200,19 +233,29 @@ def export(
     own_args = {
         key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
     }
-    low, high = (100 * bound for bound in interval(score.right, score.total))
-    measured = f"{score.percent:.2f} % of {score.total} images of {options.data}"
     provenance = {
         "start": options.model if options.pretrained else f"{options.model}, random weights",
         "trained on": f"{train.spec} ({train.split}, {len(train.source)} images)",
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        "top-1": f"{measured} (95 % interval {low:.2f} to {high:.2f})",
+        "measured": f"{headline(found)}, {len(found.truth)} images of {options.data}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,
     }
     made = "Fine-tuned by `python -m hiermim_zoo.evaluate`."
-    images = to_remember(form_for(options, config["input_size"][0]))
-    write_folder(Contents(arch, model, provenance, made, own_args, images=images), folder, force=True)
+    images, labels = to_remember(form_for(options, config["input_size"][0])), labels_to_remember(train, tuning.goal)
+    contents = Contents(arch, model, provenance, made, own_args, images=images, labels=labels)
+    write_folder(contents, folder, force=True)
+
+
+def labels_to_remember(train: Labelled, goal: Goal) -> dict[str, Any]:
+    """What the outputs are, for config.json; nothing where they are classes."""
+    if train.kind == "classes":
+        return {}
+    found = {"kind": train.kind, "names": train.names}
+    if goal.scale:
+        mean, deviation = goal.scale
+        found |= {"mean": mean.tolist(), "std": deviation.tolist()}
+    return found

@@ -1,6 +1,6 @@
 """Models measured as they are: by their own classifier, or by what others make of their pooled features.
 
-Each method gives its score and its settings.
+Each method gives what it said of the images, and its settings.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..checkpoints.atomic import replacing, save_tensors
-from ..data.splits import Labelled, check_labels, classes_by_label
+from ..data.splits import Chosen, Labelled, classes_by_label
 from ..models.build import make_model
 from ..training.distributed import World
-from ..training.endings import about_score, chance_of
 from ..training.image_form import form_for, to_remember
-from ..training.probe import Inference, knn, linear_probe, outputs, pooled_features
-from .evaluating_shared import Score, class_probabilities, open_data, own_model_kwargs, place, reading
+from ..training.linear import Bank, needed
+from ..training.probe import Inference, Shown, outputs, pooled_features
+from ..training.tasks import TASKS, outputs_of
+from .evaluating_shared import Measured, measured, open_data, own_model_kwargs, place, reading, weights_of
 from .options.evaluate import EvaluateOptions
 
 BATCH = 64  # images fed at once
-ADVICE = "--method finetune, a model that was trained longer or on similar images, or look at the labels"
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # Wu et al. 2018, arXiv 1805.01978
 
 
-def classify(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
+def classify(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
     """By the model's own classifier, whose classes are found by name where both model and data name them.
 
     Raises:
@@ -40,72 +40,80 @@ def classify(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, A
     model, how = load(options, world)
     if not model.num_classes:
         raise ValueError(f"{options.model} has no classifier; --method knn, linear or finetune measures encoders")
-    test, _ = open_data(options, how.config["input_size"])
+    own = (model.pretrained_cfg or {}).get("label_names")
+    test, _ = open_data(options, how.config["input_size"], world, names=own)
     classes = len(test.names) if test.names else classes_by_label(test)
     if classes is not None and classes != model.num_classes:
-        raise ValueError(f"{options.model} tells {model.num_classes} classes apart, but {options.data} has {classes}")
-    output_of = output_by_label(options, model, test)
-    found, labels = outputs(class_probabilities(model), test.source, how)
-    return score(found.argmax(1), output_of[check_labels(test, labels)], model.num_classes), {}
+        raise ValueError(
+            f"{options.model} tells {model.num_classes} {test.kind} apart, but {options.data} has {classes}"
+        )
+    output_of = output_by_label(options, own, test, model.num_classes)
+    shown = outputs(outputs_of(model, test.kind), test.source, how)
+    return measured(test, shown._replace(rows=shown.rows[:, output_of]) if len(shown.rows) else shown), {}
 
 
-def output_by_label(options: EvaluateOptions, model: Any, test: Labelled) -> Tensor:
+def output_by_label(options: EvaluateOptions, own: Sequence[str] | None, test: Labelled, count: int) -> Tensor:
     """For each label of the data the position of the model's output: int64 [classes].
+
+    Args:
+        own: names of the model's outputs, ``count`` of them.
 
     Raises:
         ValueError: the model calls its classes otherwise.
     """
-    own = (model.pretrained_cfg or {}).get("label_names")
     if not own or not test.names:
-        return torch.arange(model.num_classes)
+        return torch.arange(count)
     if set(own) != set(test.names):
         odd = sorted(set(test.names) - set(own))[:3]
         raise ValueError(f"{options.model} does not know the classes of {options.data}: {', '.join(odd)}")
     return torch.tensor([list(own).index(name) for name in test.names])
 
 
-def neighbours(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
+def neighbours(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
     """By the vote of the nearest training images.
 
     Raises:
         ValueError: model and data do not go together.
     """
     model, how = load(options, world)
-    test, train = open_data(options, how.config["input_size"])
+    test, train = open_data(options, how.config["input_size"], world)
     assert train is not None
-    bank, bank_labels = pooled_features(model, train.source, how)
-    queries, labels = pooled_features(model, test.source, how)
-    check_labels(train, bank_labels)
-    k, temperature = min(options.k or NEIGHBOURS, len(bank)), options.temperature or TEMPERATURE
-    device = world.device
-    found = knn(bank.to(device), bank_labels.to(device), queries.to(device), k, temperature).cpu()
-    return score(found, check_labels(test, labels), *of_data(test)), {"k": k, "temperature": temperature}
+    bank, asking = pooled_features(model, train.source, how), pooled_features(model, test.source, how)
+    truth = train.truth_at(bank.positions, bank.labels)
+    k, temperature = min(options.k or NEIGHBOURS, len(truth)), options.temperature or TEMPERATURE
+    rows, said, queries = (part.to(world.device) for part in (bank.rows, truth, asking.rows))
+    count = outputs_told(train, test, bank, asking)
+    votes = TASKS[train.kind].votes(rows, said, queries, k, temperature, count)
+    return measured(test, asking._replace(rows=votes.cpu())), {"k": k, "temperature": temperature}
 
 
-def linear(options: EvaluateOptions, world: World) -> tuple[Score, dict[str, Any]]:
-    """By a linear classifier trained on features.
+def linear(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
+    """By a linear model trained on features.
 
     Raises:
         ValueError: model and data do not go together, or scikit-learn is missing.
     """
+    needed()
     model, how = load(options, world)
-    test, train = open_data(options, how.config["input_size"])
+    test, train = open_data(options, how.config["input_size"], world)
     assert train is not None
-    (bank, bank_labels), (queries, labels) = (cached_features(options, data, model, how) for data in (train, test))
-    check_labels(train, bank_labels)
-    found, settings = linear_probe(bank, bank_labels, queries, options.seed)
-    return score(found, check_labels(test, labels), *of_data(test)), settings
+    bank, asking = (cached_features(options, data, model, how) for data in (train, test))
+    truth = train.truth_at(bank.positions, bank.labels)
+    count = outputs_told(train, test, bank, asking)
+    names = train.names or [str(n) for n in range(count)]
+    groups, weights = train.groups_at(bank.positions.tolist()), weights_of(options, train, names, truth)
+    whole = Bank(bank.rows, truth, count, groups, weights, options.seed)
+    found, settings = TASKS[train.kind].probe(whole, asking.rows)
+    if not len(asking.rows):
+        raise ValueError(f"none of the images of {test.spec} could be read")
+    settings |= {"class_weights": options.class_weights} if options.class_weights else {}
+    return Measured(test, found, test.truth_at(asking.positions, asking.labels), asking.positions), settings
 
 
-def of_data(test: Labelled) -> tuple[int, list[str] | None]:
-    """The number of classes, and their names, as far as the data tell."""
-    return (len(test.names) if test.names else classes_by_label(test)) or 2, test.names
-
-
-def score(found: Tensor, labels: Tensor, classes: int, names: Sequence[str] | None = None) -> Score:
-    """How many are right, and whether that is more than chance."""
-    right, total = int((found == labels).sum()), len(labels)
-    return Score(right, total, tuple(about_score(right, total, chance_of(labels, classes, names), ADVICE)))
+def outputs_told(train: Labelled, test: Labelled, *shown: Shown) -> int:
+    """How many classes, tags or values there are; where nobody names the classes, up to the largest label."""
+    names = train.names or test.names
+    return len(names) if names else max(int(part.labels.max()) for part in shown if len(part.labels)) + 1
 
 
 def load(options: EvaluateOptions, world: World) -> tuple[Any, Inference]:
@@ -123,25 +131,28 @@ def load(options: EvaluateOptions, world: World) -> tuple[Any, Inference]:
 # ---- features that are kept
 
 
-def cached_features(
-    options: EvaluateOptions, data: Labelled, model: nn.Module, how: Inference
-) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, D] and labels [N], from the folder of ``--cache`` if they are there."""
+def cached_features(options: EvaluateOptions, data: Labelled, model: nn.Module, how: Inference) -> Shown:
+    """Pooled features [N, D], from the folder of ``--cache`` if they are there."""
     if not options.cache:
         return pooled_features(model, data.source, how)
     where = os.path.abspath(data.spec) if Path(data.spec).exists() else data.spec
     key: list[Any] = [options.model, weights_hash(model), where, options.data_dir, data.split, len(data.source)]
     key += [options.frame_stride, options.frame_rate, options.views, to_remember(form_for(options, 0))]
     key += [{name: str(value) for name, value in how.config.items()}, options.amp]
+    if isinstance(data.source, Chosen):  # rows of a table come and go
+        names = "\n".join(data.source.name_of(n) for n in range(len(data.source)))
+        key.append(hashlib.sha256(names.encode()).hexdigest())
     path = options.cache / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+    parts = ("features", "labels", "positions")
     if path.exists():
         with safe_open(path, "pt") as file:
-            return file.get_tensor("features"), file.get_tensor("labels")
-    features, labels = pooled_features(model, data.source, how)
+            if set(parts) <= set(file.keys()):  # earlier versions kept no positions
+                return Shown(*(file.get_tensor(part) for part in parts))
+    found = pooled_features(model, data.source, how)
     options.cache.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        save_tensors({"features": features, "labels": labels}, part, {"key": json.dumps(key)})
-    return features, labels
+        save_tensors(dict(zip(parts, found, strict=True)), part, {"key": json.dumps(key)})
+    return found
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,47 +1,147 @@
-"""What the methods of ``evaluate`` share: the data, a model at its input size, how images are read, what is counted."""
+"""What the methods of ``evaluate`` share: the data, a model at its input size, how images are read, what is said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data.splits import Labelled, check_apart, open_labelled
+from ..data.labels import Ask
+from ..data.splits import Labelled, check_apart, check_groups, cut, open_labelled
+from ..data.targets import Targets
 from ..data.transforms import data_config
+from ..data.weights import weights_for
 from ..training.distributed import World
-from ..training.image_form import form_for
-from ..training.probe import Inference
+from ..training.image_form import form_for, told_by
+from ..training.linear import needed
+from ..training.probe import Inference, Shown
+from ..training.scores import scored
+from ..training.tasks import TASKS
 from .loading import model_errors, set_img_size
 from .options.evaluate import TRAINED, EvaluateOptions
+from .predictions import draw_confusion, write_predictions
 
 
-class Score(NamedTuple):
-    """How many images are told right, of how many."""
+@dataclass(frozen=True)
+class Measured:
+    """What was said of images, and what is true.
 
-    right: int
-    total: int
-    warnings: tuple[str, ...] = ()  # what should be known beside it
+    Args:
+        test: the images.
+        outputs: float32 [N, T], logits of classes or tags, or values.
+        truth: int64 [N] of classes, or float32 [N, T].
+        positions: int64 [N], of those that could be read.
+        warnings: what should be known beside it.
+    """
+
+    test: Labelled
+    outputs: Tensor
+    truth: Tensor
+    positions: Tensor
+    warnings: tuple[str, ...] = ()
 
     @property
-    def percent(self) -> float:
-        return 100 * self.right / self.total
+    def names(self) -> list[str]:
+        """Of the outputs; where the data name no classes, their numbers."""
+        return self.test.names or [str(n) for n in range(self.outputs.shape[1])]
+
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """All scores of the kind with their intervals; of classes the older keys ``top1`` and ``interval``, too."""
+        groups = self.test.groups_at(self.positions.tolist())
+        found = scored(self.test.kind, self.outputs, self.truth, self.names, groups)
+        return found | ({"interval": found["top1_interval"]} if "top1" in found else {})
+
+    def write(self, options: EvaluateOptions) -> None:
+        """The files that were asked for."""
+        if options.predictions:
+            files = [self.test.source.name_of(position) for position in self.positions.tolist()]
+            targets = Targets(self.test.kind, self.names)
+            write_predictions(options.predictions, files, targets, self.outputs, self.truth)
+        if options.confusion:
+            draw_confusion(options.confusion, self.names, self.outputs, self.truth)
+
+
+def measured(test: Labelled, shown: Shown) -> Measured:
+    """What was shown, with what is true of it.
+
+    Args:
+        shown: rows are what can be averaged: shares of classes, probabilities of tags, or values.
+
+    Raises:
+        ValueError: nothing could be read, or all images have the same class.
+    """
+    if not len(shown.rows):
+        raise ValueError(f"none of the images of {test.spec} could be read")
+    truth = test.truth_at(shown.positions, shown.labels)
+    return Measured(test, TASKS[test.kind].said(shown.rows), truth, shown.positions)
+
+
+def headline(found: Measured, name: str | None = None) -> str:
+    """A score in words, with its interval; default: the one that stands for all."""
+    name = name or TASKS[found.test.kind].headline
+    value, bounds = found.scores[name], found.scores[f"{name}_interval"]
+    if value is None:
+        return f"{name} cannot be told"
+    words = "{:.2f} % right" if name == "top1" else f"{name} {{:.4f}}"
+    inside = " (95 % interval {:.4g} to {:.4g})".format(*bounds) if bounds else ""
+    return words.format(value) + inside
+
+
+# ---- the data
+
+
+def asked(options: EvaluateOptions, names: Sequence[str] | None) -> Ask:
+    """What is said of labels, by the options or by the folder of a model that is measured as it is.
+
+    Args:
+        names: of the classes that the model tells apart, if they are known.
+
+    Raises:
+        ValueError: both say different things.
+    """
+    told, kind = {}, options.task
+    if options.method == "classify":
+        told = told_by(options.model)
+        kind = told.get("kind", "classes")
+        if options.task not in ("auto", kind):
+            raise ValueError(f"--task {options.task}, but the outputs of {options.model} are {kind}")
+    return Ask(
+        kind,
+        options.target_columns or (),
+        options.separator,
+        options.group,
+        options.labels,
+        tuple(told.get("names", names or ())),
+    )
 
 
 def open_data(
-    options: EvaluateOptions, input_size: tuple[int, ...], repeat: int | None = None
+    options: EvaluateOptions,
+    input_size: tuple[int, ...],
+    world: World,
+    repeat: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[Labelled, Labelled | None]:
     """The images (or videos) to measure on, and those to train on if the method needs any.
 
     Args:
         input_size: of the model: (channels, height, width), or (channels, frames, height, width).
+        world: its first process says how labels were understood.
         repeat: clips of a video each time it is opened for training.
+        names: of classes that a model tells apart; a table may have some of them only.
 
     Raises:
-        ValueError: data are missing or without labels, or those of both differ in their classes.
+        ValueError: data are missing or without labels, or those of both differ in their kind or classes, or share
+            groups.
     """
     how: dict[str, Any] = {
+        "ask": asked(options, names),
         "form": form_for(options, input_size[0]),
         "root": options.data_dir,
         "seed": options.seed,
@@ -49,13 +149,76 @@ def open_data(
         "rate": options.frame_rate,
         "views": options.views,
     }
-    test = open_labelled(options.data, options.split, input_size, training=False, **how)
     if options.method not in TRAINED:
-        return test, None
-    how |= {"training": options.method == "finetune", "repeat": repeat}
-    train = open_labelled(options.train or options.data, options.train_split or "train", input_size, **how)
-    check_apart(train, test)
+        test, train = open_labelled(options.data, options.split, input_size, training=False, **how), None
+    else:
+        own = how | {"training": options.method == "finetune", "repeat": repeat}
+        train = open_labelled(options.train or options.data, options.train_split or "train", input_size, **own)
+        test = open_labelled(options.data, options.split, input_size, training=False, like=train, **how)
+        train, test = apart(options, train, test)
+    if options.confusion and test.kind != "classes":
+        raise ValueError(f"--confusion {options.confusion}: {test.kind} have no confusion matrix, classes have")
+    if test.kind != "classes":
+        needed(f"measuring {test.kind}")
+    if world.first:
+        say(test)
     return test, train
+
+
+def apart(options: EvaluateOptions, train: Labelled, test: Labelled) -> tuple[Labelled, Labelled]:
+    """Training images and those to measure on: two splits, or one that is cut in two.
+
+    Raises:
+        ValueError: they are not apart.
+    """
+    if options.split_fraction and train.source.identity == test.source.identity:
+        return cut(train, options.split_fraction, options.seed)
+    if options.split_fraction:
+        raise ValueError(
+            f"--split-fraction {options.split_fraction:g} cuts data of one split, and {options.data} has two: "
+            f"{train.split} and {test.split}"
+        )
+    check_apart(train, test)
+    if not options.allow_shared_groups:
+        check_groups(train, test)
+    return train, test
+
+
+def say(test: Labelled) -> None:
+    """How the labels of a table were understood, on stderr."""
+    if test.told:
+        more = f"; {test.told.repeated} rows repeat others and count once" if test.told.repeated else ""
+        words = test.told.meaning.in_words(len(test.names or ()))
+        print(f"labels of {test.told.file}: {words}{more}", file=sys.stderr)
+
+
+def understood(test: Labelled) -> dict[str, Any]:
+    """How labels were understood, for JSON."""
+    found: dict[str, Any] = {"kind": test.kind, "count": len(test.names) if test.names else None}
+    if test.told:
+        meaning = test.told.meaning
+        found |= {"file": test.told.file, "columns": list(meaning.columns), "separator": meaning.separator or None}
+        found |= {"repeated": test.told.repeated}
+    return found
+
+
+def weights_of(options: EvaluateOptions, train: Labelled, names: list[str], truth: Tensor) -> Tensor | None:
+    """Weights of classes or tags [T]; None where all weigh as much.
+
+    Args:
+        truth: of the training images.
+
+    Raises:
+        ValueError: targets have none, or the table of weights does not name them.
+    """
+    if not options.class_weights:
+        return None
+    if not TASKS[train.kind].weighted:
+        raise ValueError(f"--class-weights {options.class_weights} is for classes and tags, not for {train.kind}")
+    return weights_for(options.class_weights, train.kind, names, truth)
+
+
+# ---- the model
 
 
 def own_model_kwargs(options: EvaluateOptions) -> dict[str, Any]:
@@ -92,8 +255,3 @@ def reading(options: EvaluateOptions, config: dict[str, Any], world: World, batc
     return Inference(
         config, world.device, batch_size, options.workers, options.amp or "none", options.max_bad, world.first
     )
-
-
-def class_probabilities(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What a classifier holds probable [B, classes], which can be averaged over the views of a video."""
-    return lambda images: model(images).float().softmax(1)

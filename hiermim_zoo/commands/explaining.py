@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import torch
+
 from ..data.batches import Batching
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
@@ -17,10 +19,11 @@ from ..models.recipes import FineTuning, Pretraining, Recipe
 from ..models.shapes import without_memory
 from ..training.autoencoder import build_autoencoder, undecayed
 from ..training.defaults import family_values, pretraining_of
+from ..training.distributed import World
 from ..training.finetuning import TuningSettings, recipe_for
 from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
-from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, without_weights
+from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
 from .options import Outcome, long_flag
@@ -87,6 +90,10 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
     row, (recipe, settings) = recipe_for(arch), chosen_settings(options, arch)
+    alone = World(0, 1, torch.device("cpu"))
+    _, train = open_splits(options, data_config(sketch)["input_size"], alone, recipe.repeat)
+    assert train is not None
+    recipe = recipe_of_kind(options, recipe, train.kind)
     option_of = {field: option for option, field in RECIPE_OPTIONS.items()}
     lines = []
     for field in dataclasses.fields(FineTuning):
@@ -94,7 +101,9 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         if field.name == "source":
             continue
         given = option is not None and getattr(options, option) is not None
-        if not given and value != own:
+        if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
+            lines.append(Line(field.name, _words(value), "rule: values cannot be blended", _words(own)))
+        elif not given and value != own:
             formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
             lines.append(Line(field.name, _words(value), formula))
         else:
@@ -107,8 +116,6 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         for name in (field.name for field in dataclasses.fields(TuningSettings))
         if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
     ]
-    _, train = open_splits(options, data_config(sketch)["input_size"], recipe.repeat)
-    assert train is not None
     count, noun = len(train.source), train.source.noun
     lines += _steps(count, noun, recipe.batch, recipe.repeat, lambda batching: tuning_schedule(recipe, batching))
     return _outcome(options.model, lines, {"fine-tuning": row.source})

@@ -13,7 +13,10 @@ The room, from the ground up:
     synthetic    videos without files: images that move
     clips        clips of videos, as a source
     kinds        one table of all kinds, and how DATA is opened; a new kind is one class and one row there
-    splits       labelled data to train on and to measure on
+    targets      what is told of an image: one class, several tags, or values
+    labels       labels in the columns of a table: what they are, and what they say of each image
+    splits       labelled data to train on and to measure on, and data that are cut in two
+    weights      weights of classes and tags
     transforms   from what is read to what a model takes
     batches      which items belong to which step, and batches for training
     seeds        random numbers that follow from a seed alone

@@ -88,6 +88,7 @@ class Batching:
     world: int
     seed: int
     repeat: int = 1  # samples from one reading: clips of a video
+    balance: Sequence[int] | None = None  # classes of the items, each of which is to be seen as often as the others
 
     def __post_init__(self) -> None:
         parts = self.world * self.accumulate * self.repeat
@@ -148,12 +149,48 @@ class Batching:
         for step in range(start, stop):
             if step // self.per_pass != turn:
                 turn = step // self.per_pass
-                order = torch.randperm(self.length, generator=torch.Generator().manual_seed(seed_of(self.seed, turn)))
+                order = self.order(turn)
             first, shared = step % self.per_pass * readings, seed_of(self.seed, step + 1)
             for part in range(self.rank, self.world * self.accumulate, self.world):
-                chosen = order[first + part * part_of : first + (part + 1) * part_of].tolist()
+                begin = first + part * part_of
+                chosen = order[begin : begin + part_of].tolist()
+                # Where an item comes several times in a pass, its place tells one time from another.
+                places = [()] * part_of if self.balance is None else [(begin + n,) for n in range(part_of)]
                 batch = seed_of(shared, part) if part else shared
-                yield [Reading(i, Seeds(seed_of(self.seed, turn, i), batch, shared)) for i in chosen]
+                yield [
+                    Reading(i, Seeds(seed_of(self.seed, turn, i, *place), batch, shared))
+                    for i, place in zip(chosen, places, strict=True)
+                ]
+
+    def order(self, turn: int) -> Tensor:
+        """Items of a pass in their order, int64 [length]; it follows from the seed alone."""
+        numbers = torch.Generator().manual_seed(seed_of(self.seed, turn))
+        if self.balance is None:
+            return torch.randperm(self.length, generator=numbers)
+        return balanced(torch.tensor(self.balance), self.length, numbers)
+
+
+def balanced(labels: Tensor, count: int, numbers: torch.Generator) -> Tensor:
+    """Items in random order, as many of each class: items of rare classes come often, those of others now and then.
+
+    Args:
+        labels: int64 [N], the classes of the items.
+        count: of the items that are wanted. Where classes cannot share it evenly, some have one more.
+
+    Returns:
+        Positions, int64 [count]; items of a class differ in how often they come by one at most.
+    """
+    classes = labels.unique()
+    classes = classes[torch.randperm(len(classes), generator=numbers)]
+    chosen = []
+    for n, label in enumerate(classes):
+        share = (count + len(classes) - 1 - n) // len(classes)
+        items = (labels == label).nonzero()[:, 0]
+        rounds = -(-share // len(items))
+        orders = [items[torch.randperm(len(items), generator=numbers)] for _ in range(rounds)]
+        chosen.append(torch.cat([items[:0], *orders])[:share])
+    found = torch.cat(chosen)
+    return found[torch.randperm(len(found), generator=numbers)]
 
 
 class MicroBatchSampler:

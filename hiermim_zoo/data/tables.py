@@ -24,6 +24,11 @@ def is_table(path: str) -> bool:
     return Path(path).suffix.lower() in SEPARATORS and os.path.isfile(path)
 
 
+def same_split(name: str) -> set[str]:
+    """All names of the split that is meant by one."""
+    return next((names for names in SAME_SPLIT if name in names), {name})
+
+
 class Row(NamedTuple):
     """One image of a table."""
 
@@ -45,7 +50,7 @@ class TableImages(FileImages):
     def __init__(self, path: str, request: Request) -> None:
         table = read_table(path)
         splits = list(dict.fromkeys(row.split for row in table))
-        meant = next((names for names in SAME_SPLIT if request.split in names), {request.split})
+        meant = same_split(request.split)
         rows = [row for row in table if row.split in meant] if splits != [""] else table
         if not rows:
             raise ValueError(f"{path} has no images of the split {request.split!r}, but of {', '.join(splits)}")

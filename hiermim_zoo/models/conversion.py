@@ -12,7 +12,7 @@ from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY
+from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native
@@ -76,6 +76,7 @@ class Converted:
 
     def contents(self) -> Contents:
         """What is written."""
+        said = self.checkpoint.config.get(CONFIG_KEY, {})
         return Contents(
             self.arch,
             self.model,
@@ -84,7 +85,8 @@ class Converted:
             self.model_args,
             self.dtype,
             decoder=self.native.decoder,
-            images=self.checkpoint.config.get(CONFIG_KEY, {}).get(IMAGES_KEY, {}),
+            images=said.get(IMAGES_KEY, {}),
+            labels=said.get(LABELS_KEY, {}) if getattr(self.model, "num_classes", 0) else {},
             recipe=(self.recipe() or {}) if self.native.decoder else {},
             omitted=self.initial if self.native.layout.own and self.native.decoder else (),
         )

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..text import printable
 from .image_form import said_of
-from .probe import interval
 
 FEWEST = 200  # steps of the optimiser, below which hardly anything is learned
 ENOUGH = 8  # lines of a log that tell how much the loss varies by chance
@@ -30,10 +29,17 @@ NORMAL = 1.4826  # standard deviation of a normal distribution, of the median of
 
 
 class Chance(NamedTuple):
-    """What is told right without looking."""
+    """What a score comes to without looking."""
 
     share: float
     words: str  # how
+    score: str = "top1"
+
+
+CHANCES = {  # of other labels than classes
+    "tags": Chance(0.5, "drawn by lot", "auc"),
+    "values": Chance(0.0, "always the mean", "r2"),
+}
 
 
 def fell(losses: Sequence[float]) -> bool | None:
@@ -104,18 +110,18 @@ def chance_of(labels: Tensor | Iterable[int] | None, classes: int, names: Sequen
     return Chance(int(counts[most]) / int(counts.sum()), f"always the most frequent class, {name}")
 
 
-def about_score(right: int, total: int, chance: Chance, advice: str) -> list[str]:
-    """A line, if so many images told right may be chance: if it lies within the confidence interval, or above it.
+def about_score(found: str, bounds: Sequence[float], chance: Chance, advice: str) -> list[str]:
+    """A line, if a score may be chance: if that lies within its confidence interval, or above it.
 
     Args:
-        right: images of ``total``.
+        found: the score in words.
+        bounds: of its interval; of top1 in percent.
         advice: what to try.
     """
-    low, high = interval(right, total)
-    if chance.share < low:
+    share, unit = (100 * chance.share, " %") if chance.score == "top1" else (chance.share, "")
+    if share < bounds[0]:
         return []
-    found = f"{100 * right / total:.1f} % right (95 % interval {100 * low:.1f} to {100 * high:.1f})"
-    return [f"{found} is no better than chance, {100 * chance.share:.1f} % ({chance.words}); try {advice}"]
+    return [f"{found} is no better than chance, {share:.4g}{unit} ({chance.words}); try {advice}"]
 
 
 def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[str]:

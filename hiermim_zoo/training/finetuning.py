@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image, ImageOps
-from timm.data import Mixup
 from timm.layers import trunc_normal_
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.batches import LABEL, Batching, batches
+from ..data.batches import Batching, batches
 from ..data.seeds import seed_of
 from ..data.transforms import make_transform
 from ..models.build import make_model
@@ -37,6 +35,7 @@ from .graphs import begin_pass, hold_gradients
 from .optimizer import gradient_norm, make_optimizer
 from .precision import autocast, train_in
 from .schedule import set_lr, tuning_schedule
+from .tasks import Goal, Wanted, objective, tell_values
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class TuningSettings:
     workers: int = 0
     max_bad: float = 0.0
     seed: int = 0
+    sampling: str = "all"  # each image once an epoch; "balanced": each class as often
 
 
 def recipe_for(arch: str) -> FineTuning:
@@ -72,11 +72,12 @@ def recipe_for(arch: str) -> FineTuning:
 
 
 def new_classifier(
-    name: str, arch: str, classes: int, recipe: FineTuning, *, pretrained: bool, seed: int, **model_kwargs: Any
+    name: str, arch: str, outputs: int, recipe: FineTuning, *, pretrained: bool, seed: int, **model_kwargs: Any
 ) -> nn.Module:
     """The encoder under a classifier of small random weights.
 
     Args:
+        outputs: of the classifier: classes, tags or values.
         model_kwargs: of the encoder, in place of those that its family is fine-tuned with.
 
     Raises:
@@ -85,7 +86,7 @@ def new_classifier(
     torch.manual_seed(seed)
     kwargs = {**family_of(arch).fine_tuning_args, **model_kwargs}
     kwargs |= {"drop_path_rate": recipe.drop_path, **({"drop_rate": recipe.dropout} if recipe.dropout else {})}
-    model: Any = make_model(name, pretrained=pretrained, num_classes=classes, **kwargs)
+    model: Any = make_model(name, pretrained=pretrained, num_classes=outputs, **kwargs)
     head = model.get_classifier()
     trunc_normal_(head.weight, std=recipe.head_std)
     nn.init.zeros_(head.bias)
@@ -129,34 +130,17 @@ def _posterize(image: Image.Image, bits: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, max(1, bits)) if bits < 8 else image
 
 
-def objective(
-    recipe: FineTuning, settings: TuningSettings, classes: int, micro: int
-) -> tuple[Callable[[Tensor, Tensor], Any], nn.Module]:
-    """What is done to images and labels before the model sees them, and the loss.
+def balance_of(source: Any, goal: Goal) -> Any:
+    """The classes of all images, to see each as often.
 
     Raises:
-        ValueError: images are mixed in pairs, but their number is odd.
+        ValueError: images have no classes, or nobody knows them before the images are read.
     """
-    if not settings.mix_prob or not (recipe.mixup or recipe.cutmix):
-        return (lambda images, labels: (images, labels)), LabelSmoothingCrossEntropy(recipe.smoothing)
-    if micro % 2:
-        raise ValueError(
-            f"mixup and cutmix pair the images of a batch, which {micro} in each process cannot be; "
-            "--mix-prob 0 does not"
-        )
-    mix = Mixup(
-        recipe.mixup,
-        recipe.cutmix,
-        prob=settings.mix_prob,
-        label_smoothing=recipe.smoothing,
-        num_classes=classes,
-    )
-
-    def mixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        flat, target = mix(images.flatten(1, -3), labels)  # to timm the frames of a clip are channels
-        return flat.view(images.shape), target
-
-    return mixed, SoftTargetCrossEntropy()
+    if goal.kind != "classes":
+        raise ValueError(f"--sampling balanced is for classes, not for {goal.kind}")
+    if source.streamed or source.labels is None:
+        raise ValueError("--sampling balanced needs data that tell all classes before they are read")
+    return source.labels
 
 
 class FineTune:
@@ -165,7 +149,7 @@ class FineTune:
     Args:
         model: from :func:`new_classifier`, on the device, set to its input size.
         source: labelled images.
-        classes: their number.
+        goal: what is to be told of them.
         config: of timm's preprocessing.
 
     Raises:
@@ -176,7 +160,7 @@ class FineTune:
         self,
         model: nn.Module,
         source: Any,
-        classes: int,
+        goal: Goal,
         config: Mapping[str, Any],
         recipe: FineTuning,
         settings: TuningSettings,
@@ -190,9 +174,19 @@ class FineTune:
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         self.batching = Batching(
-            len(source), recipe.batch, settings.accumulate, world.rank, world.size, settings.seed, source.repeat
+            len(source),
+            recipe.batch,
+            settings.accumulate,
+            world.rank,
+            world.size,
+            settings.seed,
+            source.repeat,
+            balance_of(source, goal) if settings.sampling == "balanced" else None,
         )
-        self.mix, self.loss = objective(recipe, settings, classes, self.batching.micro)
+        self.told = False  # whether the model tells values as they are
+        self.goal, self.wanted = goal, Wanted(goal, world.device)
+        self.mix, loss = objective(recipe, settings.mix_prob, goal, self.batching.micro)
+        self.loss = loss.to(world.device)
         no_decay: Any = getattr(model, "no_weight_decay", set)
         self.optimizer = make_optimizer(
             model, settings.opt, recipe.weight_decay, recipe.betas, recipe.layer_decay, no_decay()
@@ -215,7 +209,7 @@ class FineTune:
             workers=settings.workers,
             max_bad=settings.max_bad,
             erase=recipe.erase,
-            classes=classes,
+            classes=goal.outputs if goal.truth is None else None,
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
@@ -227,6 +221,17 @@ class FineTune:
     def result(self) -> nn.Module:
         """The model to use: the average of the weights, if there is one."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def scale(self) -> tuple[Tensor, Tensor] | None:
+        """Of the values that the model tells; None: it tells them as they are."""
+        return None if self.told else self.goal.scale
+
+    def settle(self) -> None:
+        """Values that the result told as deviations from their mean it tells as they are. For the end of a run."""
+        if self.scale:
+            tell_values(self.result, self.scale)
+        self.told = True
 
     def train(self, log: Path | None = None, report: Callable[[int], dict[str, Any]] = lambda epoch: {}) -> None:
         """Run through all epochs; the first process shows a bar and writes a line of JSON to the log after each.
@@ -306,7 +311,7 @@ class FineTune:
     def _backward(self, more: bool) -> Tensor:
         """Gradients of one batch; ``more`` are to come in this step."""
         images, columns, _ = next(self.batches)
-        images, target = self.mix(images, columns[:, LABEL])
+        images, target = self.mix(images, self.wanted(columns))
         begin_pass(self.settings.compile)
         with unsynchronised(self.parallel, more):
             with autocast(images.device, self.settings.amp):

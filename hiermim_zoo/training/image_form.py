@@ -9,7 +9,7 @@ from typing import Any
 from timm.models import parse_model_name
 from timm.models._hub import download_from_hf
 
-from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, IMAGES_KEY, read_config
+from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, IMAGES_KEY, LABELS_KEY, read_config
 from ..checkpoints.folder import CONFIG_FILE
 from ..data.decoding import Form
 from ..data.scale import Scale
@@ -73,6 +73,12 @@ def remembered_in(folder: Path) -> dict[str, Any]:
     """Likewise, of a folder."""
     images: dict[str, Any] = said_in(folder).get(IMAGES_KEY, {})
     return images
+
+
+def told_by(model: str) -> dict[str, Any]:
+    """What the outputs of a model are, by its config.json: kind and names; nothing where they are classes."""
+    labels: dict[str, Any] = said_of(model).get(LABELS_KEY, {})
+    return labels
 
 
 def said_of(model: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def probe(
     chosen = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:PROBED].tolist()
     with at_rest(mae):
         reading = Inference(config, device, workers=workers, max_bad=math.inf, progress=False)
-        features, targets = pooled_features(mae.encoder, source, reading, chosen)
+        features, targets, _ = pooled_features(mae.encoder, source, reading, chosen)
     asking = len(features) // 6
     if not asking:
         return None

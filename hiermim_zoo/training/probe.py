@@ -1,16 +1,15 @@
-"""What a model makes of labelled images: its pooled features, and how well neighbours or a linear probe do on them.
+"""What a model makes of labelled images: its pooled features, and what nearest neighbours in them say.
 
-Letters: B items of a batch, V views of an item, N images of the bank, M queries, D features.
+Letters: B items of a batch, V views of an item, N images of the bank, M queries, D features, T tags or values.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -28,10 +27,15 @@ from .precision import autocast
 CELLS = 2**26  # of a chunk of the similarities, [m, N]
 Z = 1.959964  # the normal distribution has 95 % within so many standard deviations
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, the inverse of its regularisation
-MAX_ITERATIONS = 1000
-
 Seen = tuple[int, Tensor | str, int]  # position, views [V, C, H, W] or [V, C, T, H, W] or why there are none, label
+
+
+class Shown(NamedTuple):
+    """What a function made of a data set, item by item, on the CPU."""
+
+    rows: Tensor  # float32 [N, D]
+    labels: Tensor  # int64 [N], classes that were read with the items; -1 where there is none
+    positions: Tensor  # int64 [N], of the items that could be read; of a stream, their numbers
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,8 @@ class ViewsOfStream(IterableDataset[Seen]):
             yield n, torch.stack(samples_of(self.transform(image))), label
 
 
-def pooled_features(
-    model: nn.Module, source: Source, how: Inference, positions: Iterable[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Pooled features float32 [N, D] and labels int64 [N], on the CPU; see :func:`outputs` for arguments and errors."""
+def pooled_features(model: nn.Module, source: Source, how: Inference, positions: Iterable[int] | None = None) -> Shown:
+    """Pooled features float32 [N, D] of a data set; see :func:`outputs` for arguments and errors."""
 
     def pooled(images: Tensor) -> Tensor:
         forward: Any = model
@@ -102,8 +104,8 @@ def pooled_features(
 @torch.inference_mode()
 def outputs(
     function: Callable[[Tensor], Tensor], source: Source, how: Inference, positions: Iterable[int] | None = None
-) -> tuple[Tensor, Tensor]:
-    """What a function of images makes of a data set: float32 [N, D], and their labels [N], in the order of the data.
+) -> Shown:
+    """What a function of images makes of a data set, in the order of the data.
 
     Of a video it is the mean over the views.
 
@@ -119,26 +121,28 @@ def outputs(
     chosen = None if source.streamed else list(range(len(source)) if positions is None else positions)
     found: list[Tensor] = []
     labels: list[int] = []
+    read: list[int] = []
     bad = 0
     total = len(source) if chosen is None else len(chosen)
     with tqdm(total=total, unit="image", disable=None if how.progress else True, leave=False) as bar:
         for batch in readings(_loader(source, chosen, how)):
             bad += _leave_out(source, batch, bad, bad_allowed(how.max_bad, total))
-            good = [(views, label) for _, views, label in batch if isinstance(views, Tensor)]
+            good = [(n, views, label) for n, views, label in batch if isinstance(views, Tensor)]
             if good:
-                views = torch.stack([views for views, _ in good]).to(how.device)
+                views = torch.stack([views for _, views, _ in good]).to(how.device)
                 with autocast(how.device, how.amp):
                     found.append(_mean_over_views(function, views).cpu())
-                labels += [label for _, label in good]
+                labels += [label for _, _, label in good]
+                read += [n for n, _, _ in good]
             bar.update(len(batch))
     if not found:
-        return torch.empty(0, 0), torch.empty(0, dtype=torch.int64)
+        return Shown(torch.empty(0, 0), *torch.empty(2, 0, dtype=torch.int64))
     rows = torch.cat(found)
     if rows.ndim != 2 or not rows.isfinite().all():
         raise ValueError(
             f"the model gives rows of shape {list(rows.shape)}, which are no matrix of finite numbers; try --amp none"
         )
-    return rows, torch.tensor(labels)
+    return Shown(rows, torch.tensor(labels), torch.tensor(read))
 
 
 def _mean_over_views(function: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:
@@ -175,67 +179,69 @@ def _leave_out(source: Source, batch: list[Seen], before: int, allowed: float) -
     return len(bad)
 
 
-def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """Labels [M] by the vote of the k nearest in cosine similarity, each with weight exp(similarity / temperature).
+# ---- neighbours
+
+
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, temperature: float, width: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The k nearest in cosine similarity, each with weight exp(similarity / temperature): chunks of [m, k] and [m, k].
 
     Wu et al., "Unsupervised feature learning via non-parametric instance discrimination", 2018, arXiv 1805.01978,
     section 3.4.
 
     Args:
-        bank: features [N, D]; ``bank_labels``: [N], from 0 on.
+        bank: features [N, D].
         queries: features [M, D].
         k: at most N are asked.
+        width: numbers that each neighbour says.
+
+    Yields:
+        Weights, relative to the nearest (nothing overflows), and positions in the bank.
     """
-    k, classes = min(k, len(bank)), int(bank_labels.max()) + 1
-    bank = F.normalize(bank)
-    found = []
-    for chunk in F.normalize(queries).split(max(1, CELLS // len(bank))):
-        similarity, nearest = (chunk @ bank.T).topk(k)  # [m, k]
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # relative to the nearest: nothing overflows
-        votes = torch.zeros(len(chunk), classes, device=bank.device).scatter_add_(1, bank_labels[nearest], weights)
-        found.append(votes.argmax(1))
-    return torch.cat(found) if found else bank_labels[:0]
+    k, bank = min(k, len(bank)), F.normalize(bank)
+    for chunk in F.normalize(queries).split(max(1, CELLS // max(len(bank), k * width))):
+        similarity, found = (chunk @ bank.T).topk(k)
+        yield ((similarity - similarity[:, :1]) / temperature).exp(), found
 
 
-def linear_probe(bank: Tensor, bank_labels: Tensor, queries: Tensor, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
-    """Labels [M] by logistic regression on standardised features, and what was chosen for it.
-
-    The strength of the regularisation is chosen on a random tenth of the bank; then all of the bank is fitted.
+def class_votes(bank: Tensor, labels: Tensor, queries: Tensor, k: int, temperature: float, classes: int) -> Tensor:
+    """Shares of the votes that each class gets: [M, classes]; see :func:`nearest`.
 
     Args:
-        bank: features [N, D]; ``bank_labels``: [N].
-        queries: features [M, D].
-        seed: of the choice of the tenth.
-
-    Raises:
-        ValueError: scikit-learn is not installed, or the bank is too small.
+        labels: of the bank, int64 [N], from 0 on.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError as error:
-        raise ValueError('a linear probe needs scikit-learn: pip install "hiermim-zoo[probe]"') from error
-    x, y = bank.numpy(), bank_labels.numpy()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).numpy()
-    held, rest = order[: max(1, len(x) // 10)], order[max(1, len(x) // 10) :]
+    found = [torch.empty(0, classes, device=bank.device)]
+    for weights, near in nearest(bank, queries, k, temperature):
+        votes = torch.zeros(len(near), classes, device=bank.device).scatter_add_(1, labels[near], weights)
+        found.append(votes / weights.sum(1, keepdim=True))
+    return torch.cat(found)
 
-    def fit(strength: float, rows: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is said in the settings
-            classifier = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS)
-            return make_pipeline(StandardScaler(), classifier).fit(x[rows], y[rows])
 
-    scores = {strength: float(fit(strength, rest).score(x[held], y[held])) for strength in STRENGTHS}
-    best = max(STRENGTHS, key=lambda strength: scores[strength])
-    probe = fit(best, slice(None))
-    settings = {
-        "C": best,
-        "held_out_top1": round(100 * scores[best], 3),
-        "converged": bool((probe[-1].n_iter_ < MAX_ITERATIONS).all()),
-    }
-    return torch.from_numpy(probe.predict(queries.numpy())), settings
+def mean_votes(bank: Tensor, truth: Tensor, queries: Tensor, k: int, temperature: float) -> Tensor:
+    """Weighted means of what the neighbours say: [M, T]; see :func:`nearest`.
+
+    Args:
+        truth: of the bank, float [N, T]; NaN says nothing. Where no neighbour says anything, the mean of the bank
+            stands, or 0 if it says nothing either.
+    """
+    usual = truth.nanmean(0).nan_to_num(0.0)
+    found = [torch.empty(0, truth.shape[1], device=bank.device)]
+    for weights, near in nearest(bank, queries, k, temperature, truth.shape[1]):
+        said = truth[near]  # [m, k, T]
+        known = weights[..., None] * ~said.isnan()
+        total = known.sum(1)
+        mean = (known * said.nan_to_num(0.0)).sum(1) / total
+        found.append(torch.where(total > 0, mean, usual))
+    return torch.cat(found)
+
+
+def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07) -> Tensor:
+    """Labels [M] by the vote of the k nearest; see :func:`class_votes`."""
+    return class_votes(bank, bank_labels, queries, k, temperature, int(bank_labels.max()) + 1).argmax(1)
+
+
+# ---- intervals
 
 
 def interval(right: int, total: int) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ from ..commands.options.pretrain import AUTO, PretrainOptions
 from ..data.clips import NATIVE
 from ..data.decoding import Form
 from ..data.kinds import open_source
+from ..data.labels import Ask, meaning_of, read_labels
 from ..data.source import Source
 from ..data.statistics import measured
+from ..data.tables import is_table
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder
 from . import snapshots
@@ -56,6 +59,10 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: snapshots
     if begun:
         snapshots.check_options(begun.state["options"], {"pictures": len(source)}, begun.snapshot)
     config |= chosen_statistics(options, source, begun)
+    if why := unprobed(options.data):
+        source.labels = None
+        if os.environ.get("RANK", "0") == "0":
+            print(f"previews measure no neighbours: {why}; evaluate --method knn does")
     return Data(source, config, form, shown)
 
 
@@ -79,6 +86,17 @@ def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path)
             f"counted frames of the file; it goes on with --epochs {began['epochs']:g} --warmup {began['warmup']:g} "
             f"--frame-rate {NATIVE}"
         )
+
+
+def unprobed(data: str) -> str:
+    """Why the labels of a table are no classes that previews could measure; empty if they are, or there are none."""
+    if not is_table(data) or Path(data).suffix == ".txt":
+        return ""
+    try:
+        kind = meaning_of(read_labels(data), Ask()).kind
+    except ValueError:  # no labels, or whole numbers: classes, as ever
+        return ""
+    return "" if kind == "classes" else f"the labels of {data} are {kind}"
 
 
 def chosen_statistics(options: PretrainOptions, source: Source, begun: snapshots.Begun | None) -> dict[str, Any]:

@@ -27,19 +27,24 @@ from .shared import (
 )
 from .values import FRACTION, PATH, POSITIVE, TOLERANCE, number, whole
 
+TASKS = ("auto", "classes", "tags", "values")
+SAMPLING = ("all", "balanced")
 METHODS = ("classify", "knn", "linear", "finetune")
 TRAINED = ("knn", "linear", "finetune")  # methods that need labelled training images
 
 MODEL = "the model"
 DATA = "the images"
+LABELS = "the labels, in a table"
 COMPUTING = "computing"
 TRAINING = "training images, with --method knn, linear or finetune"
+WEIGHING = "with --method linear or finetune"
 NEIGHBOURS = "with --method knn"
 PROBE = "with --method linear"
 RESULT = "what --method finetune writes"
 TUNING = "with --method finetune; the recipe is that of the architecture's paper"
 METHODS_OF = {  # group -> the methods that its options belong to; all methods, where it is not named
     TRAINING: TRAINED,
+    WEIGHING: ("linear", "finetune"),
     NEIGHBOURS: ("knn",),
     PROBE: ("linear",),
     RESULT: ("finetune",),
@@ -53,8 +58,8 @@ NOT_NEGATIVE = number(0)
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(OptionSet):
     data: str = option(
-        "images to measure on: a folder of class folders or of splits, a tar, digits, moving:DATA, or a name of timm's "
-        "(hfds/...)",
+        "images to measure on: a folder of class folders or of splits, a tar, a table (.csv), digits, moving:DATA, or "
+        "a name of timm's (hfds/...)",
         positional=True,
     )
     model: str = option("ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME", metavar="NAME")
@@ -64,6 +69,17 @@ class EvaluateOptions(OptionSet):
     )
     json: Path | None = option(
         "write the result here too", default=None, kind=PATH, metavar="FILE", auto="to stdout alone"
+    )
+
+    predictions: Path | None = option(
+        "write what is said of each image, a table (.csv)",
+        default=None,
+        kind=PATH,
+        metavar="FILE",
+        auto="nowhere",
+    )
+    confusion: Path | None = option(
+        "draw which classes are taken for which, a PNG", default=None, kind=PATH, metavar="FILE", auto="nowhere"
     )
 
     img_size: int | None = square_size(group=MODEL)
@@ -98,6 +114,40 @@ class EvaluateOptions(OptionSet):
         group=DATA,
     )
 
+    labels: str | None = option(
+        "table of labels (.csv, .tsv), with a column of files, for images in folders",
+        default=None,
+        metavar="FILE",
+        auto="DATA itself, if it is a table",
+        group=LABELS,
+    )
+    task: str = option(
+        "what labels are: one class an image, several tags, or values (numbers); auto: what the table tells, or an "
+        "error",
+        default="auto",
+        choices=TASKS,
+        group=LABELS,
+    )
+    target_columns: tuple[str, ...] | None = option(
+        "columns of the labels: one, or one for each tag (0 and 1) or value",
+        default=None,
+        many="+",
+        metavar="COLUMN",
+        auto="label, class, labels or tags",
+        group=LABELS,
+    )
+    separator: str | None = option(
+        "between the tags in one column", default=None, metavar="TEXT", auto="; or |", group=LABELS
+    )
+    group: str | None = option(
+        "column of what belongs together (a patient, a scene): never trained and measured on, drawn together for "
+        "intervals",
+        default=None,
+        metavar="COLUMN",
+        auto="nothing belongs together",
+        group=LABELS,
+    )
+
     batch_size: int | None = option(
         "images fed at once, or of a step of fine-tuning",
         default=None,
@@ -116,6 +166,22 @@ class EvaluateOptions(OptionSet):
     )
     train_split: str | None = option(
         "of the training images", default=None, metavar="NAME", auto="train", group=TRAINING
+    )
+    split_fraction: float | None = option(
+        "measure on this share of data that have but one split, and train on the rest",
+        default=None,
+        kind=number(0, 1, above=True, below=True),
+        metavar="SHARE",
+        auto="data have two splits, or there is --train",
+        group=TRAINING,
+    )
+    allow_shared_groups: bool = flag("groups may be trained and measured on", group=TRAINING)
+    class_weights: str | None = option(
+        "weights of classes or tags: balanced, or a table of label,weight",
+        default=None,
+        metavar="FILE",
+        auto="all weigh as much",
+        group=WEIGHING,
     )
     k: int | None = option(
         "neighbours", default=None, kind=whole(1), metavar="N", flags=("-k",), auto="20", group=NEIGHBOURS
@@ -261,6 +327,13 @@ class EvaluateOptions(OptionSet):
         "batches of an optimiser's step", default=None, kind=whole(1), metavar="N", auto="1", group=TUNING
     )
     explain: bool = flag("say what would be done, and where each value comes from, and leave", group=TUNING)
+    sampling: str | None = option(
+        "images of an epoch: all once, or balanced: those of each class as often",
+        default=None,
+        choices=SAMPLING,
+        auto="all",
+        group=TUNING,
+    )
     compile: str | None = compile_mode(group=TUNING)
     grad_checkpointing: bool = grad_checkpointing(group=TUNING)
 
@@ -274,6 +347,13 @@ class EvaluateOptions(OptionSet):
                 yield f"{name} belongs to --method {' or '.join(methods)}, not to --method {self.method}"
         if self.force and not self.output:
             yield "--force replaces the folder of -o DIR, which is missing"
+        if self.allow_shared_groups and not self.group:
+            yield "--allow-shared-groups is about the groups of --group COLUMN, which is missing"
+        if self.split_fraction and self.train:
+            yield f"--split-fraction {self.split_fraction:g} cuts DATA in two, so --train {self.train} is odd"
+        outputs = [str(path) for path in (self.json, self.predictions, self.confusion) if path]
+        if len(set(outputs)) < len(outputs):
+            yield f"{outputs[-1]} is named by two of --json, --predictions and --confusion"
         if self.crop_scale:
             low, high = self.crop_scale
             if not low <= high or not high:
