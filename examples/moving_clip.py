@@ -9,7 +9,7 @@ from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.synthetic import MovingImages
 
 IMAGES = Path(__file__).parent / "pictures"
-RATE = 25  # frames a second
+RATE = 30  # frames a second, which strides of clips count at
 
 
 def write_clip(folder: Path, what: str, size: tuple[int, int]) -> Path:
