@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions
 
-from .decoding import SUFFIXES, Form, Image_, decoded, held_by, in_form, opened
+from .decoding import SUFFIXES, Form, Image_, decoded, held_by, in_form, opened, path_of
+from .parts import Parts, large
 from .source import Request, Source, Stream, telling
 
 # What the folders of splits are called.
@@ -97,9 +98,15 @@ class FileImages(Source):
     def label_of(self, position: int) -> int:
         """The label of a file, which need not be opened; -1 where there is none."""
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_ | Parts, int]:
         file, label = self.open(position)
-        return (decoded if seed is None else opened)(file, self.form), label
+        if seed is None:
+            return decoded(file, self.form), label
+        held = large(path_of(file), self.form)
+        if held is None:
+            return opened(file, self.form), label
+        file.close()
+        return Parts(held, self.form), label
 
 
 class TimmImages(FileImages):
