@@ -140,6 +140,9 @@ def held_in(content: bytes, form: Form, path: str = "") -> Image.Image | Bands:
             if content.startswith(MAGIC):  # PIL knows few of their kinds
                 return tiff_in(content)
             raise ValueError("it is no image, or damaged") from None
+        except Image.DecompressionBombError:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # at which PIL itself refuses
+            raise ValueError(f"more than {most} pixels may take all memory; --max-pixels allows them") from None
     check_pixels(image.height, image.width)
     return held_by(image, content)
 

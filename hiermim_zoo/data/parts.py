@@ -17,7 +17,7 @@ from .rasters import VRT_BYTES, RasterParts, is_raster
 from .tiffs import MAGIC, TiffParts
 
 # Bytes of a file below which it is not worth while. Of smaller ones all is decoded about as soon as the tags are read.
-LARGE = 2**21
+LARGE = 2**20
 _BEGINNING = 2**16  # bytes that tell what a file is
 
 

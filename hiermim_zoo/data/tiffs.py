@@ -180,7 +180,8 @@ class TiffParts:
     def held(self, left: int, top: int, right: int, bottom: int) -> Image.Image | Bands:
         """What lies between these pixels, as the whole file would be held."""
         box = (left, top, right, bottom)
-        values = np.concatenate([self.cut(page, self.key, box) for page in self.pages])
+        cut = [self.cut(page, self.key, box) for page in self.pages]
+        values = np.concatenate(cut) if len(cut) > 1 else cut[0]
         if self.plain:
             return as_image(values)
         known = None if self.mask is None else self.cut(self.mask, self.mask, box) > 0
@@ -189,15 +190,15 @@ class TiffParts:
     def cut(self, page: Any, key: Any, box: tuple[int, int, int, int]) -> Array:
         """[S, h, w] of one page; ``key`` has the tags that it shares with others."""
         left, top, right, bottom = box
-        out = np.full((key.samplesperpixel, bottom - top, right - left), key.nodata, key.dtype)
+        out = np.full((bottom - top, right - left, key.samplesperpixel), key.nodata, key.dtype)
         for plane, y, x, values in self.segments(page, key, box):
             height, width, count = values.shape
             rows = slice(max(top, y), min(bottom, y + height))
             columns = slice(max(left, x), min(right, x + width))
             inside = values[rows.start - y : rows.stop - y, columns.start - x : columns.stop - x]
-            place = (slice(plane, plane + count), slice(rows.start - top, rows.stop - top))
-            out[(*place, slice(columns.start - left, columns.stop - left))] = np.moveaxis(inside, -1, 0)
-        return out
+            place = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+            out[(*place, slice(plane, plane + count))] = inside
+        return np.moveaxis(out, -1, 0)
 
     def segments(self, page: Any, key: Any, box: tuple[int, int, int, int]) -> Iterator[tuple[int, int, int, Array]]:
         """The tiles or strips that a part needs: plane, row and column at which each begins, numbers [h, w, S]."""

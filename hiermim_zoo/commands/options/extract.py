@@ -49,6 +49,22 @@ class ExtractOptions(OptionSet):
     )
 
     img_size: int | None = square_size(group=MODEL)
+    tile: int | None = option(
+        "cut images into tiles of N x N of their own pixels, which are not resized, and put their maps together",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto="no tiles",
+        group=MODEL,
+    )
+    overlap: int | None = option(
+        "pixels that neighbouring tiles share",
+        default=None,
+        kind=whole(0),
+        metavar="N",
+        auto="an eighth of the tile",
+        group=MODEL,
+    )
     frame_stride: int | None = frame_stride(group=MODEL)
     pretrained: bool = flag("random weights, to try things out", default=True, off="--no-pretrained", group=MODEL)
     seed: int | None = option(
@@ -83,5 +99,15 @@ class ExtractOptions(OptionSet):
         """
         if self.levels and "maps" not in self.what:
             raise ValueError("--levels chooses among feature maps: add --what maps")
+        if self.overlap is not None and not self.tile:
+            raise ValueError(f"--overlap {self.overlap} is that of tiles: add --tile N")
+        if self.tile and (self.overlap or 0) > self.tile // 2:
+            raise ValueError(f"--overlap {self.overlap} is more than half of --tile {self.tile}")
+        if self.tile and self.img_size:
+            raise ValueError(f"--tile {self.tile} is the size that the model sees: leave out --img-size")
+        if self.tile and self.frame_stride:
+            raise ValueError(f"--tile {self.tile} cuts images: leave out --frame-stride, which is of videos")
+        if self.tile and "tokens" in self.what:
+            raise ValueError(f"--tile {self.tile} puts maps together, not tokens: use --what maps")
         if self.seed is not None and self.pretrained:
             raise ValueError("--seed is of the random weights: add --no-pretrained")
