@@ -158,7 +158,7 @@ def test_images_beyond_the_bound_are_cut_where_the_format_allows(model: Convolut
         assert torch.allclose(found["map0.0"], whole_maps(model, pixels)[0], atol=1e-5)
         with pytest.raises(ValueError, match=r"b\.png cannot be read .*more than 8192 pixels.* --max-pixels allows"):
             extracted([tmp_path / "b.png"], tmp_path / "png", max_pixels=64 * 64)
-        with pytest.raises(ValueError, match=r"are more than 4096.*so does --scale LOW,HIGH"):
+        with pytest.raises(ValueError, match=r"more than 8192.*so does --scale LOW,HIGH"):
             extracted([tmp_path / "a.tif"], tmp_path / "png", max_pixels=64 * 64, scale="minmax")
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -201,7 +201,8 @@ def test_workers_and_batches_change_nothing(model: Convolutions, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tile": 72, "overlap": 32}, "must be multiples of the model's stride, 16|no tiles of a larger map"),
+        ({"tile": 72, "overlap": 32}, r"makes maps of \[\[9, 9\], \[4, 4\]\] cells of it"),
+        ({"tile": 80, "overlap": 8}, "both must be multiples of the model's stride, 16"),
         ({"overlap": 8}, "--tile 64 --overlap 8: both must be multiples of the model's stride, 16"),
         ({"overlap": 48}, "--overlap 48 is more than half of --tile 64"),
         ({"tile": None}, "--overlap 32 is that of tiles"),

@@ -82,12 +82,12 @@ def cutting_of(model: Any, options: ExtractOptions, config: dict[str, Any], devi
             zeros = torch.zeros(1, channels, tile, tile, device=device)
             maps = model.forward_intermediates(zeros, intermediates_only=True, output_fmt="NCHW")
             sides = [list(x.shape[2:]) for x in maps]
-    if any(len(side) != 2 or side[0] != side[1] or tile % side[0] for side in sides):
-        raise ValueError(
-            f"--tile {tile}: the model makes maps of {sides} cells of it, which are no tiles of a larger map"
-        )
-    levels = {f"map{level}": tile // side[0] for level, side in enumerate(sides)}
-    stride = math.lcm(*levels.values())
+    cells = [tile // side[0] for side in sides if len(side) == 2 and side[0] == side[1] and tile % side[0] == 0]
+    known = [level["reduction"] for level in getattr(model, "feature_info", ())]
+    stride = max(cells, default=1)
+    if len(cells) < len(sides) or stride % math.lcm(*cells) or (len(known) == len(cells) and known != cells):
+        raise ValueError(f"--tile {tile}: the model makes maps of {sides} cells of it, which no larger map is made of")
+    levels = {f"map{level}": cell for level, cell in enumerate(cells)}
     overlap = tile // 8 // stride * stride if options.overlap is None else options.overlap
     if overlap % stride or tile % stride:
         raise ValueError(f"--tile {tile} --overlap {overlap}: both must be multiples of the model's stride, {stride}")
@@ -148,6 +148,8 @@ class Chunks(IterableDataset[Chunk]):
             places = [(row, column) for row in down for column in across]
             for first in range(0, len(places), self.batch):
                 tiles = [self.rows.tile(image, *place) for place in places[first : first + self.batch]]
+                if first + self.batch >= len(places) and not image.has_values:
+                    raise ValueError("none of its pixels has a value: all are no data")
                 yield Chunk(i, image.size, first, torch.stack(tiles))
 
 

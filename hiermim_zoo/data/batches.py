@@ -25,6 +25,7 @@ from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
+from ..text import printable
 from .readers import readings
 from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
@@ -247,12 +248,12 @@ class CheckedBatches:
         if position in self.bad:
             return
         self.bad.add(position)
-        name = self.source.name_of(position)
-        print(f"cannot be read, replaced by another: {name}{self.reason(position)}", file=sys.stderr)
+        name = f"{self.source.name_of(position)}{self.reason(position)}"
+        print(f"cannot be read, replaced by another: {printable(name)}", file=sys.stderr)
         if len(self.bad) > self.max_bad * len(self.source):
             raise ValueError(
                 f"{len(self.bad)} of {len(self.source)} {self.source.noun} cannot be read, "
-                f"which is more than --max-bad {self.max_bad}"
+                f"which is more than --max-bad {self.max_bad}; the last one: {name}"
             )
 
     def reason(self, position: int) -> str:

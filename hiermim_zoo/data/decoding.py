@@ -143,8 +143,8 @@ def held_in(content: bytes, form: Form, path: str = "") -> Image.Image | Bands:
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # at which PIL itself refuses
             raise ValueError(f"more than {most} pixels may take all memory; --max-pixels allows them") from None
-    check_pixels(image.height, image.width)
-    return held_by(image, content)
+        check_pixels(image.height, image.width)
+        return held_by(image, content)
 
 
 def set_bound(form: Form) -> None:
@@ -191,7 +191,11 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
 def _has_more(image: Any) -> bool:
     """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
     samples = image.tag_v2.get(_SAMPLES, 1)
-    return image.n_frames > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+    try:
+        pages = image.n_frames
+    except Exception:  # a page is damaged, of which tifffile says more than PIL
+        return True
+    return pages > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
 
 
 def _is_plain(form: Form) -> bool:

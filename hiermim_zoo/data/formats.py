@@ -96,24 +96,23 @@ def array_in(content: bytes, axes: str) -> Bands:
     Raises:
         ValueError: it is no image, or its axes cannot be told apart.
     """
-    file = io.BytesIO(_only_member(content) if content.startswith(ZIP) else content)
-    header = array_header(file, axes, len(file.getbuffer()))
-    check_pixels(*header.sides, math.prod(header.shape))
-    file.seek(0)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    return Bands(array if header.first else bands_first(array), levels_of(header.dtype))
-
-
-def _only_member(content: bytes) -> bytes:
-    """The array in an .npz."""
+    if not content.startswith(ZIP):
+        return _array(io.BytesIO(content), axes, len(content))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         if len(members) != 1:
             names = ", ".join(member.filename for member in members[:6])
             raise ValueError(f"it holds {len(members)} arrays ({names}), and one is an image")
-        if Image.MAX_IMAGE_PIXELS and members[0].file_size > 8 * FEW * Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{members[0].filename} of {members[0].file_size} bytes is too large")
-        return archive.read(members[0])
+        with archive.open(members[0]) as file:  # its header is read first: a small archive may hold what fills memory
+            return _array(file, axes, members[0].file_size)
+
+
+def _array(file: IO[bytes], axes: str, size: int) -> Bands:
+    header = array_header(file, axes, size)
+    check_pixels(*header.sides, math.prod(header.shape))
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    return Bands(array if header.first else bands_first(array), levels_of(header.dtype))
 
 
 def check_pixels(height: int, width: int, numbers: int = 0) -> None:

@@ -66,6 +66,25 @@ def is_shown(name: str) -> bool:
     return not any(part.startswith(".") and part not in (".", "..") for part in Path(name).parts)
 
 
+def check_tree(root: str) -> None:
+    """Refuse a folder that timm would not read as it is: it leaves out what it may not list, and goes round in circles.
+
+    Raises:
+        ValueError: a link leads back to a folder that it lies in.
+        OSError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for at, folders, _ in os.walk(root, followlinks=True, onerror=refuse):
+        for link in (link for name in folders if os.path.islink(link := os.path.join(at, name))):
+            inside = Path(at).relative_to(root).parts
+            around = (os.path.join(root, *inside[:n]) for n in range(len(inside) + 1))
+            if any(os.path.samefile(link, folder) for folder in around):
+                raise ValueError(f"{link} is a link back to a folder around it")
+
+
 def relabelled(
     labels: Iterable[int], classes: Mapping[str, int], shown: Sequence[bool]
 ) -> tuple[list[int], dict[str, int]]:
@@ -178,6 +197,8 @@ def images_at(path: str, request: Request) -> Source:
     Raises:
         ValueError: there are none.
     """
+    if os.path.isdir(path):
+        check_tree(path)
     dataset = timm_dataset(path, request)
     if os.path.isfile(dataset.reader.root):
         return TarImages(dataset, request.form)

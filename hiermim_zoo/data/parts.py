@@ -60,6 +60,8 @@ class Parts:
         form: of its parts.
     """
 
+    has_values = False  # whether some pixel of the parts that were read is none without a value
+
     def __init__(self, held: Held, form: Form) -> None:
         self.of, self.form, self.size = held, form, (held.width, held.height)
 
@@ -70,7 +72,10 @@ class Parts:
             Exception: of any kind; it cannot be decoded, is not of the form, or has more pixels than its bound allows.
         """
         check_pixels(bottom - top, right - left, (bottom - top) * (right - left) * self.of.numbers)
-        return in_form(self.of.held(left, top, right, bottom), self.form, part=True)
+        held = self.of.held(left, top, right, bottom)
+        empty = held.empty() if isinstance(held, Bands) else None
+        self.has_values |= empty is None or not empty.all()
+        return in_form(held, self.form, part=True)
 
     def whole(self) -> Image_:
         """All of it; see :meth:`part`."""
@@ -88,6 +93,8 @@ class Parts:
 
 class WholeParts(Parts):
     """An image that is decoded already, or will be at once where its format has no parts."""
+
+    has_values = True
 
     def __init__(self, image: Image_) -> None:
         self.image, self.size = image, size_of(image)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import amp, axes, bands, device, frame_stride, max_pixels, scale, square_size, stack, workers
+from .shared import FILES, amp, axes, bands, device, frame_stride, max_pixels, scale, square_size, stack, workers
 from .values import PATH, whole
 
 WHAT = ("pooled", "tokens", "maps")
@@ -21,8 +21,10 @@ COMPUTING = "computing"
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(OptionSet):
     images: tuple[str, ...] = option(
-        "files, folders (with all below; links to folders are not followed), patterns (** for any depth)",
+        "files, folders (with all below; links to folders are not followed), patterns (** for any depth), tables of "
+        "files (.csv, .tsv, .txt)",
         positional=True,
+        spelt=FILES,
         many="+",
         metavar="IMAGE",
     )
