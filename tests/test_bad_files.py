@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -89,7 +90,7 @@ FAULTS = {
     "cut TIFF of pages": Fault(".tif", cut(tiff(DEEP, compression="zlib", metadata=None), 0.6), "cut off"),
     "cut PNG": Fault(".png", cut(b"\x89PNG\r\n\x1a\n" + bytes(40), 1), "no image, or damaged"),
     "3 GB in a header": Fault(".npy", lambda p: p.write_bytes(header(60000, 50000)), "are more than"),
-    "3 GB in a TIFF": Fault(".tif", wide, "take all memory"),
+    "3 GB in a TIFF": Fault(".tif", wide, "take all memory|shorter than its tags"),
     "bomb": Fault(".npz", bomb, "are more than"),
     "lies": Fault(".tif", lying, "behind the end of the file"),
     "a link to itself": Fault(".png", lambda p: p.symlink_to(p.name), "symbolic links"),
@@ -158,7 +159,7 @@ def test_a_bad_file_is_named_in_one_line(
     assert "Traceback" not in error
     wrong_everywhere = kind.options.get("bands")  # then any file may be named
     assert wrong_everywhere or f"{bad.parent}/bad\\udcff{kind.suffix}" in last, error
-    assert kind.why in last or wrong_everywhere, error
+    assert re.search(kind.why, last) or wrong_everywhere, error
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     left = [path for path in left if path.relative_to(tmp_path).parts[0] not in ("data", "train")]
     assert all(path.suffix in (".jsonl", ".json", ".txt", ".lock") for path in left), left
@@ -175,7 +176,7 @@ def test_stats_names_it_and_goes_on(
     if kind.why == "it has 5 bands":
         assert (found["channels"], told) == ({"3": 3, "5": 1}, {})
         return
-    assert kind.why in told[str(bad)]
+    assert re.search(kind.why, told[str(bad)])
     words = [str(tmp_path / "data"), "--workers", "0"]
     words += ["--scale", form["scale"]] if form["scale"] else []
     stats.main(words + (["--bands", *map(str, form["bands"])] if form.get("bands") else []))

@@ -33,7 +33,7 @@ Image.init()
 SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
 ) | {".npy", ".npz", ".dcm", *RASTERS}
-_DICOM = b"DICM"
+_DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
 _ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
@@ -131,20 +131,40 @@ def held_in(content: bytes, form: Form, path: str = "") -> Image.Image | Bands:
         return dicom_in(content)
     if is_raster(content, path):
         return raster_in(content, path)
+    try:
+        image = image_in(content)
+    except UnidentifiedImageError:
+        if content.startswith(MAGIC):  # PIL knows few of their kinds
+            return tiff_in(content)
+        raise ValueError("it is no image, or damaged") from None
+    if content.startswith(_JPEG):  # most files are, and need no other look
+        return upright(image)
+    if image.format == "JPEG2000":
+        try:
+            image.load()
+        except OSError:  # PIL does not decode all that are sound
+            return raster_in(content, path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
+        warnings.simplefilter("ignore", UserWarning)  # of pages whose tags are damaged
+        return held_by(image, content)
+
+
+def image_in(content: bytes) -> Image.Image:
+    """PIL's image, not yet decoded.
+
+    Raises:
+        ValueError: it has more pixels than its bound allows; PIL's own: it is none.
+    """
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of tags that PIL cannot read, of which tifffile may make more
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
         try:
             image = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError:
-            if content.startswith(MAGIC):  # PIL knows few of their kinds
-                return tiff_in(content)
-            raise ValueError("it is no image, or damaged") from None
         except Image.DecompressionBombError:
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # at which PIL itself refuses
             raise ValueError(f"more than {most} pixels may take all memory; --max-pixels allows them") from None
-        check_pixels(image.height, image.width)
-        return held_by(image, content)
+    check_pixels(image.height, image.width)
+    return image
 
 
 def set_bound(form: Form) -> None:

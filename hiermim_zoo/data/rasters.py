@@ -17,7 +17,6 @@ import numpy as np
 from .formats import Bands, check_pixels, extra, levels_of
 
 RASTERS = (".vrt", ".img")  # endings of files that others do not know
-_DRIVERS = ("JP2OpenJPEG", "VRT", "HFA", "ENVI", "GTiff")
 _JP2, _J2K = b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 _VRT, _ERDAS = b"<VRTDataset", b"EHFA_HEADER_TAG"
 VRT_BYTES = 2**24  # of a VRT that is looked through
@@ -48,6 +47,15 @@ def _is_plain(content: bytes) -> bool:
     return (depths == {7} and count in (1, 2, 3, 4)) or (depths == {15} and count == 1)
 
 
+def _driver(content: bytes) -> str:
+    """What GDAL calls the format of such a file. It is told, so that no other of its many readers sees the file."""
+    if content.startswith((_JP2, _J2K)):
+        return "JP2OpenJPEG"
+    if content.startswith(_ERDAS):
+        return "HFA"
+    return "VRT" if content.lstrip()[: len(_VRT)] == _VRT else "ENVI"
+
+
 def raster_in(content: bytes, path: str) -> Bands:
     """All of such a file.
 
@@ -64,15 +72,16 @@ def raster_in(content: bytes, path: str) -> Bands:
 def opened_raster(content: bytes, path: str) -> Iterator[Any]:
     """A file as rasterio has it."""
     rasterio: Any = extra("rasterio", "VRT, ERDAS, ENVI, and JPEG 2000 of several bands or odd depths", "geo")
-    if content.lstrip()[: len(_VRT)] == _VRT:
+    driver = _driver(content)
+    if driver == "VRT":
         _check_sources(content)
     with warnings.catch_warnings(), rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         if path:
-            with rasterio.open(path, driver=_DRIVERS) as file:
+            with rasterio.open(path, driver=driver) as file:
                 yield file
         else:
-            with rasterio.MemoryFile(content) as held, held.open(driver=_DRIVERS) as file:
+            with rasterio.MemoryFile(content) as held, held.open(driver=driver) as file:
                 yield file
 
 
