@@ -60,8 +60,7 @@ def raster_in(content: bytes, path: str) -> Bands:
     """All of such a file.
 
     Raises:
-        ValueError: rasterio is not installed, or it has more pixels than its bound allows; rasterio's own: it cannot
-            be read.
+        ValueError: it cannot be read, or has more pixels than its bound allows.
     """
     with opened_raster(content, path) as file:
         check_pixels(file.height, file.width, file.count * file.height * file.width)
@@ -70,19 +69,26 @@ def raster_in(content: bytes, path: str) -> Bands:
 
 @contextmanager
 def opened_raster(content: bytes, path: str) -> Iterator[Any]:
-    """A file as rasterio has it."""
+    """A file as rasterio has it.
+
+    Raises:
+        ValueError: rasterio is not installed, or cannot read it.
+    """
     rasterio: Any = extra("rasterio", "VRT, ERDAS, ENVI, and JPEG 2000 of several bands or odd depths", "geo")
     driver = _driver(content)
     if driver == "VRT":
         _check_sources(content)
     with warnings.catch_warnings(), rasterio.Env(GDAL_VRT_ENABLE_PYTHON="NO"):
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        if path:
-            with rasterio.open(path, driver=driver) as file:
-                yield file
-        else:
-            with rasterio.MemoryFile(content) as held, held.open(driver=driver) as file:
-                yield file
+        try:
+            if path:
+                with rasterio.open(path, driver=driver) as file:
+                    yield file
+            else:
+                with rasterio.MemoryFile(content) as held, held.open(driver=driver) as file:
+                    yield file
+        except rasterio.errors.RasterioError as error:  # it points at another one, which says what is wrong
+            raise ValueError(str(error.__cause__ or error)) from error
 
 
 def _check_sources(content: bytes) -> None:
