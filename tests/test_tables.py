@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import safe_open
 
-from hiermim_zoo import evaluate, stats
+from hiermim_zoo import evaluate, extract, pretrain, reconstruct, stats
 from hiermim_zoo.data.kinds import open_images
 
 
@@ -93,3 +97,35 @@ def test_commands_take_tables(files: Path) -> None:
     path = table(files, "one.csv", "\n".join(["file,label", *rows]))
     with pytest.raises(ValueError, match=r"--train DATA is needed: .*one\.csv has no two splits"):
         evaluate.run(data=path, model="hivit_atto", method="knn", workers=0, pretrained=False)
+
+
+def test_extract_and_reconstruct_take_tables(files: Path, tmp_path: Path) -> None:
+    path = table(files, "t.csv", "file,label\nscans/3.png,a\nscans/1.png,b\n")
+    how: dict[str, Any] = {"model": "hivit_atto", "output": tmp_path / "out.safetensors"}
+    extract.run(images=[path], pretrained=False, workers=0, **how)
+    with safe_open(how["output"], "pt") as file:
+        assert json.loads(file.metadata()["files"]) == [str(files / f"scans/{n}.png") for n in (3, 1)]
+    drawn = []
+    for images in ([path], [files / "scans/3.png", files / "scans/1.png"], [files / "scans/3.png"]):
+        torch.manual_seed(0)  # of the weights
+        drawn.append(reconstruct.run(images=images, model="hivit_atto", output=tmp_path / "out.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(ValueError, match=r"t\.csv names .*scans/9\.png, which does not exist"):
+        extract.run(images=[table(files, "t.csv", "file\nscans/9.png\n")], pretrained=False, **how, force=True)
+
+
+@pytest.mark.parametrize("words", [["--files", "l.txt"], ["--files=l.txt"]])
+@pytest.mark.parametrize("verb", [pretrain, evaluate, extract, reconstruct, stats])
+def test_files_is_another_spelling_of_a_table(verb: Any, words: list[str]) -> None:
+    needed: dict[Any, list[str]] = {
+        pretrain: ["--model", "hivit_atto", "-o", "o"],
+        evaluate: ["--model", "m", "--method", "knn"],
+        extract: ["--model", "m", "-o", "o", "--what", "pooled"],
+        reconstruct: ["--model", "m", "-o", "o.png"],
+        stats: [],
+    }
+    assert verb.VERB.parse([*needed[verb], *words]) == verb.VERB.parse(["l.txt", *needed[verb]])
+    with pytest.raises(ValueError, match="--files needs the name of a file"):
+        verb.VERB.parse(["--files", *needed[verb]])
+    with pytest.raises(ValueError, match="unrecognized arguments: --file "):
+        verb.VERB.parse([*needed[verb], "l.txt", "--file", "l.txt"])

@@ -8,14 +8,12 @@ OMP_NUM_THREADS.
 from __future__ import annotations
 
 import shutil
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import tqdm
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data.readers import readings
@@ -24,9 +22,10 @@ from ..models.build import make_model
 from ..training.distributed import World, gather_objects, processes
 from ..training.endings import about_model, warn
 from ..training.image_form import form_for
-from ..training.precision import autocast
-from .extracting_file import DTYPES, Part, merge, reserve
+from .extracting_features import complain, features
+from .extracting_file import Part, merge, reserve
 from .extracting_rows import ImageFiles, collate, expand, find_files, rows_of
+from .extracting_tiles import TiledFiles, cutting_of, merge_tiles, write_tiles
 from .loading import model_errors, set_img_size
 from .options import Outcome
 from .options.extract import ExtractOptions
@@ -50,14 +49,17 @@ def extract(options: ExtractOptions) -> Outcome:
         try:
             folder = gather_objects(folder)[0]
             model = load_model(options).to(world.device)
-            side = options.img_size
+            side = options.tile or options.img_size
             config = data_config(model, (side, side) if side else None)
+            cutting = cutting_of(model, options, config, world.device) if options.tile else None
             files = gather_objects(find_files(paths, config["input_size"]) if world.first else [])[0]
             form = form_for(options, config["input_size"][0])
-            rows = rows_of(files, config, form, options.frame_stride, options.frame_rate)
-            parts = gather_objects(write_part(model, rows, options, Path(folder), world))
+            rows: Any = TiledFiles(files, config, form, cutting) if cutting else None
+            rows = rows or rows_of(files, config, form, options.frame_stride, options.frame_rate)
+            write, join = (write_tiles, merge_tiles) if cutting else (write_part, merge)
+            parts = gather_objects(write(model, rows, options, Path(folder), world))
             if world.first:
-                text = merge(parts, rows, options, Path(folder))
+                text = join(parts, rows, options, Path(folder))
                 warn(about_model(options.model, options.pretrained))
             gather_objects("done")
         finally:  # in every process: one that fails may be the only one that gets here
@@ -79,8 +81,9 @@ def load_model(options: ExtractOptions) -> Any:
         for method in NEEDED[what]:
             if not hasattr(model, method):
                 raise ValueError(f"model {options.model!r} has no {method}(), which --what {what} needs")
-    with model_errors(options.model, f"--img-size {options.img_size}"):
-        set_img_size(model, options.img_size)
+    side, flag = (options.tile, "--tile") if options.tile else (options.img_size, "--img-size")
+    with model_errors(options.model, f"{flag} {side}"):
+        set_img_size(model, side)
     return model
 
 
@@ -113,64 +116,3 @@ def write_part(model: Any, rows: ImageFiles, options: ExtractOptions, folder: Pa
                 written[key].write(tensor.contiguous().view(torch.uint8).numpy().data)  # numpy has no bfloat16
             bar.update(len(readable) + len(unreadable))
     return part
-
-
-def complain(rows: ImageFiles, unreadable: list[tuple[int, str]], on_error: str) -> None:
-    """Name the images that cannot be read.
-
-    Raises:
-        ValueError: naming the first, where ``on_error`` is "stop".
-    """
-    for i, reason in unreadable:
-        message = f"{rows.files[i]} cannot be read ({' '.join(reason.split())})"
-        if on_error == "stop":
-            raise ValueError(f"{message}; --on-error skip leaves such files out")
-        tqdm.write(f"skipped: {message}", file=sys.stderr)
-
-
-@torch.inference_mode()
-def features(model: Any, images: Tensor, options: ExtractOptions) -> dict[str, Tensor]:
-    """Features of a batch, on the CPU.
-
-    Args:
-        images: [B, C, H, W], or clips [B, C, T, H, W].
-
-    Returns:
-        "pooled" [B, D], "tokens" [B, N, D] (or as the model has them), "map0" [B, D, h, w], "map1", ...; maps of clips
-        are [B, D, t, h, w].
-
-    Raises:
-        ValueError: the model refuses the images, or returns what cannot be stored.
-    """
-    found: dict[str, Tensor] = {}
-    task = f"a batch of shape {list(images.shape)}"
-    with model_errors(options.model, task), autocast(images.device, options.amp):
-        if "pooled" in options.what or "tokens" in options.what:
-            tokens = model.forward_features(images)
-            if "pooled" in options.what:
-                found["pooled"] = model.forward_head(tokens, pre_logits=True)
-            if "tokens" in options.what:
-                found["tokens"] = tokens
-        if "maps" in options.what:
-            levels = sorted(set(options.levels)) if options.levels else None
-            maps = model.forward_intermediates(images, indices=levels, intermediates_only=True, output_fmt="NCHW")
-            found.update((f"map{level}", x) for level, x in zip(levels or range(len(maps)), maps, strict=True))
-    return {key: storable(key, x, options.dtype) for key, x in found.items()}
-
-
-def storable(key: str, x: Any, dtype: str) -> Tensor:
-    """A feature as it is stored.
-
-    Raises:
-        ValueError: it is no tensor, or does not fit the type.
-    """
-    if not isinstance(x, Tensor) or (key == "pooled" and x.ndim != 2):
-        raise ValueError(
-            f"the model gives {key} features of shape {list(getattr(x, 'shape', []))}, which cannot be stored as such"
-        )
-    x = x.to(DTYPES[dtype])
-    if not x.isfinite().all():
-        raise ValueError(
-            f"{key} features are not finite in {dtype}; try --dtype bfloat16 or float32, and --amp bf16 or none"
-        )
-    return x.cpu()

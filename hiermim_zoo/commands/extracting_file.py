@@ -10,7 +10,6 @@ import json
 import math
 import os
 import tempfile
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +20,8 @@ from .extracting_rows import ImageFiles
 from .options.extract import ExtractOptions
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BLOCK = 2**24  # bytes that are copied at once
+MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
 
 
@@ -47,11 +48,24 @@ def reserve(output: Path, force: bool) -> str:
         raise ValueError(f"{output} cannot be written: {error.strerror}") from error
 
 
+class Piece(NamedTuple):
+    """Bytes of a file."""
+
+    file: Path
+    start: int
+    size: int
+
+
+class Tensors(NamedTuple):
+    """A tensor of the output, and where its bytes are."""
+
+    name: str
+    shape: list[int]
+    pieces: list[Piece]
+
+
 def merge(parts: list[Part], rows: ImageFiles, options: ExtractOptions, folder: Path) -> str:
     """Write the output from the rows of all processes; returns what there is to say about it.
-
-    The file (length, JSON header, bytes of the tensors) is written by hand: safetensors' own writer wants all of it in
-    memory.
 
     Args:
         parts: of the processes, by rank.
@@ -63,31 +77,54 @@ def merge(parts: list[Part], rows: ImageFiles, options: ExtractOptions, folder: 
     world = len(parts)
     batches = [parts[b % world].batches[b // world] for b in range(sum(len(part.batches) for part in parts))]
     done = [rows.files[i] for batch in batches for i in batch]
+    tensors = []
+    for key, shape in {key: shape for part in parts for key, shape in part.shapes.items()}.items():
+        size = math.prod(shape) * DTYPES[options.dtype].itemsize  # bytes of a row
+        pieces, ends = [], [0] * world
+        for b, batch in enumerate(batches):
+            if batch:  # a process all of whose images were skipped has no file
+                pieces.append(Piece(folder / f"{b % world}.{key}", ends[b % world], len(batch) * size))
+                ends[b % world] += len(batch) * size
+        tensors.append(Tensors(key, [len(done), *shape], pieces))
+    write_file(tensors, done, rows, options, folder)
+    said = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in tensors)
+    return f"wrote {options.output}: {said} in {options.dtype}, from {len(done)} of {len(rows.files)} {rows.things}"
+
+
+def write_file(
+    tensors: list[Tensors], done: list[str], rows: ImageFiles, options: ExtractOptions, folder: Path
+) -> None:
+    """Write the output.
+
+    The file (length, JSON header, bytes of the tensors) is written by hand: safetensors' own writer wants all of it in
+    memory.
+
+    Args:
+        done: the files that the rows belong to.
+        folder: on the disk of the output.
+
+    Raises:
+        ValueError: there is nothing to write, or too much to name.
+    """
     if not done:
         raise ValueError(f"none of the {len(rows.files)} {rows.things} could be read")
-    shapes = {key: shape for part in parts for key, shape in part.shapes.items()}
-    sizes = {key: math.prod(shape) * DTYPES[options.dtype].itemsize for key, shape in shapes.items()}  # bytes of a row
     with open(folder / "merged", "wb") as out:
-        out.write(header(done, shapes, sizes, rows, options))
-        for key, size in sizes.items():
-            with ExitStack() as stack:  # a process all of whose images were skipped has no file
-                sources = [
-                    part.shapes and stack.enter_context(open(folder / f"{rank}.{key}", "rb"))
-                    for rank, part in enumerate(parts)
-                ]
-                for b, batch in enumerate(batches):
-                    if batch:
-                        source: Any = sources[b % world]
-                        out.write(source.read(len(batch) * size))
+        out.write(header(tensors, done, rows, options))
+        for tensor in tensors:
+            for piece in tensor.pieces:
+                with open(piece.file, "rb") as source:
+                    source.seek(piece.start)
+                    for left in range(piece.size, 0, -BLOCK):
+                        out.write(source.read(min(left, BLOCK)))
     os.replace(folder / "merged", options.output)
-    tensors = ", ".join(f"{key} {[len(done), *shape]}" for key, shape in shapes.items())
-    return f"wrote {options.output}: {tensors} in {options.dtype}, from {len(done)} of {len(rows.files)} {rows.things}"
 
 
-def header(
-    done: list[str], shapes: dict[str, list[int]], sizes: dict[str, int], rows: ImageFiles, options: ExtractOptions
-) -> bytes:
-    """The first bytes of a safetensors file with one row for each of the files ``done``."""
+def header(tensors: list[Tensors], done: list[str], rows: ImageFiles, options: ExtractOptions) -> bytes:
+    """The first bytes of a safetensors file; its metadata name the files ``done``.
+
+    Raises:
+        ValueError: it is too long.
+    """
     about = {
         "files": json.dumps(done),
         "model": options.model,
@@ -97,9 +134,13 @@ def header(
     }
     content: dict[str, Any] = {"__metadata__": about}
     end = 0
-    for key, shape in shapes.items():
-        start, end = end, end + len(done) * sizes[key]
-        content[key] = {"dtype": STORED_AS[options.dtype], "shape": [len(done), *shape], "data_offsets": [start, end]}
+    for name, shape, pieces in tensors:
+        start, end = end, end + sum(piece.size for piece in pieces)
+        content[name] = {"dtype": STORED_AS[options.dtype], "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(content).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    if len(text) > MAX_HEADER:
+        raise ValueError(
+            f"the names of {len(done)} images and {len(tensors)} tensors do not fit the header of one file"
+        )
     return len(text).to_bytes(8, "little") + text

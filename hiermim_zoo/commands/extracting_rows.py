@@ -18,6 +18,7 @@ from ..data.clips import NATIVE, Clips, clips_of, refuse_videos
 from ..data.decoding import SUFFIXES, Form, read_file, size_of
 from ..data.images import is_shown
 from ..data.stacks import read_stack, stacked
+from ..data.tables import is_table, located, read_table
 from ..data.transforms import make_transform
 from ..data.videos import Videos, holds_videos, suffixes
 
@@ -28,7 +29,7 @@ MAX_NAMES = 90_000_000  # bytes; safetensors reads no header beyond 100 MB
 
 
 def expand(names: Sequence[str]) -> dict[str, list[str]]:
-    """The files and folders that names stand for, those of a pattern sorted.
+    """The files and folders that names stand for, those of a pattern sorted, those of a table in its order.
 
     Raises:
         ValueError: a name leads to nothing.
@@ -37,7 +38,7 @@ def expand(names: Sequence[str]) -> dict[str, list[str]]:
     paths = {name: [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) for name in names}
     for name in (name for name, found in paths.items() if not found):
         raise ValueError(f"{name}: no such file or folder")
-    return paths
+    return {name: located(name, read_table(name)) if is_table(name) else found for name, found in paths.items()}
 
 
 def find_files(paths: dict[str, list[str]], input_size: tuple[int, ...]) -> list[str]:

@@ -15,6 +15,7 @@ from ..checkpoints.configs import IMAGES_KEY
 from ..data.clips import Clips, clips_of, refuse_videos
 from ..data.decoding import Form, Image_, read_file
 from ..data.stacks import read_stack, stacked
+from ..data.tables import is_table, located, read_table
 from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
@@ -45,7 +46,8 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     beside = said.get(IMAGES_KEY, {})
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
-    images = load_images(options.images, preprocessing(mae), form, options.frame_stride, options.frame_rate)
+    paths = [Path(file) for path in options.images for file in files_named(str(path))]
+    images = load_images(paths, preprocessing(mae), form, options.frame_stride, options.frame_rate)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
         out = mae(images, keep)
@@ -70,6 +72,15 @@ def kind_of(output: Path) -> str:
     if output.suffix.lower() not in kinds:
         raise ValueError(f"{output}: name an image file, like out.png")
     return kinds[output.suffix.lower()]
+
+
+def files_named(path: str) -> list[str]:
+    """The files of a table; else what is named itself.
+
+    Raises:
+        ValueError: it cannot be read, or names a file that is not there.
+    """
+    return located(path, read_table(path)) if is_table(path) else [path]
 
 
 def load_images(

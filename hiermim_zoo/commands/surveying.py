@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints.atomic import replacing
 from ..data.batches import first_line
-from ..data.decoding import Form, held_in, in_form
+from ..data.decoding import Form, held_in, in_form, path_of
 from ..data.formats import Bands
 from ..data.images import FileImages
 from ..data.kinds import open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
+from ..text import printable
 from ..training.image_form import form_of
 from .options import Outcome
 from .options.stats import StatsOptions
@@ -61,21 +62,21 @@ class Files(Dataset[Look]):
         found = Look(position, kind=Path(self.source.name_of(position)).suffix.lower())
         try:
             with self.source.open(position)[0] as file:
-                content = file.read()
-            look_into(content, self.source.form, found)
+                content, path = file.read(), path_of(file)
+            look_into(content, path, self.source.form, found)
         except Exception as error:  # decoders of damaged files raise whatever comes up
             found.error = first_line(error)
         return found
 
 
-def look_into(content: bytes, form: Form, found: Look) -> None:
+def look_into(content: bytes, path: str, form: Form, found: Look) -> None:
     """Fill in what a file holds.
 
     Raises:
         Exception: of any kind; it cannot be read.
     """
     found.digest = hashlib.sha256(content).hexdigest()
-    held = held_in(content, form)
+    held = held_in(content, form, path)
     if isinstance(held, Bands):
         values, found.depth = held.values, str(held.values.dtype)
         found.size, found.channels = (values.shape[-1], values.shape[-2]), len(values)
@@ -136,6 +137,7 @@ def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
         "sizes": sizes(good),
         "numbers": [min((look.ends[0] for look in good), default=0), max((look.ends[1] for look in good), default=0)],
         **moments(good),
+        "not scaled": {name(look.position): look.unscaled for look in good if look.unscaled},
         "unreadable": {name(look.position): look.error for look in looks if look.error},
         "duplicates": [same for same in groups.values() if len(same) > 1],
     }
@@ -170,7 +172,7 @@ def moments(looks: list[Look]) -> dict[str, Any]:
 
 def in_words(options: StatsOptions, result: dict[str, Any]) -> str:
     """The result as lines of text."""
-    bad, same = result["unreadable"], result["duplicates"]
+    same = [[printable(name) for name in names[:NAMED]] for names in result["duplicates"][:NAMED]]
     classes = f", {result['classes']} classes" if result["classes"] else ""
     sizes = ", ".join(f"{word} {width} x {height}" for word, (width, height) in result["sizes"].items())
     lines = {
@@ -182,11 +184,18 @@ def in_words(options: StatsOptions, result: dict[str, Any]) -> str:
         "numbers": "{:g} to {:g}".format(*result["numbers"]),
         "mean": numbers(result["mean"]) if result["mean"] else f"none: {result['no mean']}",
         "std": numbers(result["std"]) if result["std"] else "none",
-        "unreadable": f"{len(bad)}" + "".join(f"\n  {name} ({why})" for name, why in list(bad.items())[:NAMED]),
-        "duplicates": f"{sum(map(len, same)) - len(same)}"
-        + "".join(f"\n  {' = '.join(x[:NAMED])}" for x in same[:NAMED]),
+        "not scaled": told(result["not scaled"]),
+        "unreadable": told(result["unreadable"]),
+        "duplicates": f"{sum(len(names) - 1 for names in result['duplicates'])}"
+        + "".join(f"\n  {' = '.join(names)}" for names in same),
     }
     return "\n".join(f"{word:11} {text}" for word, text in lines.items())
+
+
+def told(files: dict[str, str]) -> str:
+    """How many, and of some why."""
+    lines = (f"\n  {printable(name)} ({printable(why)})" for name, why in list(files.items())[:NAMED])
+    return f"{len(files)}" + "".join(lines)
 
 
 def listed(counts: dict[str, int]) -> str:

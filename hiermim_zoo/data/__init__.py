@@ -3,8 +3,11 @@
 The room, from the ground up:
 
     scale        which number of a file is black, and which is white
-    formats      readers of files that PIL does not read, or not at full depth
+    formats      readers of files that PIL does not read, or not at full depth: arrays, DICOM
+    tiffs        TIFFs of any depth and any number of bands, whole or a part of them
+    rasters      what GDAL reads and others do not
     decoding     files of images, in the form that a model takes
+    parts        images of which parts are read
     source       what every kind of data answers for itself: the protocols
     images       kinds of images: folders, tars, what timm's dataset names stand for, digits
     tables       tables that name files

@@ -20,31 +20,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from .formats import (
-    AXES,
-    NODATA,
-    ZIP,
-    Bands,
-    array_in,
-    bands_first,
-    check_pixels,
-    dicom_in,
-    nodata_of,
-    png_in,
-    tiff_in,
-)
+from .formats import AXES, NPY, ZIP, Bands, array_in, as_image, bands_first, check_pixels, dicom_in, png_in
+from .rasters import RASTERS, is_raster, raster_in
 from .scale import Scale
+from .tiffs import MAGIC, NODATA, nodata_of, tiff_in
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of PIL with one band of more than 8 bits
 # Kinds that PIL names and needs other programs for, or that are no images of pixels.
 _NOT = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 Image.init()
 SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
-) | {".npy", ".npz", ".dcm"}
-_NPY, _DICOM = b"\x93NUMPY", b"DICM"
+) | {".npy", ".npz", ".dcm", *RASTERS}
+_DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
 _ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
@@ -114,34 +103,74 @@ def opened(file: Any, form: Form) -> Image_:
     Until then ``Image.draft`` can have it decoded at a part of its size, which takes less time.
     """
     with file:
-        return in_form(held_in(file.read(), form), form)
+        return in_form(held_in(file.read(), form, path_of(file)), form)
 
 
-def held_in(content: bytes, form: Form) -> Image.Image | Bands:
+def path_of(file: Any) -> str:
+    """Where an open file lies; "" if it lies in another one."""
+    lies = isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO) and not isinstance(file.name, int)
+    return os.fsdecode(file.name) if lies else ""
+
+
+def held_in(content: bytes, form: Form, path: str = "") -> Image.Image | Bands:
     """What a file holds: of 8 bits a sample PIL's image, not yet decoded and as it was held, else its bands.
 
     Args:
         form: of which only ``axes`` and ``max_pixels`` are used.
+        path: of the file; some formats lie in several.
 
     Raises:
         ValueError: it is no image, or has more pixels than its bound allows; any other kind: it cannot be decoded.
     """
-    if form.max_pixels:
-        Image.MAX_IMAGE_PIXELS = form.max_pixels  # of this process: PIL asks again when parts are cut
-    if content.startswith((_NPY, ZIP)):
+    set_bound(form)
+    if not content:
+        raise ValueError("it is empty: 0 bytes")
+    if content.startswith((NPY, ZIP)):
         return array_in(content, form.axes)
     if content[128:132] == _DICOM:
         return dicom_in(content)
+    if is_raster(content, path):
+        return raster_in(content, path)
+    try:
+        image = image_in(content)
+    except UnidentifiedImageError:
+        if content.startswith(MAGIC):  # PIL knows few of their kinds
+            return tiff_in(content)
+        raise ValueError("it is no image, or damaged") from None
+    if content.startswith(_JPEG):  # most files are, and need no other look
+        return upright(image)
+    if image.format == "JPEG2000":
+        try:
+            image.load()
+        except OSError:  # PIL does not decode all that are sound
+            return raster_in(content, path)
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of pages whose tags are damaged
+        return held_by(image, content)
+
+
+def image_in(content: bytes) -> Image.Image:
+    """PIL's image, not yet decoded.
+
+    Raises:
+        ValueError: it has more pixels than its bound allows; PIL's own: it is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of tags that PIL cannot read, of which tifffile may make more
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_pixels is stricter
         try:
             image = Image.open(io.BytesIO(content))
-        except UnidentifiedImageError:
-            if content.startswith(_TIFF):  # PIL knows few of their kinds
-                return tiff_in(content)
-            raise ValueError("it is no image, or damaged") from None
+        except Image.DecompressionBombError:
+            most = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # at which PIL itself refuses
+            raise ValueError(f"more than {most} pixels may take all memory; --max-pixels allows them") from None
     check_pixels(image.height, image.width)
-    return held_by(image, content)
+    return image
+
+
+def set_bound(form: Form) -> None:
+    """Say how many pixels an image may have, to this process: PIL asks again when parts are cut."""
+    if form.max_pixels:
+        Image.MAX_IMAGE_PIXELS = form.max_pixels
 
 
 def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
@@ -151,7 +180,7 @@ def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
         content: of its file, if that is known: PIL gives samples of 16 bits only of images with one band.
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
-    if content.startswith(_TIFF) and (lossy or _has_more(image)):
+    if content.startswith(MAGIC) and (lossy or _has_more(image)):
         return tiff_in(content)
     if lossy and content and image.format == "PNG":
         return png_in(content)
@@ -161,14 +190,17 @@ def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
     return upright(image)
 
 
-def in_form(held: Image.Image | Bands, form: Form) -> Image_:
+def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_:
     """What a file holds, in the form wanted.
+
+    Args:
+        part: it is cut out of an image.
 
     Raises:
         ValueError: it is not of the form.
     """
     if isinstance(held, Bands):
-        return fitted(held, form)
+        return fitted(held, form, part)
     if _is_plain(form) and not form.bands:
         lazy = isinstance(held, JpegImageFile) and held.mode == form.mode
         return held if lazy else held.convert(form.mode)
@@ -179,7 +211,11 @@ def in_form(held: Image.Image | Bands, form: Form) -> Image_:
 def _has_more(image: Any) -> bool:
     """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
     samples = image.tag_v2.get(_SAMPLES, 1)
-    return image.n_frames > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+    try:
+        pages = image.n_frames
+    except Exception:  # a page is damaged, of which tifffile says more than PIL
+        return True
+    return pages > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
 
 
 def _is_plain(form: Form) -> bool:
@@ -225,24 +261,25 @@ def part_of(image: Any, left: int, top: int, right: int, bottom: int) -> Any:
 # ---- what a model takes
 
 
-def fitted(bands: Bands, form: Form) -> Image_:
+def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
     """Bands -> an image in the form wanted.
+
+    Args:
+        part: they are cut out of an image.
 
     Raises:
         ValueError: it has other bands than are wanted.
     """
-    values = bands.values
-    count, wanted = len(values), form.channels
+    count, wanted = len(bands.values), form.channels
     if form.bands:
         if max(form.bands) > count:
             raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
-        values = values[[band - 1 for band in form.bands]]
+        bands = bands.chosen([band - 1 for band in form.bands])
     elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
         raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
-    if values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
-        plain = np.ascontiguousarray(np.moveaxis(values, 0, -1)).squeeze(-1 if len(values) == 1 else ())
-        return Image.fromarray(plain).convert(form.mode)
-    scaled = torch.from_numpy(form.scale(values, bands.levels, bands.nodata))
+    if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
+        return as_image(bands.values).convert(form.mode)
+    scaled = torch.from_numpy(form.scale(bands.values, bands.levels, bands.empty(), part))
     scaled = 1 - scaled if bands.inverted else scaled
     return scaled if len(scaled) == wanted or not wanted else _recoloured(scaled, wanted)
 

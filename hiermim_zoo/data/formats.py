@@ -1,6 +1,7 @@
-"""Readers of files that PIL does not read, or not at full depth: arrays, TIFFs of many bands, PNGs of 16 bits, DICOM.
+"""Readers of files that PIL does not read, or not at full depth: arrays, PNGs of 16 bits, DICOM.
 
-Each gives the bands of an image as the file holds them. Letters: C bands, H and W pixels.
+Each gives the bands of an image as the file holds them. Those of TIFFs and of what GDAL reads are in ``tiffs`` and
+``rasters``. Letters: C bands, H and W pixels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import importlib
 import io
 import math
 import zipfile
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -18,8 +20,7 @@ from .scale import REMEDY
 
 AXES = ("chw", "hwc")
 FEW = 64  # an axis as short as this may be that of the bands; one that is longer is a side of the image
-ZIP = b"PK\x03\x04"
-NODATA = 42113  # tag of GDAL in TIFFs
+ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"
 
 Array = np.ndarray[Any, Any]
 
@@ -32,10 +33,61 @@ class Bands(NamedTuple):
     colours: bool = False  # three or four bands are red, green, blue (and alpha), so that grey can be made of them
     nodata: float | None = None  # what pixels without a value hold
     inverted: bool = False  # the least number is white
+    known: Array | None = None  # bool [C, H, W] or [1, H, W], where pixels have a value; None: wherever nodata says so
 
     def is_plain(self) -> bool:
         """Whether its numbers are what PIL would hold."""
-        return self.levels == (0, 255) and self.nodata is None and not self.inverted
+        return self.levels == (0, 255) and self.nodata is None and not self.inverted and self.known is None
+
+    def chosen(self, bands: Sequence[int]) -> Bands:
+        """These bands, counted from 0."""
+        known = self.known if self.known is None or len(self.known) == 1 else self.known[bands]
+        return self._replace(values=self.values[bands], known=known)
+
+    def empty(self) -> Array | None:
+        """Where pixels have no value, bool [C, H, W]; None: they all have."""
+        if self.nodata is None:
+            return None if self.known is None else np.broadcast_to(~self.known, self.values.shape)
+        empty = np.isnan(self.values) if math.isnan(self.nodata) else self.values == self.nodata
+        return empty if self.known is None else empty | ~self.known
+
+
+class ArrayHeader(NamedTuple):
+    """What the header of an .npy says."""
+
+    shape: tuple[int, ...]
+    fortran: bool  # the first axis is the fastest
+    dtype: np.dtype[Any]
+    first: bool  # bands are the first axis of three
+    start: int  # byte at which numbers begin
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.shape[1:] if self.first else self.shape[:2]
+        return height, width
+
+
+def array_header(file: IO[bytes], axes: str, size: int) -> ArrayHeader:
+    """Read the header of an array of numpy, [H, W], [C, H, W] or [H, W, C].
+
+    Args:
+        size: of the file in bytes.
+
+    Raises:
+        ValueError: it is no image, its axes cannot be told apart, or the file is shorter than it says.
+    """
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
+        raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
+    first = len(shape) == 3 and _bands_are_first(shape, axes)
+    found = ArrayHeader(shape, fortran, dtype, first, file.tell())
+    if math.prod(shape) * dtype.itemsize > size - found.start:
+        check_pixels(*found.sides, math.prod(shape))
+        raise ValueError(f"its header says {dtype} {list(shape)}, and the file ends before")
+    return found
 
 
 def array_in(content: bytes, axes: str) -> Bands:
@@ -44,32 +96,23 @@ def array_in(content: bytes, axes: str) -> Bands:
     Raises:
         ValueError: it is no image, or its axes cannot be told apart.
     """
-    file = io.BytesIO(_only_member(content) if content.startswith(ZIP) else content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if len(shape) not in (2, 3) or 0 in shape or dtype.kind not in "buif":
-        raise ValueError(f"{dtype} {list(shape)} is no image: numbers [H, W], [C, H, W] or [H, W, C] are wanted")
-    first = len(shape) == 3 and _bands_are_first(shape, axes)
-    height, width = shape[1:] if first else shape[:2]
-    check_pixels(height, width, math.prod(shape))
-    if math.prod(shape) * dtype.itemsize > len(file.getbuffer()):
-        raise ValueError(f"its header says {dtype} {list(shape)}, and the file ends before")
-    file.seek(0)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    return Bands(array if first else bands_first(array), _levels(dtype))
-
-
-def _only_member(content: bytes) -> bytes:
-    """The array in an .npz."""
+    if not content.startswith(ZIP):
+        return _array(io.BytesIO(content), axes, len(content))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
         if len(members) != 1:
             names = ", ".join(member.filename for member in members[:6])
             raise ValueError(f"it holds {len(members)} arrays ({names}), and one is an image")
-        if Image.MAX_IMAGE_PIXELS and members[0].file_size > 8 * FEW * Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{members[0].filename} of {members[0].file_size} bytes is too large")
-        return archive.read(members[0])
+        with archive.open(members[0]) as file:  # its header is read first: a small archive may hold what fills memory
+            return _array(file, axes, members[0].file_size)
+
+
+def _array(file: IO[bytes], axes: str, size: int) -> Bands:
+    header = array_header(file, axes, size)
+    check_pixels(*header.sides, math.prod(header.shape))
+    file.seek(0)
+    array = np.lib.format.read_array(file, allow_pickle=False)
+    return Bands(array if header.first else bands_first(array), levels_of(header.dtype))
 
 
 def check_pixels(height: int, width: int, numbers: int = 0) -> None:
@@ -98,32 +141,8 @@ def png_in(content: bytes) -> Bands:
     Raises:
         ValueError: imagecodecs is not installed.
     """
-    pixels = _extra("imagecodecs", "PNGs of 16 bits a colour").png_decode(content)  # [H, W, C]
+    pixels = extra("imagecodecs", "PNGs of 16 bits a colour").png_decode(content)  # [H, W, C]
     return Bands(bands_first(pixels), (0, 65535), colours=True)
-
-
-def tiff_in(content: bytes) -> Bands:
-    """A TIFF whose samples or pages PIL does not give. Pages of one size are bands.
-
-    Raises:
-        ValueError: tifffile is not installed, or it is no image.
-    """
-    tifffile = _extra("tifffile", "TIFFs of several pages, of many bands, or of 16 bits a colour")
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        series, page = file.series[0], file.pages.first
-        axes = series.axes
-        sides = dict(zip(axes, series.shape, strict=True))
-        check_pixels(sides.get("Y", 0), sides.get("X", 0), math.prod(series.shape))
-        values = series.asarray()
-        bits, colours = page.bitspersample, page.photometric.name == "RGB" and len(file.pages) == 1
-        nodata = nodata_of(page.tags.valueof(NODATA))
-    if not {"Y", "X"} <= set(axes) or values.dtype.kind not in "buif":
-        raise ValueError(f"{values.dtype} {list(values.shape)} with axes {axes} is no image")
-    others = [axis for axis, name in enumerate(axes) if name not in "YX"]
-    values = values.transpose(*others, axes.index("Y"), axes.index("X"))
-    values = values.reshape(-1, *values.shape[-2:])  # [C, H, W]
-    unusual = values.dtype.kind == "u" and bits and bits < 8 * values.dtype.itemsize
-    return Bands(values, (0, 2**bits - 1) if unusual else _levels(values.dtype), colours, nodata)
 
 
 def dicom_in(content: bytes) -> Bands:
@@ -132,7 +151,7 @@ def dicom_in(content: bytes) -> Bands:
     Raises:
         ValueError: pydicom is not installed, or it holds no image.
     """
-    pydicom = _extra("pydicom", "files of DICOM")
+    pydicom = extra("pydicom", "files of DICOM")
     from pydicom.pixels import apply_modality_lut, apply_voi
 
     data = pydicom.dcmread(io.BytesIO(content))
@@ -174,19 +193,20 @@ def _window(data: Any) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
-def _extra(module: str, what: str) -> Any:
+def extra(module: str, what: str, name: str = "images") -> Any:
+    """A module of an extra.
+
+    Args:
+        what: it reads, in words.
+        name: of the extra.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f'{what} are read by {module}: pip install "hiermim-zoo[images]"') from error
-
-
-def nodata_of(said: Any) -> float | None:
-    """What GDAL writes as text; None where it says nothing, or no number."""
-    try:
-        return float(str(said).strip("\0 "))
-    except ValueError:
-        return None
+        raise ValueError(f'{what} are read by {module}: pip install "hiermim-zoo[{name}]"') from error
 
 
 def _bands_are_first(shape: tuple[int, ...], axes: str) -> bool:
@@ -202,7 +222,13 @@ def bands_first(array: Array) -> Array:
     return array[None] if array.ndim == 2 else np.moveaxis(array, -1, 0)
 
 
-def _levels(dtype: np.dtype[Any]) -> tuple[float, float] | None:
+def as_image(values: Array) -> Image.Image:
+    """uint8 [C, H, W] of 1, 3 or 4 bands -> PIL's image."""
+    last = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    return Image.fromarray(last[..., 0] if len(values) == 1 else last)
+
+
+def levels_of(dtype: np.dtype[Any]) -> tuple[float, float] | None:
     """The range of integers of 8 or 16 bits. Of more bits no file uses all, and signed ones rarely begin at their
     least.
     """

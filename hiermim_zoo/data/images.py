@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers.img_extensions import add_img_extensions
 
-from .decoding import SUFFIXES, Form, Image_, decoded, held_by, in_form, opened
+from .decoding import SUFFIXES, Form, Image_, decoded, held_by, in_form, opened, path_of
+from .parts import Parts, large
 from .source import Request, Source, Stream, telling
 
 # What the folders of splits are called.
@@ -65,6 +66,25 @@ def is_shown(name: str) -> bool:
     return not any(part.startswith(".") and part not in (".", "..") for part in Path(name).parts)
 
 
+def check_tree(root: str) -> None:
+    """Refuse a folder that timm would not read as it is: it leaves out what it may not list, and goes round in circles.
+
+    Raises:
+        ValueError: a link leads back to a folder that it lies in.
+        OSError: a folder cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for at, folders, _ in os.walk(root, followlinks=True, onerror=refuse):
+        for link in (link for name in folders if os.path.islink(link := os.path.join(at, name))):
+            inside = Path(at).relative_to(root).parts
+            around = (os.path.join(root, *inside[:n]) for n in range(len(inside) + 1))
+            if any(os.path.samefile(link, folder) for folder in around):
+                raise ValueError(f"{link} is a link back to a folder around it")
+
+
 def relabelled(
     labels: Iterable[int], classes: Mapping[str, int], shown: Sequence[bool]
 ) -> tuple[list[int], dict[str, int]]:
@@ -97,9 +117,15 @@ class FileImages(Source):
     def label_of(self, position: int) -> int:
         """The label of a file, which need not be opened; -1 where there is none."""
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_ | Parts, int]:
         file, label = self.open(position)
-        return (decoded if seed is None else opened)(file, self.form), label
+        if seed is None:
+            return decoded(file, self.form), label
+        held = large(path_of(file), self.form)
+        if held is None:
+            return opened(file, self.form), label
+        file.close()
+        return Parts(held, self.form), label
 
 
 class TimmImages(FileImages):
@@ -171,6 +197,8 @@ def images_at(path: str, request: Request) -> Source:
     Raises:
         ValueError: there are none.
     """
+    if os.path.isdir(path):
+        check_tree(path)
     dataset = timm_dataset(path, request)
     if os.path.isfile(dataset.reader.root):
         return TarImages(dataset, request.form)

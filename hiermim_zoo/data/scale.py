@@ -64,15 +64,25 @@ class Scale:
         numbers = f"{self.low:g},{self.high:g}"
         return {"percentile": f"percentile:{numbers}", "range": numbers}.get(self.rule, self.rule)
 
+    @property
+    def by_pixel(self) -> bool:
+        """Whether what a number becomes is the same whatever the other pixels are."""
+        return self.rule in ("dtype", "range")
+
     def __call__(
-        self, values: np.ndarray[Any, Any], levels: tuple[float, float] | None, nodata: float | None = None
+        self,
+        values: np.ndarray[Any, Any],
+        levels: tuple[float, float] | None,
+        empty: np.ndarray[Any, Any] | None = None,
+        part: bool = False,
     ) -> np.ndarray[Any, Any]:
         """Scale an image.
 
         Args:
             values: [C, H, W].
             levels: the least and the largest number that its type can hold; None where the file does not tell.
-            nodata: what pixels without a value hold, if there are any; they become 0.
+            empty: bool [C, H, W], pixels without a value, if there are any; they become 0.
+            part: it is cut out of an image, so that all of it may be empty.
 
         Returns:
             float32 [C, H, W], from 0 to 1. A band of one value alone, of which minmax and percentiles can make nothing,
@@ -82,10 +92,11 @@ class Scale:
             ValueError: numbers that are none, a type without a range, an image of one value alone that is to be
                 stretched, or one whose pixels have no values.
         """
-        if nodata is not None:
-            empty = np.isnan(values) if math.isnan(nodata) else values == nodata
+        if empty is not None:
+            if empty.all() and part:
+                return np.zeros(values.shape, np.float32)
             if empty.all():
-                raise ValueError(f"none of its pixels has a value: all are {nodata:g}, which stands for no data")
+                raise ValueError(f"none of its pixels has a value: all are no data, such as {values.flat[0]:g}")
             values = np.ma.masked_array(values, empty)
         if not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity: pixels without a value")

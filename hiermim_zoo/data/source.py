@@ -75,7 +75,8 @@ class Source(Items, Protocol):
 
         Args:
             seed: of what is random in a reading for training (where clips start); None: read as for evaluation.
-                With a seed, an image may be one that PIL has opened and not yet decoded.
+                With a seed, an image may be one that PIL has opened and not yet decoded, or one of which parts are
+                read (``parts``).
 
         Raises:
             Exception: of any kind; the item cannot be read. Another one never takes its place.

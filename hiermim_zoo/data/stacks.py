@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from .decoding import Form, Image_, fitted, held_in
+from .decoding import Form, Image_, fitted, held_in, read_file, set_bound
 from .formats import Bands, bands_first
 from .images import FileImages
+from .parts import Held, Parts, WholeParts, by_parts, large
 from .source import Source, telling
 
 
@@ -41,23 +42,90 @@ def stacked(files: Sequence[str], parts: Sequence[str]) -> list[list[str]]:
     return [[bands[part] for part in parts] for bands in found.values()]
 
 
+class StackParts:
+    """Images of one band each, in files of their own, as one of many bands."""
+
+    def __init__(self, names: Sequence[str], files: Sequence[Held]) -> None:
+        self.names, self.files, first = names, files, files[0]
+        self.height, self.width, self.numbers = first.height, first.width, len(files)
+
+    def held(self, left: int, top: int, right: int, bottom: int) -> Bands:
+        return joined(self.names, [file.held(left, top, right, bottom) for file in self.files])
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+def joined(names: Sequence[str], held: Sequence[Image.Image | Bands]) -> Bands:
+    """Images of one band each -> one of many bands.
+
+    Args:
+        names: of their files, for messages.
+
+    Raises:
+        ValueError: one has several bands, or they differ.
+    """
+    ones = [Bands(bands_first(np.asarray(x)), (0, 255)) if isinstance(x, Image.Image) else x for x in held]
+    for name, one in zip(names, ones, strict=True):
+        if len(one.values) != 1:
+            raise ValueError(f"{name} has {len(one.values)} bands, and each file of --stack is one")
+        same = [x._replace(values=x.values[:0], known=None)[1:] for x in (one, ones[0])]
+        if one.values.shape != ones[0].values.shape or same[0] != same[1]:
+            raise ValueError(f"{name} and {names[0]} differ in size, range or nodata")
+    known = None
+    if any(one.known is not None for one in ones):
+        known = np.concatenate([np.ones(one.values.shape, bool) if one.known is None else one.known for one in ones])
+    return ones[0]._replace(values=np.concatenate([one.values for one in ones]), known=known)
+
+
 def read_stack(files: Sequence[str], form: Form) -> Image_:
     """One image of the bands in several files.
 
     Raises:
         ValueError: they differ in size or type, or have several bands; any other kind: one cannot be read.
     """
-    held: list[Bands] = []
+    held = []
     for file in files:
         with open(file, "rb") as opened:
-            found = held_in(opened.read(), form)
-        one = Bands(bands_first(np.asarray(found)), (0, 255)) if isinstance(found, Image.Image) else found
-        if len(one.values) != 1:
-            raise ValueError(f"{file} has {len(one.values)} bands, and each file of --stack is one")
-        held.append(one)
-        if one.values.shape != held[0].values.shape or one[1:] != held[0][1:]:
-            raise ValueError(f"{file} and {files[0]} differ in size, range or nodata")
-    return fitted(held[0]._replace(values=np.concatenate([one.values for one in held])), form)
+            held.append(held_in(opened.read(), form, file))
+    return fitted(joined(files, held), form)
+
+
+def parts_of(files: Sequence[str], form: Form) -> Parts:
+    """An image as one of which parts are read. It may be larger than the bound, which holds for each part.
+
+    What has no parts that can be read, and what is scaled by all of its pixels, is decoded as a whole.
+
+    Args:
+        files: one, or those of a stack.
+
+    Raises:
+        Exception: of any kind; it cannot be read, or has more pixels than its bound allows.
+    """
+    set_bound(form)
+    held = held_by_all(files, lambda file: by_parts(file, form, lossy=True)) if form.scale.by_pixel else None
+    if held:
+        return Parts(StackParts(files, held) if form.stack else held[0], form)
+    try:
+        return WholeParts(read_stack(files, form) if form.stack else read_file(files[0], form))
+    except ValueError as error:
+        if form.scale.by_pixel or "--max-pixels" not in str(error):
+            raise
+        raise ValueError(f"{error}; so does --scale LOW,HIGH, for --scale {form.scale} needs all of them") from error
+
+
+def held_by_all(files: Sequence[str], read: Callable[[str], Held | None]) -> list[Held]:
+    """What each file holds, part by part; nothing if one of them is not read so."""
+    held: list[Held] = []
+    for file in files:
+        found = read(file)
+        if found is None:
+            for one in held:
+                one.close()
+            return []
+        held.append(found)
+    return held
 
 
 class Stacks(Source):
@@ -83,8 +151,11 @@ class Stacks(Source):
     def __len__(self) -> int:
         return len(self.groups)
 
-    def read(self, position: int, seed: int | None = None) -> tuple[Image_, int]:
-        return read_stack(self.groups[position], self.form), self.numbers[position]
+    def read(self, position: int, seed: int | None = None) -> tuple[Image_ | Parts, int]:
+        files = self.groups[position]
+        held = held_by_all(files, lambda file: large(file, self.form)) if seed is not None else None
+        image = Parts(StackParts(files, held), self.form) if held else read_stack(files, self.form)
+        return image, self.numbers[position]
 
     def name_of(self, position: int) -> str:
         return self.groups[position][0]

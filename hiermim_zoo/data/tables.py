@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -54,11 +55,7 @@ class TableImages(FileImages):
         rows = [row for row in table if row.split in meant] if splits != [""] else table
         if not rows:
             raise ValueError(f"{path} has no images of the split {request.split!r}, but of {', '.join(splits)}")
-        folder = request.root or os.path.dirname(path)
-        self.files = [os.path.join(folder, row.file) for row in rows]
-        missing = next((file for file in self.files if not os.path.isfile(file)), None)
-        if missing is not None:
-            raise ValueError(f"{path} names {missing}, which does not exist")
+        self.files = located(path, rows, request.root)
         self.form, self.identity = request.form, (os.path.realpath(path), request.split if splits != [""] else "")
         named = [row.label for row in rows]
         labels = {row.label for row in table}  # of all splits: each has the same classes
@@ -78,6 +75,19 @@ class TableImages(FileImages):
 
     def name_of(self, position: int) -> str:
         return self.files[position]
+
+
+def located(path: str, rows: Iterable[Row], root: str | None = None) -> list[str]:
+    """The files that rows of a table name, relative to its folder or to ``root``.
+
+    Raises:
+        ValueError: one is not there.
+    """
+    files = [os.path.join(root or os.path.dirname(path), row.file) for row in rows]
+    for file in files:
+        if not os.path.isfile(file):
+            raise ValueError(f"{path} names {file}, which does not exist")
+    return files
 
 
 def read_table(path: str) -> list[Row]:

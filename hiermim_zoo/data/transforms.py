@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from timm.data.transforms import (
     CenterCropOrPad,
@@ -32,6 +32,7 @@ from torchvision.transforms.functional import pil_to_tensor, resize
 
 from .clips import evenly_spaced
 from .decoding import Image_, part_of, size_of
+from .parts import Parts
 from .seeds import random_states, set_random_states
 
 # Pixels that a JPEG is decoded to, for each that is wanted of it, along a side. With two, values of
@@ -139,9 +140,14 @@ class WithTensors:
         return steps
 
     def __call__(self, image: Any) -> Any:
+        steps = self.transforms
+        if isinstance(image, Parts):
+            image, steps = first_part(image, steps)
         if not isinstance(image, Tensor):
-            return self.transform(image)
-        for step in self.transforms:
+            for step in steps:
+                image = step(image)
+            return image
+        for step in steps:
             if not isinstance(step, _FOR_TENSORS):
                 raise ValueError(
                     f"{type(step).__name__} changes colours of 8 bits, which this image has not: use --auto-augment '' "
@@ -151,6 +157,28 @@ class WithTensors:
                 image = image.clamp(0, 1)  # bicubic filters overshoot; PIL clips, too
             image = step(image)
         return image.clamp(0, 1) * 255 if self.to_255 else image
+
+
+def first_part(image: Parts, steps: list[Any]) -> tuple[Image_, list[Any]]:
+    """What is left of an image after the first step of timm's transform, and the other steps; the image is closed.
+
+    If that step takes a random part, nothing else is read; its random numbers are those that it would draw.
+    """
+    with image:
+        if not isinstance(first := steps[0], RandomResizedCropAndInterpolation):
+            return image.whole(), steps
+        part = drawn_part(image, first.scale, first.ratio)
+    kinds = first.interpolation
+    interpolation = random.choice(kinds) if isinstance(kinds, (tuple, list)) else kinds
+    return resize(part, list(first.size), interpolation), steps[1:]
+
+
+def drawn_part(image: Parts, scale: tuple[float, float], aspects: tuple[float, float]) -> Image_:
+    """The part of an image that timm's random resized crop would take; nothing else is read."""
+    width, height = image.size
+    alike = torch.empty(()).expand(1, height, width)  # of which timm asks nothing but the size
+    top, left, height, width = RandomResizedCropAndInterpolation.get_params(alike, scale, aspects)
+    return image.part(left, top, left + width, top + height)
 
 
 def random_part(input_size: tuple[int, ...], scale: tuple[float, float], interpolation: str) -> Any:
@@ -188,11 +216,14 @@ class RandomPart:
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], interpolation: str) -> None:
         self.size, self.scale, self.interpolation = size, scale, str_to_interp_mode(interpolation)
 
-    def __call__(self, image: Image_) -> Tensor:
+    def __call__(self, image: Image_ | Parts) -> Tensor:
+        if isinstance(image, Parts):
+            with image:
+                part = drawn_part(image, self.scale, ASPECTS)
+            return self.resized(part).contiguous()
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, ASPECTS)
         if isinstance(image, Tensor):
-            part = image[:, top : top + height, left : left + width]
-            return resize(part, list(self.size), self.interpolation, antialias=True).clamp(0, 1) * 255
+            return self.resized(image[:, top : top + height, left : left + width])
         full = image.size
         drafted = image.draft(None, self.least(full, (width, height)))
         shrunk = drafted[1][2] / full[0] if drafted else 1
@@ -207,7 +238,9 @@ class RandomPart:
         )
         return across, down
 
-    def resized(self, image: Image.Image) -> Tensor:
+    def resized(self, image: Image_) -> Tensor:
+        if isinstance(image, Tensor):
+            return resize(image, list(self.size), self.interpolation, antialias=True).clamp(0, 1) * 255
         smooth = self.interpolation in (InterpolationMode.BILINEAR, InterpolationMode.BICUBIC)
         if not smooth or image.mode == "RGBA":  # torch has no other that shrinks well, and knows nothing of alpha
             return pil_to_tensor(resize(image, list(self.size), self.interpolation))

@@ -53,6 +53,7 @@ class Option:
     off: str = ""  # --no-... that turns a True into False
     adds: bool = False  # given several times, all count; else the last one does
     unlisted: bool = False  # understood, but not in the help
+    spelt: tuple[str, ...] = ()  # flags that a positional argument may stand behind
 
 
 def option(help: str, *, default: Any = MISSING, choices: Sequence[str] = (), **about: Any) -> Any:
@@ -434,18 +435,32 @@ def _result(found: Any) -> Any:
 
 
 def _spelt_out(options: type[OptionSet], words: Sequence[str]) -> list[str]:
-    """A command line on which no option takes a word that is none of its choices: in ``--compile DATA`` it is DATA."""
+    """A command line as argparse reads it.
+
+    No option takes a word that is none of its choices: in ``--compile DATA`` it is DATA. What stands behind the flag of
+    a positional argument comes first, without the flag.
+
+    Raises:
+        ValueError: nothing stands behind such a flag.
+    """
+    abouts = {long_flag(field.name): option_of(field) for field in _fields(options)}
+    short = {name: about for name, about in abouts.items() if about.many == "?" and about.choices and about.const}
+    spelt = {flag for about in abouts.values() for flag in about.spelt}
+    first: list[str] = []
     found: list[str] = []
-    short = {
-        long_flag(field.name): about
-        for field in _fields(options)
-        if (about := option_of(field)).many == "?" and about.choices and about.const
-    }
-    for word, following in zip_longest(words, words[1:], fillvalue=""):
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag in spelt:
+            if not equals and (not left or left[0].startswith("-")):
+                raise ValueError(f"{flag} needs the name of a file")
+            first.append(value if equals else left.pop(0))
+            continue
         found.append(word)
-        if word in short and following not in short[word].choices:
+        if word in short and (left[0] if left else "") not in short[word].choices:
             found.append(short[word].const)
-    return found
+    return first + found
 
 
 def value_of(words: Sequence[str], flag: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
 from .shared import (
+    FILES,
     LARGEST_SEED,
     amp,
     axes,
@@ -58,9 +59,10 @@ NOT_NEGATIVE = number(0)
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(OptionSet):
     data: str = option(
-        "images to measure on: a folder of class folders or of splits, a tar, a table (.csv), digits, moving:DATA, or "
-        "a name of timm's (hfds/...)",
+        "images to measure on: a folder of class folders or of splits, a tar, a table of files (.csv, .tsv, .txt), "
+        "digits, moving:DATA, or a name of timm's (hfds/...)",
         positional=True,
+        spelt=FILES,
     )
     model: str = option("ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME", metavar="NAME")
     method: str = option(

@@ -7,7 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import amp, axes, bands, device, frame_rate, frame_stride, max_pixels, scale, square_size, stack, workers
+from .shared import (
+    FILES,
+    amp,
+    axes,
+    bands,
+    device,
+    frame_rate,
+    frame_stride,
+    max_pixels,
+    scale,
+    square_size,
+    stack,
+    workers,
+)
 from .values import PATH, whole
 
 WHAT = ("pooled", "tokens", "maps")
@@ -22,8 +35,10 @@ COMPUTING = "computing"
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(OptionSet):
     images: tuple[str, ...] = option(
-        "files, folders (with all below; links to folders are not followed), patterns (** for any depth)",
+        "files, folders (with all below; links to folders are not followed), patterns (** for any depth), tables of "
+        "files (.csv, .tsv, .txt)",
         positional=True,
+        spelt=FILES,
         many="+",
         metavar="IMAGE",
     )
@@ -50,6 +65,22 @@ class ExtractOptions(OptionSet):
     )
 
     img_size: int | None = square_size(group=MODEL)
+    tile: int | None = option(
+        "cut images into tiles of N x N of their own pixels, which are not resized, and put their maps together",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto="no tiles",
+        group=MODEL,
+    )
+    overlap: int | None = option(
+        "pixels that neighbouring tiles share",
+        default=None,
+        kind=whole(0),
+        metavar="N",
+        auto="an eighth of the tile",
+        group=MODEL,
+    )
     frame_stride: int | None = frame_stride(group=MODEL)
     frame_rate: float | str | None = frame_rate(group=MODEL)
     pretrained: bool = flag("random weights, to try things out", default=True, off="--no-pretrained", group=MODEL)
@@ -81,5 +112,16 @@ class ExtractOptions(OptionSet):
         """Options that have nothing to choose."""
         if self.levels and "maps" not in self.what:
             yield "--levels chooses among feature maps: add --what maps"
+        if self.overlap is not None and not self.tile:
+            yield f"--overlap {self.overlap} is that of tiles: add --tile N"
+        if self.tile and (self.overlap or 0) > self.tile // 2:
+            yield f"--overlap {self.overlap} is more than half of --tile {self.tile}"
+        if self.tile and self.img_size:
+            yield f"--tile {self.tile} is the size that the model sees: leave out --img-size"
+        if self.tile and (self.frame_stride or self.frame_rate):
+            flag = "--frame-stride" if self.frame_stride else "--frame-rate"
+            yield f"--tile {self.tile} cuts images: leave out {flag}, which is of videos"
+        if self.tile and "tokens" in self.what:
+            yield f"--tile {self.tile} puts maps together, not tokens: use --what maps"
         if self.seed is not None and self.pretrained:
             yield "--seed is of the random weights: add --no-pretrained"

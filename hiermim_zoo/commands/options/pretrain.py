@@ -11,6 +11,7 @@ from typing import Any
 
 from . import OptionSet, flag, img_size, model_kwargs, option
 from .shared import (
+    FILES,
     LARGEST_SEED,
     amp,
     axes,
@@ -58,8 +59,10 @@ class PretrainOptions(OptionSet):
     """
 
     data: str = _data(
-        "folder of images or videos (labelled or not), tar, digits, moving:DATA, or a name of timm's (hfds/...)",
+        "folder of images or videos (labelled or not), tar, table of files (.csv, .tsv, .txt), digits, moving:DATA, or "
+        "a name of timm's (hfds/...)",
         positional=True,
+        spelt=FILES,
     )
     data_dir: str | None = _data("root folder of data that is named", default=None, metavar="DIR")
     split: str = _data("part of the data", default="train")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, flag, option
-from .shared import axes, bands, frame_rate, frame_stride, max_pixels, scale, show_bands, stack
+from .shared import FILES, axes, bands, frame_rate, frame_stride, max_pixels, scale, show_bands, stack
 from .values import FRACTION, PATH, whole
 
 MODEL = "the model"
@@ -17,9 +17,11 @@ DRAWING = "the drawing"
 @dataclass(frozen=True, kw_only=True)
 class ReconstructOptions(OptionSet):
     images: tuple[Path, ...] = option(
-        "files; with a model of video, files of video or folders of frames, of which the clip in the middle is taken",
+        "files, or tables of files (.csv, .tsv, .txt); with a model of video, files of video or folders of frames, of "
+        "which the clip in the middle is taken",
         kind=PATH,
         positional=True,
+        spelt=FILES,
         many="+",
         metavar="IMAGE",
     )

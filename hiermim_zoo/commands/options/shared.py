@@ -12,6 +12,7 @@ WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
 AMP = ("auto", "none", "bf16", "fp16")
 COMPILE = ("default", "reduce-overhead", "max-autotune")  # modes of torch.compile
+FILES = ("--files",)  # a table of files is DATA; whoever looks for a flag finds this one
 STRIDE, RATE = 4, 30  # of frames; those of hiermim_zoo.data.clips, which imports torch
 NATIVE = "native"
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import OptionSet, option
-from .shared import axes, bands, max_pixels, scale, workers
+from .shared import FILES, axes, bands, max_pixels, scale, workers
 from .values import PATH, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsOptions(OptionSet):
-    data: str = option("folder of images, tar, table of files (.csv, .tsv, .txt), or hfds/NAME", positional=True)
+    data: str = option(
+        "folder of images, tar, table of files (.csv, .tsv, .txt), or hfds/NAME", positional=True, spelt=FILES
+    )
     data_dir: str | None = option("root folder of data that is named", default=None, metavar="DIR", auto="none")
     split: str = option("part of the data", default="train", metavar="NAME")
     scale: str | None = scale()
