@@ -21,7 +21,8 @@ from hiermim_zoo import __main__ as front
 from hiermim_zoo.commands import front_door
 from hiermim_zoo.commands import options as mechanism
 from hiermim_zoo.commands.front_door import VERBS
-from hiermim_zoo.commands.options import OptionSet, Verb, flag, img_size, model_kwargs, option, run_command
+from hiermim_zoo.commands.options import OptionSet, Verb, run_command
+from hiermim_zoo.commands.options.fields import flag, img_size, model_kwargs, option
 from hiermim_zoo.commands.options.values import number, whole
 
 ROOT = Path(__file__).parents[1]

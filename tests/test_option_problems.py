@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from hiermim_zoo import benchmark, evaluate, extract, pretrain, reconstruct, stats
-from hiermim_zoo.commands.options import BadOptions, OptionSet, flag_of, option_of, run_command
+from hiermim_zoo.commands.options import BadOptions, OptionSet, run_command
 from hiermim_zoo.commands.options.evaluate import METHODS_OF, EvaluateOptions
+from hiermim_zoo.commands.options.fields import flag_of, option_of
 from hiermim_zoo.commands.options.pretrain import PretrainOptions
 from hiermim_zoo.commands.options.problems import EXAMPLES, gathered, lines_of, names, together
 from hiermim_zoo.data.batches import bad_allowed

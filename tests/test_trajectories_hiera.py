@@ -24,7 +24,7 @@ from hiermim_zoo.data.source import Source, VideoSet
 from hiermim_zoo.data.transforms import data_config
 from hiermim_zoo.training import finetuning
 from hiermim_zoo.training.autoencoder import build_autoencoder
-from hiermim_zoo.training.defaults import family_values
+from hiermim_zoo.training.defaults import family_values, followed
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from hiermim_zoo.training.optimizer import make_optimizer
@@ -158,12 +158,12 @@ def pretraining_run(size: str) -> Run:
     narrow: dict[str, Any] = {"decoder_dim": 16, "decoder_heads": 2, "model_kwargs": {"embed_dim": 8}}
     options = PretrainOptions(data="any", model=f"hiera_{size}", output=Path("none"), amp="none", **narrow)
     options = options.filled(family_values(options.model))
-    mae = build_autoencoder(options)
+    rows = followed(options.model, None)
+    mae = build_autoencoder(options, rows.recipe)
     source = source_of(PRE[size].n, options.repeat or 1)
     data: Any = type("Data", (), {"source": source})
-    run = Run(
-        options, World(0, 1, CPU), mae, data, Batching(len(source), options.batch_size, 1, 0, 1, 0, source.repeat)
-    )
+    batching = Batching(len(source), options.batch_size, 1, 0, 1, 0, source.repeat)
+    run = Run(options, World(0, 1, CPU), mae, data, batching, rows)
     run.holds_gradients = False
     run.backward = no_backward  # type: ignore[method-assign]
     return run

@@ -25,8 +25,9 @@ from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct, stats
 from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
 from hiermim_zoo.commands.options import evaluate as evaluate_options
 from hiermim_zoo.commands.options import extract as extract_options
-from hiermim_zoo.commands.options import option_of, run_command
+from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.commands.options import shared as shared_options
+from hiermim_zoo.commands.options.fields import option_of
 from hiermim_zoo.data import clips
 from hiermim_zoo.models.measure import Size
 from hiermim_zoo.training import precision

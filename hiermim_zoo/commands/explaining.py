@@ -26,8 +26,9 @@ from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
-from .options import Outcome, long_flag
+from .options import Outcome
 from .options.evaluate import EvaluateOptions
+from .options.fields import long_flag
 from .options.pretrain import AUTO, PretrainOptions
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from

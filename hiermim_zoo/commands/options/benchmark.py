@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import OptionSet, flag, flag_of, img_size, option, option_of
+from . import OptionSet
+from .fields import flag, flag_of, img_size, option, option_of
 from .shared import amp, compile_mode
 from .values import PATH, POSITIVE, whole
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import OptionSet, flag, option
+from . import OptionSet
+from .fields import flag, option
 from .values import PATH
 
 

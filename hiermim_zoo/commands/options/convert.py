@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from . import OptionSet, flag, flag_of, img_size, option, option_of
+from . import OptionSet
+from .fields import flag, flag_of, img_size, option, option_of
 from .values import PATH, TEXT, ValueKind, whole
 
 DTYPES = ("float32", "float16", "bfloat16")

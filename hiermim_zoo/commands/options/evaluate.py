@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import OptionSet, flag, flag_of, model_kwargs, option, option_of
+from . import OptionSet
+from .fields import flag, flag_of, model_kwargs, option, option_of
 from .shared import (
     FILES,
     LARGEST_SEED,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import OptionSet, flag, option
+from . import OptionSet
+from .fields import flag, option
 from .shared import (
     FILES,
     amp,

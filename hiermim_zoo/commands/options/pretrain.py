@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import OptionSet, flag, img_size, model_kwargs, option
+from . import OptionSet
+from .fields import flag, img_size, model_kwargs, option
 from .shared import (
     FILES,
     LARGEST_SEED,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import OptionSet, flag, option
+from . import OptionSet
+from .fields import flag, option
 from .shared import FILES, axes, bands, frame_rate, frame_stride, max_pixels, scale, show_bands, stack
 from .values import FRACTION, PATH, whole
 

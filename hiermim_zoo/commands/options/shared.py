@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from . import flag, option
+from .fields import flag, option
 from .values import POSITIVE, WORDS, or_word, whole
 
 WORKERS = min(4, os.cpu_count() or 1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import OptionSet, option
+from . import OptionSet
+from .fields import option
 from .shared import FILES, axes, bands, max_pixels, scale, workers
 from .values import PATH, whole
 
