@@ -2,17 +2,21 @@
 
 The lock is that of the operating system on a file in the folder (``flock``). It ends with the process that holds it,
 however that ends, so nothing is left to be removed by hand. On NFS it needs a server that locks, as those of version 4
-do; where a file system has no locks, a line says that nobody looks out for a second run.
+do; where a file system has no locks, a line says that nobody looks out for a second run. Nobody does on Windows.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 import sys
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FILE = "run.lock"  # in the folder; stays there, and says nothing but who came last
 MISSING = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system that knows no locks
@@ -26,7 +30,8 @@ def _let_go_in_child() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class FolderLock:
