@@ -124,7 +124,9 @@ def fault(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def command(verb: str, data: str, bad: str, out: Path, options: dict[str, Any]) -> Callable[[], Any]:
     model: dict[str, Any] = {"model": "hivit_atto", **options}
     return {
-        "pretrain": lambda: pretrain.run(data=data, output=out, steps=1, batch_size=4, workers=0, warmup=0, **model),
+        "pretrain": lambda: pretrain.run(
+            data=data, output=out, steps=1, batch_size=4, workers=0, warmup=0, max_bad=0, **model
+        ),
         "evaluate": lambda: evaluate.run(
             data=data,
             train=f"{data}/../train",
