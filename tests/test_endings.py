@@ -154,7 +154,7 @@ def test_commands_say_once_that_a_model_was_never_trained(
     for_people, last = said.out.splitlines()[-2:]
     result = json.loads(last)
     assert len(result["warnings"]) == expected
-    assert f"{result['top1']:.1f} % of 300 images right" in for_people
+    assert f"{result['top1']:.2f} % right" in for_people
 
 
 def test_random_weights_are_named_where_they_are_asked_for(
@@ -189,7 +189,7 @@ def test_a_fine_tuning_that_ends_at_chance_says_so(noise: Path, capsys: pytest.C
     result = evaluate.run(**common, method="finetune", pretrained=False, **options)
     scratch, chance, few, *_ = result["warnings"]
     assert "this measures training from scratch" in scratch
-    assert "no better than chance, 66.7 % (always the most frequent class, many)" in chance
+    assert "no better than chance, 66.67 % (always the most frequent class, many)" in chance
     assert "changed 6 times" in few
     err = capsys.readouterr().err
     assert all(err.count(f"warning: {line}\n") == 1 for line in result["warnings"])

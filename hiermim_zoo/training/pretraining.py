@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -96,9 +96,7 @@ def pretrain(options: PretrainOptions) -> Path:
         caught = stack.enter_context(noted_signals())
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
-        begun, _ = together(partial(begun_run, chosen, world, lock), partial(check_batch, chosen, world))
-        rows = followed(chosen.model, begun.state if begun else None)
-        mae = new_autoencoder(chosen, rows.recipe)
+        (begun, rows, mae), _ = together(partial(start, chosen, world, lock), partial(check_batch, chosen, world))
         data = open_data(chosen, mae, begun)
         parts = (chosen.accumulate, world.rank, world.size)
         batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
@@ -153,10 +151,18 @@ def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snaps
     return snapshots.Begun(snapshot, state)
 
 
-def new_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any]) -> MaskedAutoencoder:
-    """An autoencoder whose random numbers begin at the seed."""
+def start(
+    options: PretrainOptions, world: World, lock: FolderLock
+) -> tuple[snapshots.Begun | None, Followed, MaskedAutoencoder]:
+    """The run that is to go on, if there is one, what it follows, and its autoencoder, drawn from the seed.
+
+    Raises:
+        ValueError: see :func:`begun_run`, or the model cannot be built so.
+    """
+    begun = begun_run(options, world, lock)
+    rows = followed(options.model, begun.state if begun else None)
     torch.manual_seed(options.seed)
-    return build_autoencoder(options, recipe)
+    return begun, rows, build_autoencoder(options, rows.recipe)
 
 
 # ---- the run
