@@ -21,6 +21,7 @@ from hiermim_zoo.training import snapshots
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings
 from hiermim_zoo.training.snapshot_files import save_file
+from hiermim_zoo.training.tasks import Goal
 
 from .test_clips import Stripes, write_frames
 
@@ -115,7 +116,7 @@ def test_epochs_of_fine_tuning_count_what_is_shown(tmp_path: Path) -> None:
     recipe = FineTuning(4, 1e-3, layer_decay=1.0, drop_path=0.0, batch=4, warmup=0, repeat=2)
     model = Stripes(2)
     world = World(0, 1, torch.device("cpu"))
-    tuning = FineTune(model, source, 2, data_config(model), recipe, TuningSettings(hflip=0.0), world)
+    tuning = FineTune(model, source, Goal("classes", 2), data_config(model), recipe, TuningSettings(hflip=0.0), world)
     tuning.train(tmp_path / "log.jsonl")
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert tuning.total == 2

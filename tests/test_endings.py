@@ -154,7 +154,7 @@ def test_commands_say_once_that_a_model_was_never_trained(
     for_people, last = said.out.splitlines()[-2:]
     result = json.loads(last)
     assert len(result["warnings"]) == expected
-    assert f"{result['top1']:.2f} % right" in for_people
+    assert f"top-1 {result['top1']:.2f} % of 300 images" in for_people
 
 
 def test_random_weights_are_named_where_they_are_asked_for(

@@ -30,6 +30,7 @@ from hiermim_zoo.training import optimizer as optim
 from hiermim_zoo.training import pretraining, snapshots
 from hiermim_zoo.training.defaults import family_values
 from hiermim_zoo.training.run_log import read_log
+from hiermim_zoo.training.schedule import Schedule
 
 MODEL = shlex.split("--model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2")
 SHORT = shlex.split("--batch-size 8 --epochs 1 --warmup 0 --workers 0 --device cpu --look-every 0")
@@ -593,7 +594,7 @@ def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
-    schedule = optim.Schedule(100, 10, 1.0, 0.1)
+    schedule = Schedule(100, 10, 1.0, 0.1)
     rates = [schedule.at(step) for step in range(101)]
     assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
     assert rates[55] == pytest.approx(0.55)  # half-way down from 1 to 0.1
@@ -604,14 +605,14 @@ def test_the_rate_rises_linearly_and_falls_like_a_cosine() -> None:
 @pytest.mark.parametrize(("warmup", "total"), [(0, 4), (1, 4), (2, 4), (10, 12), (100, 1000)])
 def test_a_schedule_that_is_ahead_does_not_spoil_short_runs(warmup: int, total: int) -> None:
     """It begins with a fifth of the peak at most, and does not come back to a tenth of it."""
-    rates = [optim.Schedule(total, warmup, 1.0, ahead=50).at(step) for step in range(total)]
+    rates = [Schedule(total, warmup, 1.0, ahead=50).at(step) for step in range(total)]
     assert rates[0] <= 0.2 or not warmup
-    assert rates[-1] < max(0.1, optim.Schedule(total, warmup, 1.0).at(total - 1) + 1e-9)
+    assert rates[-1] < max(0.1, Schedule(total, warmup, 1.0).at(total - 1) + 1e-9)
     assert max(rates) > 0.8
 
 
 def test_a_run_that_ends_in_its_warm_up_is_ahead_too() -> None:
-    assert [optim.Schedule(3, 100, 1.0, ahead=5).at(step) for step in range(3)] == pytest.approx([0.05, 0.06, 0.07])
+    assert [Schedule(3, 100, 1.0, ahead=5).at(step) for step in range(3)] == pytest.approx([0.05, 0.06, 0.07])
 
 
 def test_recipes_of_the_papers_apply_where_nothing_is_said(tmp_path: Path) -> None:

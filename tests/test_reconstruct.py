@@ -56,7 +56,7 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.txt cannot be read as an image"),
+        (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.md cannot be read as an image"),
         (["missing.png", "--model", "hivit_atto", "-o", "{out}.png"], "missing.png cannot be read"),
         (["{text}", "--model", "hivit_atto", "-o", "{out}.doc"], "name an image file"),
         (["{text}", "--model", "hivit_atto", "-o", "/nowhere/out.png"], "no such folder"),
@@ -71,12 +71,12 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
 def test_bad_input_is_one_line(
     tmp_path: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "notes.md").write_text("no image")
     with pytest.raises(SystemExit) as stop:
         run_command(
-            lambda: reconstruct.main([a.format(text=tmp_path / "notes.txt", out=tmp_path / "out") for a in args])
+            lambda: reconstruct.main([a.format(text=tmp_path / "notes.md", out=tmp_path / "out") for a in args])
         )
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
-    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["notes.txt"]
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["notes.md"]

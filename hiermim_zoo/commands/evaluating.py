@@ -102,11 +102,13 @@ def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
     bounds = found.scores[f"{by}_interval"]
     chance = chance_of(found.truth, len(found.names), found.names) if kind == "classes" else CHANCES[kind]
     advice = ADVICE["finetune" if options.method == "finetune" else "frozen"]
-    lines = about_score(headline(found, by), bounds, chance, advice) if bounds else []
+    called, score, interval = headline(found, by)
+    lines = about_score(f"{called} {score}{interval}", bounds, chance, advice) if bounds else []
     return [*lines, *found.warnings]
 
 
 def in_words(options: EvaluateOptions, found: Measured) -> str:
     """The result as a line for people."""
-    said = f"{headline(found)}, {len(found.truth)} {found.test.source.noun}"
+    called, score, interval = headline(found)
+    said = f"{called} {score} of {len(found.truth)} {found.test.source.noun}{interval}"
     return printable(f"{options.model}, {options.method} on {options.data}: {said}")

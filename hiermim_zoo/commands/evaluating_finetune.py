@@ -233,13 +233,14 @@ def export(
     own_args = {
         key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
     }
+    called, score, interval = headline(found)
     provenance = {
         "start": options.model if options.pretrained else f"{options.model}, random weights",
         "trained on": f"{train.spec} ({train.split}, {len(train.source)} images)",
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        "measured": f"{headline(found)}, {len(found.truth)} images of {options.data}",
+        called: f"{score} of {len(found.truth)} images of {options.data}{interval}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,

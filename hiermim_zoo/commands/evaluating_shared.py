@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,15 +82,23 @@ def measured(test: Labelled, shown: Shown) -> Measured:
     return Measured(test, TASKS[test.kind].said(shown.rows), truth, shown.positions)
 
 
-def headline(found: Measured, name: str | None = None) -> str:
-    """A score in words, with its interval; default: the one that stands for all."""
+class Headline(NamedTuple):
+    """A score in words."""
+
+    called: str
+    score: str
+    interval: str  # in brackets, with a blank before them; empty where there is none
+
+
+def headline(found: Measured, name: str | None = None) -> Headline:
+    """A score in words; default: the one that stands for all."""
     name = name or TASKS[found.test.kind].headline
     value, bounds = found.scores[name], found.scores[f"{name}_interval"]
     if value is None:
-        return f"{name} cannot be told"
-    words = "{:.2f} % right" if name == "top1" else f"{name} {{:.4f}}"
-    inside = " (95 % interval {:.4g} to {:.4g})".format(*bounds) if bounds else ""
-    return words.format(value) + inside
+        return Headline(name, "not to be told", "")
+    called, words, unit = ("top-1", "{:.2f}", " %") if name == "top1" else (name, "{:.4f}", "")
+    interval = f" (95 % interval {words} to {words})".format(*bounds) if bounds else ""
+    return Headline(called, words.format(value) + unit, interval)
 
 
 # ---- the data

@@ -183,7 +183,6 @@ class FineTune:
             source.repeat,
             balance_of(source, goal) if settings.sampling == "balanced" else None,
         )
-        self.told = False  # whether the model tells values as they are
         self.goal, self.wanted = goal, Wanted(goal, world.device)
         self.mix, loss = objective(recipe, settings.mix_prob, goal, self.batching.micro)
         self.loss = loss.to(world.device)
@@ -192,6 +191,7 @@ class FineTune:
             model, settings.opt, recipe.weight_decay, recipe.betas, recipe.layer_decay, no_decay()
         )
         self.ema = ModelEmaV3(model, settings.ema, use_warmup=True) if settings.ema else None
+        self.told = False  # whether the model tells values as they are
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.amp == "fp16")
         self.holds_gradients = hold_gradients(model.parameters(), settings.compile, settings.accumulate)
         self.schedule = tuning_schedule(recipe, self.batching)
@@ -213,9 +213,7 @@ class FineTune:
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
-        self.net: Any = self.parallel
-        if settings.compile:
-            self.net = torch.compile(self.net, mode=settings.compile)
+        self.net: Any = torch.compile(self.parallel, mode=settings.compile) if settings.compile else self.parallel
 
     @property
     def result(self) -> nn.Module:
