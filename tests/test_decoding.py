@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hiermim_zoo.data.decoding import Form, decoded
+from hiermim_zoo.data.decoding import Form, decoded, read_file
 from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.scale import Scale
+from hiermim_zoo.data.stacks import parts_of
 from hiermim_zoo.data.transforms import make_transform, random_part
 
 DEEP = (np.arange(24 * 16) * 170).reshape(24, 16).astype(np.uint16)  # 0 to 65110
@@ -119,6 +120,26 @@ def test_numbers_without_a_known_range_are_refused_with_the_remedy(content: byte
         read(content)
     assert "\n" not in str(refused.value)
     assert 0 <= read(content, scale="minmax").min() < read(content, scale="minmax").max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_signed_tiffs_keep_their_negative_numbers(dtype: Any, compression: str | None, tmp_path: Path) -> None:
+    values = (DEEP.astype(np.int32) // (1 if dtype == np.int16 else 256)).astype(dtype)  # half of them below 0
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, compression=compression))
+    expected = by_range(values.astype(np.float64), -32768, 32767)
+    form = Form(1, Scale("range", -32768, 32767))
+    with parts_of([str(path)], form) as image:
+        by_parts = image.part(0, 0, 16, 24)
+    for found in (torch.as_tensor(read_file(path, form))[0], torch.as_tensor(by_parts)[0]):
+        assert torch.allclose(found, expected, atol=1e-6)
+        clipped = by_range(values.clip(0).astype(np.float64), -32768, 32767)
+        assert not torch.allclose(found, clipped, atol=1e-4), "negative control"
+    with pytest.raises(ValueError, match="have no known range; say --scale LOW,HIGH"):
+        read_file(path, Form(1))
+    with parts_of([str(path)], Form(1)) as image, pytest.raises(ValueError, match="have no known range"):
+        image.part(0, 0, 8, 8)
 
 
 def test_rules_are_what_they_say() -> None:

@@ -34,7 +34,7 @@ SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
 ) | {".npy", ".npz", ".dcm", *RASTERS}
 _DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
-_ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _SAMPLES, _FORMAT = 0x0112, 258, 277, 339  # tags of EXIF and TIFF
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
 Image_ = Image.Image | Tensor
@@ -180,13 +180,14 @@ def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
         content: of its file, if that is known: PIL gives samples of 16 bits only of images with one band.
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
-    if content.startswith(MAGIC) and (lossy or _has_more(image)):
+    if content.startswith(MAGIC) and (lossy or _has_more(image) or _is_signed_byte(image)):
         return tiff_in(content)
     if lossy and content and image.format == "PNG":
         return png_in(content)
     if image.mode in _DEEP:
         nodata = nodata_of(getattr(image, "tag_v2", {}).get(NODATA))
-        return Bands(np.asarray(image)[None], _levels_of(image), nodata=nodata)
+        levels = _levels_of(image)  # before it is loaded: then how samples are stored is forgotten
+        return Bands(np.asarray(image)[None], levels, nodata=nodata)
     return upright(image)
 
 
@@ -216,6 +217,11 @@ def _has_more(image: Any) -> bool:
     except Exception:  # a page is damaged, of which tifffile says more than PIL
         return True
     return pages > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+
+
+def _is_signed_byte(image: Any) -> bool:
+    """Whether a TIFF has signed samples of 8 bits, which PIL takes as unsigned."""
+    return image.mode not in _DEEP and image.tag_v2.get(_FORMAT, (1,))[0] == 2
 
 
 def _is_plain(form: Form) -> bool:
