@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def npz(**arrays: np.ndarray[Any, Any]) -> bytes:
 
 def read(content: bytes, channels: int = 1, scale: str = "dtype", **form: Any) -> Any:
     return decoded(io.BytesIO(content), Form(channels, Scale.parse(scale), **form))
+
+
+def pixels(image: Any) -> Tensor:
+    """[C, H, W], from 0 to 1."""
+    return image if isinstance(image, Tensor) else by_range(np.moveaxis(np.asarray(image), -1, 0), 0, 255)
 
 
 def by_range(array: np.ndarray[Any, Any], low: float, high: float) -> Tensor:
@@ -256,6 +262,42 @@ def test_tiffs_of_16_bits_a_colour_keep_all_of_them() -> None:
     assert not torch.equal((read(content, 3) * 255).byte() / 255, read(content, 3)), "not 8 bits"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_fourth_band_that_is_no_alpha_is_a_band(tagged: bool, dtype: Any, tmp_path: Path) -> None:
+    """Near infrared beside colours, as aerial images have it."""
+    array = (SIX[:4] >> (8 if dtype == np.uint8 else 0)).astype(dtype)
+    content = tiff(np.moveaxis(array, 0, -1), photometric="rgb", extrasamples=["unspecified"])
+    if not tagged:
+        tag = struct.pack("<HHI", 338, 3, 1)
+        assert content.count(tag) == 1
+        content = content.replace(tag, struct.pack("<HHI", 65000, 3, 1))
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    expected = by_range(array, 0, np.iinfo(dtype).max)
+    for form, wanted in ((Form(4), expected), (Form(3, bands=(4, 3, 2)), expected[[3, 2, 1]])):
+        with parts_of([str(path)], form) as image:
+            found = [pixels(read_file(path, form)), pixels(image.part(0, 0, 30, 20))]
+        assert all(torch.equal(x, wanted) for x in found)
+        assert not torch.equal(found[0], expected[: len(wanted)].flip(0)), "negative control: another order"
+    with pytest.raises(ValueError, match="it has 4 bands, and the model takes 3 channels: choose with --bands"):
+        read_file(path, Form(3))
+    with parts_of([str(path)], Form(3)) as image, pytest.raises(ValueError, match="it has 4 bands"):
+        image.part(0, 0, 8, 8)
+    assert isinstance(read_file(path, Form(4)), Tensor), "PIL would weigh colours by the fourth"
+
+
+def test_a_band_is_not_lost_where_tifffile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.moveaxis((SIX[:4] >> 8).astype(np.uint8), 0, -1)
+    content, alpha = (tiff(array, photometric="rgb", extrasamples=[kind]) for kind in ("unspecified", "unassalpha"))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r"read by tifffile: pip install .hiermim-zoo\[images\]") as refused:
+        read(content, 3)
+    assert "\n" not in str(refused.value)
+    assert np.array_equal(np.asarray(read(alpha, 4)), array), "alpha is read by PIL"
+    assert np.array_equal(np.asarray(read(alpha, 3)), array[..., :3])
+
+
 def test_axes_that_cannot_be_told_apart_are_asked_for() -> None:
     array = np.random.default_rng(0).integers(0, 256, (4, 9, 6), dtype=np.uint8)
     with pytest.raises(
@@ -263,7 +305,7 @@ def test_axes_that_cannot_be_told_apart_are_asked_for() -> None:
     ):
         read(npy(array), 4)
     assert read(npy(array), 6, axes="hwc").shape == (6, 4, 9)
-    assert read(npy(array), 4, axes="chw").size == (6, 9)
+    assert read(npy(array), 4, axes="chw").shape == (4, 9, 6)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Files -> images, in the form that a model takes. The one place where files of images are decoded.
 
-An image of 8 bits a sample and 1, 3 or 4 channels is PIL's. Any other is a tensor, float32 [C, H, W] from 0 to 1: more
-bits, other numbers of channels, or bands that were chosen.
+An image of 8 bits a sample that is grey, of colours, or of colours and alpha is PIL's. Any other is a tensor, float32
+[C, H, W] from 0 to 1: more bits, other numbers of channels, or four bands of which none is alpha (PIL would weigh
+colours by it).
 
 Letters: C channels or bands, H and W pixels.
 """
@@ -34,7 +35,7 @@ SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
 ) | {".npy", ".npz", ".dcm", *RASTERS}
 _DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
-_ORIENTATION, _BITS, _SAMPLES, _FORMAT = 0x0112, 258, 277, 339  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _SAMPLES, _EXTRAS, _FORMAT = 0x0112, 258, 277, 338, 339  # tags of EXIF and TIFF
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
 Image_ = Image.Image | Tensor
@@ -210,13 +211,13 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
 
 
 def _has_more(image: Any) -> bool:
-    """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
-    samples = image.tag_v2.get(_SAMPLES, 1)
+    """Whether a TIFF has pages or bands that PIL does not show, or takes for an alpha that they are not."""
+    samples, extras = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_EXTRAS) or (0,)
     try:
         pages = image.n_frames
     except Exception:  # a page is damaged, of which tifffile says more than PIL
         return True
-    return pages > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+    return pages > 1 or samples > len(image.getbands()) or (image.mode == "RGBA" and extras[0] == 0)
 
 
 def _is_signed_byte(image: Any) -> bool:
@@ -283,7 +284,8 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
         bands = bands.chosen([band - 1 for band in form.bands])
     elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
         raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
-    if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
+    alpha = bands.colours and not form.bands
+    if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain() and (wanted != 4 or alpha):
         return as_image(bands.values).convert(form.mode)
     scaled = torch.from_numpy(form.scale(bands.values, bands.levels, bands.empty(), part))
     scaled = 1 - scaled if bands.inverted else scaled
