@@ -193,9 +193,37 @@ def test_images_of_8_bits_stay_what_they_were(mode: str, channels: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     image, file = Image.fromarray(noise).convert(mode), io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
+    if channels == 4 and mode != "RGBA":
+        bands = 1 if mode == "L" else 3
+        for scale in ("dtype", "minmax"):
+            with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels") as refused:
+                read(file.getvalue(), channels, scale)
+            assert "\n" not in str(refused.value)
+        return
     found = read(file.getvalue(), channels)
     assert found.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     assert found.tobytes() == Image.open(file).convert(found.mode).tobytes()
+
+
+def test_transparent_colours_of_a_palette_are_alpha() -> None:
+    image, file = Image.new("P", (3, 2), 1), io.BytesIO()
+    image.putpalette([0, 0, 0, 50, 60, 70])
+    image.putpixel((1, 1), 0)
+    image.save(file, "PNG", transparency=0)
+    found = np.asarray(read(file.getvalue(), 4))
+    assert found[0, 0].tolist() == [50, 60, 70, 255]
+    assert (found[..., 3] == 0).sum() == 1
+
+
+def test_of_a_folder_of_mixed_channels_those_with_alpha_are_read(tmp_path: Path) -> None:
+    for mode in ("RGBA", "RGB", "L"):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.png")
+    source = open_images(str(tmp_path), form=Form(4))
+    names = [Path(source.name_of(n)).stem for n in range(3)]
+    assert source.read(names.index("RGBA"))[0].mode == "RGBA"
+    for mode, bands in (("RGB", 3), ("L", 1)):
+        with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels"):
+            source.read(names.index(mode))
 
 
 # ---- channels
@@ -209,8 +237,11 @@ def test_pngs_of_16_bits_a_colour_keep_all_of_them(bands: int) -> None:
     pixels = COLOURS[..., :bands]
     colours = torch.from_numpy((pixels / 65535).astype(np.float32)).permute(2, 0, 1)
     assert torch.equal(read(png16(pixels), 3), colours[:3] if bands > 2 else colours[:1].expand(3, -1, -1))
-    alpha = colours[-1:] if bands != 3 else torch.ones_like(colours[:1])
-    assert torch.equal(read(png16(pixels), 4)[3:], alpha)
+    if bands == 4:
+        assert torch.equal(read(png16(pixels), 4), colours)
+    else:
+        with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels"):
+            read(png16(pixels), 4)
     grey = torch.tensor([0.299, 0.587, 0.114]) @ colours[:3].flatten(1) if bands > 2 else colours[0].flatten()
     assert torch.allclose(read(png16(pixels), 1).flatten(), grey)
 

@@ -36,6 +36,7 @@ SUFFIXES = frozenset(  # in lower case
 ) | {".npy", ".npz", ".dcm", *RASTERS}
 _DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
 _ORIENTATION, _BITS, _SAMPLES, _EXTRAS, _FORMAT = 0x0112, 258, 277, 338, 339  # tags of EXIF and TIFF
+_UNFIT = "it has {} bands, and the model takes {} channels: choose with --bands"
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
 Image_ = Image.Image | Tensor
@@ -203,11 +204,25 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
     """
     if isinstance(held, Bands):
         return fitted(held, form, part)
+    if form.channels == 4 and not form.bands:
+        held = with_alpha(held)
     if _is_plain(form) and not form.bands:
         lazy = isinstance(held, JpegImageFile) and held.mode == form.mode
         return held if lazy else held.convert(form.mode)
     known = held if held.mode in MODES.values() else held.convert("RGB")
     return fitted(Bands(bands_first(np.asarray(known)), (0, 255), colours=True), form)
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """Colours and alpha of an image that has both.
+
+    Raises:
+        ValueError: it has not; an alpha is not made up.
+    """
+    colours = image if image.mode in (*MODES.values(), "LA") else image.convert("RGB")
+    if image.mode in ("L", "LA") or not image.has_transparency_data:
+        raise ValueError(_UNFIT.format(len(colours.getbands()), 4))
+    return image.convert("RGBA")
 
 
 def _has_more(image: Any) -> bool:
@@ -283,7 +298,7 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
             raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
         bands = bands.chosen([band - 1 for band in form.bands])
     elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
-        raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
+        raise ValueError(_UNFIT.format(count, wanted))
     alpha = bands.colours and not form.bands
     if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain() and (wanted != 4 or alpha):
         return as_image(bands.values).convert(form.mode)
@@ -293,16 +308,15 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
 
 
 def _recolours(count: int, wanted: int, colours: bool) -> bool:
-    """Whether bands become channels as PIL has it: grey images those of colours, and colours grey."""
-    return wanted in MODES and (count == 1 or (colours and count <= 4))
+    """Whether bands become channels as PIL has it: grey images those of colours, and colours grey. Alpha may be left
+    out, but is not made up.
+    """
+    return wanted in (1, 3) and (count == 1 or (colours and count <= 4))
 
 
 def _recoloured(values: Tensor, channels: int) -> Tensor:
-    """Grey, grey and alpha, colours, or colours and alpha -> any of these, as PIL does."""
-    alpha = values[-1:] if len(values) in (2, 4) else torch.ones_like(values[:1])
+    """Grey or colours, with or without alpha -> grey or colours, as PIL does."""
     colours = values[: 1 if len(values) < 3 else 3]
     if channels == 1 and len(colours) == 3:
         return torch.einsum("chw,c->hw", colours, torch.tensor(_LUMA))[None]
-    if channels >= 3:
-        colours = colours.expand(3, -1, -1)
-    return torch.cat([colours, alpha]) if channels == 4 else colours.contiguous()
+    return colours.expand(channels, -1, -1).contiguous()
