@@ -436,6 +436,48 @@ def test_pixels_without_a_value_are_0_and_count_for_nothing(kind: str) -> None:
         read(tiff(np.full_like(bands, 9), photometric="minisblack", extratags=tag), len(bands))
 
 
+EIGHT = np.random.default_rng(3).integers(20, 250, (20, 30, 3), dtype=np.uint8)
+EIGHT[:6] = 9
+
+
+@pytest.mark.parametrize("kind", ["grey", "colours", "palette", "white is 0"])
+def test_no_data_of_8_bits_counts_for_nothing(kind: str, tmp_path: Path) -> None:
+    """Read by PIL, whole and by parts."""
+    values = EIGHT if kind == "colours" else EIGHT[..., 0]
+    shown = {"white is 0": 255 - values, "palette": values}.get(kind, values)  # palette: grey by number
+    photometric = {"colours": "rgb", "palette": "palette", "white is 0": "miniswhite"}.get(kind, "minisblack")
+    ramp = np.repeat(np.arange(256, dtype=np.uint16)[None] * 257, 3, 0)
+    how: dict[str, Any] = {"photometric": photometric, "colormap": ramp if kind == "palette" else None}
+    path, channels = tmp_path / "a.tif", 3 if kind in ("colours", "palette") else 1
+
+    def found(nodata: str, scale: str = "dtype", array: Any = values, by_parts: bool = False) -> Any:
+        path.write_bytes(tiff(array, **how, extratags=[(42113, "s", 0, nodata, False)] if nodata else []))
+        form = Form(channels, Scale.parse(scale))
+        if not by_parts:
+            return read_file(path, form)
+        with parts_of([str(path)], form) as image:
+            return image.part(0, 0, 30, 20)
+
+    first = np.moveaxis(np.atleast_3d(shown), -1, 0).repeat(channels // (3 if kind == "colours" else 1), 0)
+    inside = np.zeros(first.shape, bool)
+    inside[:, 6:] = True
+    expected = torch.where(torch.from_numpy(inside), by_range(first, 0, 255), 0)
+    assert torch.equal(found("9"), expected)
+    assert torch.equal(found("9", by_parts=True), expected)
+    stretched = found("9", "minmax")
+    for band, values_of_it in zip(stretched, first, strict=True):
+        low, high = int(values_of_it[6:].min()), int(values_of_it[6:].max())
+        assert torch.allclose(band[6:], by_range(values_of_it[6:], low, high), atol=1e-6)
+        assert not band[:6].any()
+    assert not torch.allclose(found("", "minmax"), stretched, atol=1e-3), "negative control: without the mark"
+    for none in ("", "-9999", "9.5"):
+        assert isinstance(found(none), Image.Image), "what 8 bits cannot hold marks nothing"
+        assert np.array_equal(np.asarray(found(none)), np.asarray(found("", by_parts=True)))
+    for scale in ("dtype", "minmax"):
+        with pytest.raises(ValueError, match="none of its pixels has a value"):
+            found("9", scale, np.full_like(values, 9))
+
+
 def test_nan_may_stand_for_no_data() -> None:
     values = SIX[0] / np.float32(65535)
     values[0, :5] = np.nan

@@ -24,7 +24,7 @@ from torch import Tensor
 from .formats import AXES, NPY, ZIP, Bands, array_in, as_image, bands_first, check_pixels, dicom_in, png_in
 from .rasters import RASTERS, is_raster, raster_in
 from .scale import Scale
-from .tiffs import MAGIC, NODATA, nodata_of, tiff_in
+from .tiffs import MAGIC, NODATA, byte_nodata_of, nodata_of, tiff_in
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of PIL with one band of more than 8 bits
@@ -35,7 +35,7 @@ SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
 ) | {".npy", ".npz", ".dcm", *RASTERS}
 _DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
-_ORIENTATION, _BITS, _SAMPLES, _EXTRAS, _FORMAT = 0x0112, 258, 277, 338, 339  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRAS, _FORMAT = 0x0112, 258, 262, 277, 338, 339  # tags of EXIF and TIFF
 _UNFIT = "it has {} bands, and the model takes {} channels: choose with --bands"
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
@@ -190,6 +190,8 @@ def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
         nodata = nodata_of(getattr(image, "tag_v2", {}).get(NODATA))
         levels = _levels_of(image)  # before it is loaded: then how samples are stored is forgotten
         return Bands(np.asarray(image)[None], levels, nodata=nodata)
+    if content.startswith(MAGIC):
+        return without_nodata(image)
     return upright(image)
 
 
@@ -211,6 +213,18 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
         return held if lazy else held.convert(form.mode)
     known = held if held.mode in MODES.values() else held.convert("RGB")
     return fitted(Bands(bands_first(np.asarray(known)), (0, 255), colours=True), form)
+
+
+def without_nodata(image: Any) -> Image.Image | Bands:
+    """A TIFF of 8 bits, in which GDAL may have said what pixels without a value hold."""
+    nodata, shown = byte_nodata_of(image.tag_v2.get(NODATA)), upright(image)
+    if nodata is None or image.mode not in (*MODES.values(), "P"):
+        return shown
+    held = bands_first(np.asarray(shown))  # of a palette the numbers of its colours, which nodata means
+    held = 255 - held if image.tag_v2.get(_PHOTOMETRIC) == 0 else held  # white is 0 there, and PIL turns them round
+    known = held != nodata
+    values = bands_first(np.asarray(shown.convert("RGB") if image.mode == "P" else shown))
+    return Bands(values, (0, 255), colours=len(values) > 1, known=known)
 
 
 def with_alpha(image: Image.Image) -> Image.Image:

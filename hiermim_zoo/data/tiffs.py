@@ -135,6 +135,12 @@ def nodata_of(said: Any) -> float | None:
         return None
 
 
+def byte_nodata_of(said: Any) -> float | None:
+    """The same of samples of 8 bits; None also where they cannot hold it."""
+    nodata = nodata_of(said)
+    return nodata if nodata in range(256) else None
+
+
 # ---- parts of them
 
 
@@ -188,7 +194,8 @@ class TiffParts:
         cut = [self.cut(page, self.key, box) for page in self.pages]
         values = np.concatenate(cut) if len(cut) > 1 else cut[0]
         if self.plain:
-            return as_image(values)
+            nodata, colours = byte_nodata_of(self.key.tags.valueof(NODATA)), len(values) == 3
+            return as_image(values) if nodata is None else Bands(values, (0, 255), colours, known=values != nodata)
         known = None if self.mask is None else self.cut(self.mask, self.mask, box) > 0
         return described(self.file, values)._replace(known=known)
 
