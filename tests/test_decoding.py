@@ -522,8 +522,35 @@ def test_dicom_is_read_through_its_window() -> None:
     )
     negative = read(dicom(stored, **lung, PhotometricInterpretation="MONOCHROME1"))[0]
     assert torch.allclose(negative, 1 - by_range(hounsfield, -1350, 149), atol=1e-6)
+    curved = dicom(stored, **lung, VOILUTFunction="SIGMOID")
     with pytest.raises(ValueError, match=r"its window .SIGMOID.* is no straight line; say --scale"):
-        read(dicom(stored, **lung, VOILUTFunction="SIGMOID"))
+        read(curved)
+    for scale in ("-1000,400", "minmax", "percentile:1,99"):  # the window is not used
+        assert torch.equal(read(curved, scale=scale), read(dicom(stored, **lung), scale=scale))
+
+
+@pytest.mark.parametrize("limit", [None, 4, 40])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_what_dicom_was_filled_up_with_has_no_value(kind: str, limit: int | None) -> None:
+    stored = DEEP // 16 + 6  # 6 to 4075
+    stored[:, :3], stored[0, 5] = 20, 4
+    about = {"RescaleSlope": 2, "RescaleIntercept": -1024, "PhotometricInterpretation": kind}
+    padding = {"PixelPaddingValue": 20} | ({} if limit is None else {"PixelPaddingRangeLimit": limit})
+    low, high = sorted((20, 20 if limit is None else limit))
+    empty = (stored >= low) & (stored <= high)
+    assert empty[:, :3].all()
+    assert (limit is None) == (empty.sum() == 24 * 3), "a range has more"
+    kept = stored[~empty]
+    for scale, ends in (("dtype", (0, 4095)), ("minmax", (int(kept.min()), int(kept.max())))):
+        expected = by_range(stored, *ends)
+        expected = 1 - expected if kind == "MONOCHROME1" else expected
+        expected[torch.from_numpy(empty)] = 0
+        found = read(dicom(stored, **about, **padding), scale=scale)[0]
+        assert torch.allclose(found, expected, atol=1e-6)
+        plain = read(dicom(stored, **about), scale=scale)[0]
+        assert not torch.allclose(plain, expected, atol=1e-3), "negative control: without the mark"
+    with pytest.raises(ValueError, match="none of its pixels has a value"):
+        read(dicom(np.full_like(stored, 20), **about, **padding))
 
 
 def test_frames_of_dicom_are_bands_and_colours_are_colours() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .formats import AXES, NPY, ZIP, Bands, array_in, as_image, bands_first, check_pixels, dicom_in, png_in
 from .rasters import RASTERS, is_raster, raster_in
-from .scale import Scale
+from .scale import REMEDY, Scale
 from .tiffs import MAGIC, NODATA, byte_nodata_of, nodata_of, tiff_in
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
@@ -316,8 +316,12 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
     alpha = bands.colours and not form.bands
     if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain() and (wanted != 4 or alpha):
         return as_image(bands.values).convert(form.mode)
-    scaled = torch.from_numpy(form.scale(bands.values, bands.levels, bands.empty(), part))
-    scaled = 1 - scaled if bands.inverted else scaled
+    if bands.curved and form.scale.rule == "dtype":
+        raise ValueError(f"{bands.curved}; {REMEDY}")
+    empty = bands.empty()
+    values = form.scale(bands.values, bands.levels, empty, part)
+    values = 1 - values if bands.inverted else values
+    scaled = torch.from_numpy(values if empty is None else np.where(empty, np.float32(0), values))
     return scaled if len(scaled) == wanted or not wanted else _recoloured(scaled, wanted)
 
 
