@@ -4,64 +4,25 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
-import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
 
-from hiermim_zoo.data.decoding import Form, decoded
+from hiermim_zoo.data.decoding import Form, read_file
 from hiermim_zoo.data.kinds import open_images
 from hiermim_zoo.data.scale import Scale
+from hiermim_zoo.data.stacks import parts_of
 from hiermim_zoo.data.transforms import make_transform, random_part
 
-DEEP = (np.arange(24 * 16) * 170).reshape(24, 16).astype(np.uint16)  # 0 to 65110
+from .written import DEEP, SIX, by_range, encoded, npy, npz, pixels, png16, read, tiff
+
 MEAN = {"mean": (0.0,), "std": (1.0,)}
-
-
-def encoded(array: np.ndarray[Any, Any], kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind)
-    return file.getvalue()
-
-
-def png16(array: np.ndarray[Any, Any]) -> bytes:
-    """A PNG of 16 bits a sample, uint16 [H, W, C] (PIL writes none with several bands)."""
-    height, width, bands = array.shape
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    end = chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + end
-
-
-def npy(array: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-def npz(**arrays: np.ndarray[Any, Any]) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
-def read(content: bytes, channels: int = 1, scale: str = "dtype", **form: Any) -> Any:
-    return decoded(io.BytesIO(content), Form(channels, Scale.parse(scale), **form))
-
-
-def by_range(array: np.ndarray[Any, Any], low: float, high: float) -> Tensor:
-    return torch.from_numpy(np.clip((array - low) / (high - low), 0, 1).astype(np.float32))
 
 
 # ---- depth
@@ -121,6 +82,26 @@ def test_numbers_without_a_known_range_are_refused_with_the_remedy(content: byte
     assert 0 <= read(content, scale="minmax").min() < read(content, scale="minmax").max() <= 1
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_signed_tiffs_keep_their_negative_numbers(dtype: Any, compression: str | None, tmp_path: Path) -> None:
+    values = (DEEP.astype(np.int32) // (1 if dtype == np.int16 else 256)).astype(dtype)  # half of them below 0
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(values, compression=compression))
+    expected = by_range(values.astype(np.float64), -32768, 32767)
+    form = Form(1, Scale("range", -32768, 32767))
+    with parts_of([str(path)], form) as image:
+        by_parts = image.part(0, 0, 16, 24)
+    for found in (torch.as_tensor(read_file(path, form))[0], torch.as_tensor(by_parts)[0]):
+        assert torch.allclose(found, expected, atol=1e-6)
+        clipped = by_range(values.clip(0).astype(np.float64), -32768, 32767)
+        assert not torch.allclose(found, clipped, atol=1e-4), "negative control"
+    with pytest.raises(ValueError, match="have no known range; say --scale LOW,HIGH"):
+        read_file(path, Form(1))
+    with parts_of([str(path)], Form(1)) as image, pytest.raises(ValueError, match="have no known range"):
+        image.part(0, 0, 8, 8)
+
+
 def test_rules_are_what_they_say() -> None:
     tiles = (3, 5)  # 72 x 80 pixels: sides that no band could have
     image = npy(np.stack([np.tile(x, tiles) for x in (DEEP.astype(np.float32), 2 - DEEP.astype(np.float32) / 7)]))
@@ -166,9 +147,37 @@ def test_images_of_8_bits_stay_what_they_were(mode: str, channels: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     image, file = Image.fromarray(noise).convert(mode), io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
+    if channels == 4 and mode != "RGBA":
+        bands = 1 if mode == "L" else 3
+        for scale in ("dtype", "minmax"):
+            with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels") as refused:
+                read(file.getvalue(), channels, scale)
+            assert "\n" not in str(refused.value)
+        return
     found = read(file.getvalue(), channels)
     assert found.mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     assert found.tobytes() == Image.open(file).convert(found.mode).tobytes()
+
+
+def test_transparent_colours_of_a_palette_are_alpha() -> None:
+    image, file = Image.new("P", (3, 2), 1), io.BytesIO()
+    image.putpalette([0, 0, 0, 50, 60, 70])
+    image.putpixel((1, 1), 0)
+    image.save(file, "PNG", transparency=0)
+    found = np.asarray(read(file.getvalue(), 4))
+    assert found[0, 0].tolist() == [50, 60, 70, 255]
+    assert (found[..., 3] == 0).sum() == 1
+
+
+def test_of_a_folder_of_mixed_channels_those_with_alpha_are_read(tmp_path: Path) -> None:
+    for mode in ("RGBA", "RGB", "L"):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.png")
+    source = open_images(str(tmp_path), form=Form(4))
+    names = [Path(source.name_of(n)).stem for n in range(3)]
+    assert source.read(names.index("RGBA"))[0].mode == "RGBA"
+    for mode, bands in (("RGB", 3), ("L", 1)):
+        with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels"):
+            source.read(names.index(mode))
 
 
 # ---- channels
@@ -182,8 +191,11 @@ def test_pngs_of_16_bits_a_colour_keep_all_of_them(bands: int) -> None:
     pixels = COLOURS[..., :bands]
     colours = torch.from_numpy((pixels / 65535).astype(np.float32)).permute(2, 0, 1)
     assert torch.equal(read(png16(pixels), 3), colours[:3] if bands > 2 else colours[:1].expand(3, -1, -1))
-    alpha = colours[-1:] if bands != 3 else torch.ones_like(colours[:1])
-    assert torch.equal(read(png16(pixels), 4)[3:], alpha)
+    if bands == 4:
+        assert torch.equal(read(png16(pixels), 4), colours)
+    else:
+        with pytest.raises(ValueError, match=f"it has {bands} bands, and the model takes 4 channels"):
+            read(png16(pixels), 4)
     grey = torch.tensor([0.299, 0.587, 0.114]) @ colours[:3].flatten(1) if bands > 2 else colours[0].flatten()
     assert torch.allclose(read(png16(pixels), 1).flatten(), grey)
 
@@ -201,15 +213,6 @@ def test_arrays_have_any_number_of_bands_first_or_last(shape: tuple[int, ...]) -
     colour = read(npy(array), 3, bands=(3, 2, 1))
     assert isinstance(colour, Image.Image), "8 bits and three channels are an image like any other"
     assert torch.equal(torch.from_numpy(np.array(colour)).permute(2, 0, 1) / 255, first[[2, 1, 0]])
-
-
-def tiff(array: np.ndarray[Any, Any], **how: Any) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **how)
-    return file.getvalue()
-
-
-SIX = np.random.default_rng(2).integers(0, 65536, (6, 20, 30)).astype(np.uint16)  # [C, H, W]
 
 
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
@@ -235,6 +238,42 @@ def test_tiffs_of_16_bits_a_colour_keep_all_of_them() -> None:
     assert not torch.equal((read(content, 3) * 255).byte() / 255, read(content, 3)), "not 8 bits"
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_a_fourth_band_that_is_no_alpha_is_a_band(tagged: bool, dtype: Any, tmp_path: Path) -> None:
+    """Near infrared beside colours, as aerial images have it."""
+    array = (SIX[:4] >> (8 if dtype == np.uint8 else 0)).astype(dtype)
+    content = tiff(np.moveaxis(array, 0, -1), photometric="rgb", extrasamples=["unspecified"])
+    if not tagged:
+        tag = struct.pack("<HHI", 338, 3, 1)
+        assert content.count(tag) == 1
+        content = content.replace(tag, struct.pack("<HHI", 65000, 3, 1))
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    expected = by_range(array, 0, np.iinfo(dtype).max)
+    for form, wanted in ((Form(4), expected), (Form(3, bands=(4, 3, 2)), expected[[3, 2, 1]])):
+        with parts_of([str(path)], form) as image:
+            found = [pixels(read_file(path, form)), pixels(image.part(0, 0, 30, 20))]
+        assert all(torch.equal(x, wanted) for x in found)
+        assert not torch.equal(found[0], expected[: len(wanted)].flip(0)), "negative control: another order"
+    with pytest.raises(ValueError, match="it has 4 bands, and the model takes 3 channels: choose with --bands"):
+        read_file(path, Form(3))
+    with parts_of([str(path)], Form(3)) as image, pytest.raises(ValueError, match="it has 4 bands"):
+        image.part(0, 0, 8, 8)
+    assert isinstance(read_file(path, Form(4)), Tensor), "PIL would weigh colours by the fourth"
+
+
+def test_a_band_is_not_lost_where_tifffile_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.moveaxis((SIX[:4] >> 8).astype(np.uint8), 0, -1)
+    content, alpha = (tiff(array, photometric="rgb", extrasamples=[kind]) for kind in ("unspecified", "unassalpha"))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ValueError, match=r"read by tifffile: pip install .hiermim-zoo\[images\]") as refused:
+        read(content, 3)
+    assert "\n" not in str(refused.value)
+    assert np.array_equal(np.asarray(read(alpha, 4)), array), "alpha is read by PIL"
+    assert np.array_equal(np.asarray(read(alpha, 3)), array[..., :3])
+
+
 def test_axes_that_cannot_be_told_apart_are_asked_for() -> None:
     array = np.random.default_rng(0).integers(0, 256, (4, 9, 6), dtype=np.uint8)
     with pytest.raises(
@@ -242,7 +281,7 @@ def test_axes_that_cannot_be_told_apart_are_asked_for() -> None:
     ):
         read(npy(array), 4)
     assert read(npy(array), 6, axes="hwc").shape == (6, 4, 9)
-    assert read(npy(array), 4, axes="chw").size == (6, 9)
+    assert read(npy(array), 4, axes="chw").shape == (4, 9, 6)
 
 
 @pytest.mark.parametrize(
@@ -316,85 +355,3 @@ def test_images_are_upright(tmp_path: Path) -> None:
     source = open_images(str(tmp_path))
     for seed in (None, 0):
         assert np.array_equal(np.asarray(source.read(0, seed)[0]), np.rot90(pixels, -1))
-
-
-# ---- no data, DICOM
-
-
-@pytest.mark.parametrize("kind", ["pages", "one page"])
-def test_pixels_without_a_value_are_0_and_count_for_nothing(kind: str) -> None:
-    bands = SIX.copy() if kind == "pages" else SIX[:1].copy()
-    bands[:, :3] = 9
-    tag = [(42113, "s", 2, "9", False)]
-    content = tiff(bands, photometric="minisblack", extratags=tag)
-    empty = bands == 9
-    expected = by_range(np.where(empty, 0, bands), 0, 65535)
-    assert torch.equal(read(content, len(bands)), expected)
-    low, high = bands[~empty].min(), bands[~empty].max()
-    if kind == "one page":
-        expected = torch.where(torch.from_numpy(empty), 0, by_range(bands, int(low), int(high)))
-        assert torch.allclose(read(content, 1, "minmax"), expected, atol=1e-6)
-        assert not torch.allclose(read(tiff(bands, photometric="minisblack"), 1, "minmax"), expected, atol=1e-6)
-        ends = np.percentile(bands[~empty], [5, 95])
-        expected = torch.where(torch.from_numpy(empty), 0, by_range(bands, *ends))
-        assert torch.allclose(read(content, 1, "percentile:5,95"), expected, atol=1e-6)
-    with pytest.raises(ValueError, match="none of its pixels has a value: all are no data, such as 9"):
-        read(tiff(np.full_like(bands, 9), photometric="minisblack", extratags=tag), len(bands))
-
-
-def test_nan_may_stand_for_no_data() -> None:
-    values = SIX[0] / np.float32(65535)
-    values[0, :5] = np.nan
-    content = tiff(values, extratags=[(42113, "s", 4, "nan", False)])
-    assert torch.equal(read(content, 1, "0,1"), torch.from_numpy(np.nan_to_num(values))[None])
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        read(tiff(values), 1, "0,1")
-
-
-def dicom(pixels: np.ndarray[Any, Any], **about: Any) -> bytes:
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, "1.2.3"
-    frames = pixels.shape[0] if pixels.ndim == 3 else None
-    data.Rows, data.Columns, data.SamplesPerPixel = *pixels.shape[-2:], 1
-    if frames:
-        data.NumberOfFrames = frames
-    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
-    data.PhotometricInterpretation, data.PixelData = "MONOCHROME2", pixels.astype("<u2").tobytes()
-    for key, value in about.items():
-        setattr(data, key, value)
-    file = io.BytesIO()
-    data.save_as(file, enforce_file_format=True)
-    return file.getvalue()
-
-
-def test_dicom_is_read_through_its_window() -> None:
-    stored = DEEP // 16
-    hounsfield = stored.astype(np.float64) * 2 - 1024
-    ct = {"RescaleSlope": 2, "RescaleIntercept": -1024}
-    whole = read(dicom(stored, **ct))[0]
-    assert torch.allclose(whole, by_range(hounsfield, -1024, 4095 * 2 - 1024))
-    lung = {**ct, "WindowCenter": [-600, 40], "WindowWidth": [1500, 400]}
-    assert torch.allclose(read(dicom(stored, **lung))[0], by_range(hounsfield, -1350, 149), atol=1e-6)
-    assert torch.allclose(
-        read(dicom(stored, **lung, VOILUTFunction="LINEAR_EXACT"))[0], by_range(hounsfield, -1350, 150), atol=1e-6
-    )
-    assert not torch.allclose(read(dicom(stored, **lung))[0], whole, atol=1e-2)  # negative control
-    assert torch.allclose(
-        read(dicom(stored, **lung), scale="-1000,400")[0], by_range(hounsfield, -1000, 400), atol=1e-6
-    )
-    negative = read(dicom(stored, **lung, PhotometricInterpretation="MONOCHROME1"))[0]
-    assert torch.allclose(negative, 1 - by_range(hounsfield, -1350, 149), atol=1e-6)
-    with pytest.raises(ValueError, match=r"its window .SIGMOID.* is no straight line; say --scale"):
-        read(dicom(stored, **lung, VOILUTFunction="SIGMOID"))
-
-
-def test_frames_of_dicom_are_bands_and_colours_are_colours() -> None:
-    frames = np.stack([DEEP // 16, DEEP // 32])
-    assert torch.equal(read(dicom(frames), 2), by_range(frames, 0, 4095))
-    assert torch.equal(read(dicom(frames), 1, bands=(2,))[0], by_range(frames[1], 0, 4095))
-    colours = np.random.default_rng(0).integers(0, 256, (24, 16, 3), dtype=np.uint8)
-    about = {"SamplesPerPixel": 3, "PlanarConfiguration": 0, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
-    content = dicom(DEEP, **about, PhotometricInterpretation="RGB", PixelData=colours.tobytes())
-    assert np.array_equal(np.asarray(read(content, 3)), colours)

@@ -269,9 +269,11 @@ def test_a_split_that_is_missing_is_named(kind: str, where: str, tmp_path: Path)
 
 def test_images_of_torchvision_have_the_channels_of_the_model(tmp_path: Path) -> None:
     opened("torch", tmp_path)
-    for channels, mode in ((1, "L"), (4, "RGBA")):
+    for channels, mode in ((1, "L"), (3, "RGB")):
         source = open_images("torch/image_folder", root=str(tmp_path / "images"), channels=channels)
         assert source.read(0)[0].mode == mode
+    with pytest.raises(ValueError, match="the model takes 4 channels"):
+        open_images("torch/image_folder", root=str(tmp_path / "images"), channels=4).read(0)
 
 
 class HubReader:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import timm
 from PIL import Image
 
@@ -71,6 +72,27 @@ def test_numbers_of_floats_are_said_where_no_rule_fits_them(tmp_path: Path) -> N
     assert found["numbers"] == [-3, 9]
     assert "have no known range; say --scale" in found["no mean"]
     assert abs(stats.run(data=str(tmp_path), workers=0, scale="-3,9")["mean"][0] - 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16])
+def test_no_data_is_neither_the_least_nor_the_largest_number(dtype: type, tmp_path: Path) -> None:
+    values = DRAWN.integers(50, 101, (20, 30)).astype(dtype)
+    values[:2, :2] = [[50, 100], [50, 100]]
+    mark = int(np.iinfo(dtype).min) if dtype == np.int16 else 7
+    values[5:9] = mark
+    for nodata, expected in ((str(mark), [50, 100]), (None, [mark, 100])):  # the second: a negative control
+        tags = [(42113, "s", 0, nodata, False)] if nodata else []
+        tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", extratags=tags)
+        assert stats.run(data=str(tmp_path), workers=0)["numbers"] == expected
+    tifffile.imwrite(
+        tmp_path / "empty.tif",
+        np.full_like(values, 3),
+        photometric="minisblack",
+        extratags=[(42113, "s", 0, "3", False)],
+    )
+    found = stats.run(data=str(tmp_path), workers=0)
+    assert found["numbers"] == [mark, 100], "an image without values has no least number"
+    assert "none of its pixels has a value" in found["not scaled"][str(tmp_path / "empty.tif")]
 
 
 def test_what_has_no_files_is_refused() -> None:

@@ -40,7 +40,7 @@ class Look:
     size: tuple[int, int] = (0, 0)  # width and height
     channels: int = 0
     depth: str = ""
-    ends: tuple[float, float] = (0.0, 0.0)  # the least and the largest number
+    ends: tuple[float, float] | None = None  # the least and the largest number; None: no pixel has a value
     count: int = 0  # pixels that have been scaled
     sums: list[float] = field(default_factory=list)  # of values from 0 to 1, channel by channel
     squares: list[float] = field(default_factory=list)
@@ -80,8 +80,9 @@ def look_into(content: bytes, path: str, form: Form, found: Look) -> None:
     if isinstance(held, Bands):
         values, found.depth = held.values, str(held.values.dtype)
         found.size, found.channels = (values.shape[-1], values.shape[-2]), len(values)
-        known = values[np.isfinite(values)]
-        found.ends = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+        empty = held.empty()
+        known = values[np.isfinite(values) if empty is None else np.isfinite(values) & ~empty]
+        found.ends = (float(known.min()), float(known.max())) if known.size else None
     else:
         held.load()
         found.size, found.depth, found.channels = held.size, "uint8", len(held.getbands())
@@ -123,7 +124,7 @@ def survey(options: StatsOptions) -> Outcome:
 def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
     """What all files together hold; names of files are those of the data."""
     good = [look for look in looks if not look.error]
-    name = source.name_of
+    name, ends = source.name_of, [look.ends for look in good if look.ends]
     groups: dict[str, list[str]] = {}
     for look in good:
         groups.setdefault(look.digest, []).append(name(look.position))
@@ -135,7 +136,7 @@ def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
         "depths": counted(look.depth for look in good),
         "channels": counted(str(look.channels) for look in good),
         "sizes": sizes(good),
-        "numbers": [min((look.ends[0] for look in good), default=0), max((look.ends[1] for look in good), default=0)],
+        "numbers": [min((low for low, _ in ends), default=0), max((high for _, high in ends), default=0)],
         **moments(good),
         "not scaled": {name(look.position): look.unscaled for look in good if look.unscaled},
         "unreadable": {name(look.position): look.error for look in looks if look.error},

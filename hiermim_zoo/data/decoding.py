@@ -1,7 +1,8 @@
 """Files -> images, in the form that a model takes. The one place where files of images are decoded.
 
-An image of 8 bits a sample and 1, 3 or 4 channels is PIL's. Any other is a tensor, float32 [C, H, W] from 0 to 1: more
-bits, other numbers of channels, or bands that were chosen.
+An image of 8 bits a sample that is grey, of colours, or of colours and alpha is PIL's. Any other is a tensor, float32
+[C, H, W] from 0 to 1: more bits, other numbers of channels, or four bands of which none is alpha (PIL would weigh
+colours by it).
 
 Letters: C channels or bands, H and W pixels.
 """
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from .formats import AXES, NPY, ZIP, Bands, array_in, as_image, bands_first, check_pixels, dicom_in, png_in
 from .rasters import RASTERS, is_raster, raster_in
-from .scale import Scale
-from .tiffs import MAGIC, NODATA, nodata_of, tiff_in
+from .scale import REMEDY, Scale
+from .tiffs import MAGIC, NODATA, byte_nodata_of, nodata_of, tiff_in
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels of a model -> what PIL calls images with as many
 _DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # modes of PIL with one band of more than 8 bits
@@ -34,7 +35,8 @@ SUFFIXES = frozenset(  # in lower case
     ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in _NOT
 ) | {".npy", ".npz", ".dcm", *RASTERS}
 _DICOM, _JPEG = b"DICM", b"\xff\xd8\xff"
-_ORIENTATION, _BITS, _SAMPLES = 0x0112, 258, 277  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLES, _EXTRAS, _FORMAT = 0x0112, 258, 262, 277, 338, 339  # tags of EXIF and TIFF
+_UNFIT = "it has {} bands, and the model takes {} channels: choose with --bands"
 _LUMA = (0.299, 0.587, 0.114)  # of red, green and blue, as PIL has them (ITU-R 601)
 
 Image_ = Image.Image | Tensor
@@ -180,13 +182,16 @@ def held_by(image: Image.Image, content: bytes = b"") -> Image.Image | Bands:
         content: of its file, if that is known: PIL gives samples of 16 bits only of images with one band.
     """
     lossy = ";16" in _raw_mode(image) and image.mode not in _DEEP
-    if content.startswith(MAGIC) and (lossy or _has_more(image)):
+    if content.startswith(MAGIC) and (lossy or _has_more(image) or _is_signed_byte(image)):
         return tiff_in(content)
     if lossy and content and image.format == "PNG":
         return png_in(content)
     if image.mode in _DEEP:
         nodata = nodata_of(getattr(image, "tag_v2", {}).get(NODATA))
-        return Bands(np.asarray(image)[None], _levels_of(image), nodata=nodata)
+        levels = _levels_of(image)  # before it is loaded: then how samples are stored is forgotten
+        return Bands(np.asarray(image)[None], levels, nodata=nodata)
+    if content.startswith(MAGIC):
+        return without_nodata(image)
     return upright(image)
 
 
@@ -201,6 +206,8 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
     """
     if isinstance(held, Bands):
         return fitted(held, form, part)
+    if form.channels == 4 and not form.bands:
+        held = with_alpha(held)
     if _is_plain(form) and not form.bands:
         lazy = isinstance(held, JpegImageFile) and held.mode == form.mode
         return held if lazy else held.convert(form.mode)
@@ -208,14 +215,43 @@ def in_form(held: Image.Image | Bands, form: Form, part: bool = False) -> Image_
     return fitted(Bands(bands_first(np.asarray(known)), (0, 255), colours=True), form)
 
 
+def without_nodata(image: Any) -> Image.Image | Bands:
+    """A TIFF of 8 bits, in which GDAL may have said what pixels without a value hold."""
+    nodata, shown = byte_nodata_of(image.tag_v2.get(NODATA)), upright(image)
+    if nodata is None or image.mode not in (*MODES.values(), "P"):
+        return shown
+    held = bands_first(np.asarray(shown))  # of a palette the numbers of its colours, which nodata means
+    held = 255 - held if image.tag_v2.get(_PHOTOMETRIC) == 0 else held  # white is 0 there, and PIL turns them round
+    known = held != nodata
+    values = bands_first(np.asarray(shown.convert("RGB") if image.mode == "P" else shown))
+    return Bands(values, (0, 255), colours=len(values) > 1, known=known)
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    """Colours and alpha of an image that has both.
+
+    Raises:
+        ValueError: it has not; an alpha is not made up.
+    """
+    colours = image if image.mode in (*MODES.values(), "LA") else image.convert("RGB")
+    if image.mode in ("L", "LA") or not image.has_transparency_data:
+        raise ValueError(_UNFIT.format(len(colours.getbands()), 4))
+    return image.convert("RGBA")
+
+
 def _has_more(image: Any) -> bool:
-    """Whether a TIFF has pages or bands that PIL does not show. (A fourth beside three colours it leaves out, too.)"""
-    samples = image.tag_v2.get(_SAMPLES, 1)
+    """Whether a TIFF has pages or bands that PIL does not show, or takes for an alpha that they are not."""
+    samples, extras = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_EXTRAS) or (0,)
     try:
         pages = image.n_frames
     except Exception:  # a page is damaged, of which tifffile says more than PIL
         return True
-    return pages > 1 or (samples > len(image.getbands()) and not (samples == 4 and image.mode == "RGB"))
+    return pages > 1 or samples > len(image.getbands()) or (image.mode == "RGBA" and extras[0] == 0)
+
+
+def _is_signed_byte(image: Any) -> bool:
+    """Whether a TIFF has signed samples of 8 bits, which PIL takes as unsigned."""
+    return image.mode not in _DEEP and image.tag_v2.get(_FORMAT, (1,))[0] == 2
 
 
 def _is_plain(form: Form) -> bool:
@@ -276,25 +312,29 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
             raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
         bands = bands.chosen([band - 1 for band in form.bands])
     elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
-        raise ValueError(f"it has {count} bands, and the model takes {wanted} channels: choose with --bands")
-    if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain():
+        raise ValueError(_UNFIT.format(count, wanted))
+    alpha = bands.colours and not form.bands
+    if bands.values.dtype == np.uint8 and _is_plain(form) and bands.is_plain() and (wanted != 4 or alpha):
         return as_image(bands.values).convert(form.mode)
-    scaled = torch.from_numpy(form.scale(bands.values, bands.levels, bands.empty(), part))
-    scaled = 1 - scaled if bands.inverted else scaled
+    if bands.curved and form.scale.rule == "dtype":
+        raise ValueError(f"{bands.curved}; {REMEDY}")
+    empty = bands.empty()
+    values = form.scale(bands.values, bands.levels, empty, part)
+    values = 1 - values if bands.inverted else values
+    scaled = torch.from_numpy(values if empty is None else np.where(empty, np.float32(0), values))
     return scaled if len(scaled) == wanted or not wanted else _recoloured(scaled, wanted)
 
 
 def _recolours(count: int, wanted: int, colours: bool) -> bool:
-    """Whether bands become channels as PIL has it: grey images those of colours, and colours grey."""
-    return wanted in MODES and (count == 1 or (colours and count <= 4))
+    """Whether bands become channels as PIL has it: grey images those of colours, and colours grey. Alpha may be left
+    out, but is not made up.
+    """
+    return wanted in (1, 3) and (count == 1 or (colours and count <= 4))
 
 
 def _recoloured(values: Tensor, channels: int) -> Tensor:
-    """Grey, grey and alpha, colours, or colours and alpha -> any of these, as PIL does."""
-    alpha = values[-1:] if len(values) in (2, 4) else torch.ones_like(values[:1])
+    """Grey or colours, with or without alpha -> grey or colours, as PIL does."""
     colours = values[: 1 if len(values) < 3 else 3]
     if channels == 1 and len(colours) == 3:
         return torch.einsum("chw,c->hw", colours, torch.tensor(_LUMA))[None]
-    if channels >= 3:
-        colours = colours.expand(3, -1, -1)
-    return torch.cat([colours, alpha]) if channels == 4 else colours.contiguous()
+    return colours.expand(channels, -1, -1).contiguous()

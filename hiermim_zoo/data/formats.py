@@ -16,8 +16,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .scale import REMEDY
-
 AXES = ("chw", "hwc")
 FEW = 64  # an axis as short as this may be that of the bands; one that is longer is a side of the image
 ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"
@@ -33,6 +31,7 @@ class Bands(NamedTuple):
     colours: bool = False  # three or four bands are red, green, blue (and alpha), so that grey can be made of them
     nodata: float | None = None  # what pixels without a value hold
     inverted: bool = False  # the least number is white
+    curved: str = ""  # why what the file says of black and white is no straight line: then levels are None
     known: Array | None = None  # bool [C, H, W] or [1, H, W], where pixels have a value; None: wherever nodata says so
 
     def is_plain(self) -> bool:
@@ -165,25 +164,37 @@ def dicom_in(content: bytes) -> Bands:
         return Bands(bands_first(pixels), (0, 2 ** int(data.BitsStored) - 1), colours=True)
     values = apply_modality_lut(pixels, data).reshape(-1, *pixels.shape[-2:])
     if "VOILUTSequence" in data and data.get("WindowCenter") is None:
-        levels = (0.0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1)
-        values = apply_voi(values, data)
+        found = Bands(apply_voi(values, data), (0.0, 2.0 ** int(data.VOILUTSequence[0].LUTDescriptor[2]) - 1))
     else:
         levels = _window(data)
-    inverted = data.get("PhotometricInterpretation") == "MONOCHROME1"
-    return Bands(values, levels, inverted=inverted)
+        found = Bands(values, None, curved=levels) if isinstance(levels, str) else Bands(values, levels)
+    inverted, padded = data.get("PhotometricInterpretation") == "MONOCHROME1", _padded(pixels, data)
+    return found._replace(inverted=inverted, known=None if padded is None else ~padded.reshape(values.shape))
 
 
-def _window(data: Any) -> tuple[float, float]:
-    """What a DICOM image shows as black and white (PS3.3, C.11.2.1.2); without a window all that it can store.
+def _padded(pixels: Array, data: Any) -> Array | None:
+    """Where a DICOM image was filled up around what was measured (PS3.3, C.7.5.1.1.2); None: it does not say.
 
-    Raises:
-        ValueError: a window that is no straight line.
+    Args:
+        pixels: numbers as they are stored.
+    """
+    value = data.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = data.get("PixelPaddingRangeLimit")
+    ends = int(value), int(value if limit is None else limit)
+    return (pixels >= min(ends)) & (pixels <= max(ends))
+
+
+def _window(data: Any) -> tuple[float, float] | str:
+    """What a DICOM image shows as black and white (PS3.3, C.11.2.1.2); without a window all that it can store. In
+    words, where the window is no straight line.
     """
     if data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
         function = data.get("VOILUTFunction", "LINEAR")
         center, width = (float(np.ravel(data.get(key))[0]) for key in ("WindowCenter", "WindowWidth"))
         if function not in ("LINEAR", "LINEAR_EXACT") or width < 1:
-            raise ValueError(f"its window ({function}, width {width:g}) is no straight line; {REMEDY}")
+            return f"its window ({function}, width {width:g}) is no straight line"
         exact = function == "LINEAR_EXACT"
         middle, half = center - (0 if exact else 0.5), (width - (0 if exact else 1)) / 2
         return middle - half, middle + half

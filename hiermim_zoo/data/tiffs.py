@@ -103,9 +103,14 @@ def described(file: Any, values: Array) -> Bands:
     page = file.pages.first
     bits, dtype = page.bitspersample, values.dtype
     unusual = dtype.kind == "u" and bits and bits < 8 * dtype.itemsize
-    colours = page.photometric.name == "RGB" and len(file.pages) == 1
+    colours = page.photometric.name == "RGB" and len(file.pages) == 1 and (len(values) != 4 or has_alpha(page))
     levels = (0, 2**bits - 1) if unusual else levels_of(dtype)
     return Bands(values, levels, colours, nodata_of(page.tags.valueof(NODATA)))
+
+
+def has_alpha(page: Any) -> bool:
+    """Whether the first sample beside the colours of a page is alpha, and not a band such as near infrared."""
+    return bool(page.extrasamples) and page.extrasamples[0] != 0
 
 
 def mask_of(file: Any) -> Any:
@@ -128,6 +133,12 @@ def nodata_of(said: Any) -> float | None:
         return float(str(said).strip("\0 "))
     except ValueError:
         return None
+
+
+def byte_nodata_of(said: Any) -> float | None:
+    """The same of samples of 8 bits; None also where they cannot hold it."""
+    nodata = nodata_of(said)
+    return nodata if nodata in range(256) else None
 
 
 # ---- parts of them
@@ -170,7 +181,7 @@ class TiffParts:
             and page.tags.valueof(_ORIENTATION, 1) == 1
             and (page.fillorder, page.imagedepth) == (1, 1)
             and (not self.plain or (page.photometric.name == "MINISBLACK") == (page.samplesperpixel == 1))
-            and (page.dtype != np.uint8 or len(self.file.pages) > 1 or self.plain or page.samplesperpixel != 4)
+            and (page.dtype != np.uint8 or len(self.file.pages) > 1 or page.samplesperpixel != 4 or not has_alpha(page))
         )
         if not whole or not readable:
             raise ValueError("this kind of TIFF is not read by parts")
@@ -183,7 +194,8 @@ class TiffParts:
         cut = [self.cut(page, self.key, box) for page in self.pages]
         values = np.concatenate(cut) if len(cut) > 1 else cut[0]
         if self.plain:
-            return as_image(values)
+            nodata, colours = byte_nodata_of(self.key.tags.valueof(NODATA)), len(values) == 3
+            return as_image(values) if nodata is None else Bands(values, (0, 255), colours, known=values != nodata)
         known = None if self.mask is None else self.cut(self.mask, self.mask, box) > 0
         return described(self.file, values)._replace(known=known)
 
