@@ -29,6 +29,7 @@ from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from hiermim_zoo.training.optimizer import make_optimizer
 from hiermim_zoo.training.pretraining import Run
+from hiermim_zoo.training.tasks import Goal
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 IMAGENET, KINETICS = 1_281_167, 240_436  # images, videos
@@ -241,7 +242,9 @@ def tuning_of(size: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FineTune, lis
     norms: list[float] = []
     monkeypatch.setattr(finetuning, "gradient_norm", lambda parameters, most: norms.append(most))
     source = source_of(row.n, recipe.repeat)
-    tuning = FineTune(model, source, 1000, data_config(model), recipe, TuningSettings(), World(0, 1, CPU))
+    tuning = FineTune(
+        model, source, Goal("classes", 1000), data_config(model), recipe, TuningSettings(), World(0, 1, CPU)
+    )
     tuning._backward = lambda more: torch.zeros(())  # type: ignore[method-assign]
     return tuning, norms
 

@@ -20,7 +20,7 @@ from ..models.shapes import without_memory
 from ..training.autoencoder import build_autoencoder, undecayed
 from ..training.defaults import family_values, pretraining_of
 from ..training.distributed import World
-from ..training.finetuning import TuningSettings, recipe_for
+from ..training.finetuning import TuningSettings, check_warmup, recipe_for
 from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
@@ -50,6 +50,7 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
         ValueError: it would be refused, for other reasons than the number of images.
     """
     row = pretraining_of(options.model)
+    options.check_rate()
     chosen = options.filled(family_values(options.model))
     measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
     lines = [
@@ -91,6 +92,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
     row, (recipe, settings) = recipe_for(arch), chosen_settings(options, arch)
+    check_warmup(recipe)
     alone = World(0, 1, torch.device("cpu"))
     _, train = open_splits(options, data_config(sketch)["input_size"], alone, recipe.repeat)
     assert train is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from ..data.tables import is_table
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder
 from . import snapshots
+from .defaults import family_values
 from .drawing import Shown, shown_of
 from .image_form import form_of, remembered_in, to_remember
 
@@ -77,14 +79,17 @@ def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path)
     Raises:
         ValueError: today's options mean something else; names those that go on.
     """
-    if "frame_rate" in began or began.get("repeat") is None:
+    if "frame_rate" in began or family_values(options.model)["repeat"] is None:
         return
     began |= {"frame_rate": NATIVE, **{name: began[name] * began["repeat"] for name in ("epochs", "warmup")}}
+    for name in ("epochs", "warmup"):  # products such as 0.7 * 3, which are never quite what one writes
+        if math.isclose(getattr(options, name), began[name]):
+            began[name] = getattr(options, name)
     if any(getattr(options, name) != began[name] for name in ("frame_rate", "epochs", "warmup")):
         raise ValueError(
             f"the run of {snapshot} was begun by a version whose epochs opened every video once and whose strides "
-            f"counted frames of the file; it goes on with --epochs {began['epochs']:g} --warmup {began['warmup']:g} "
-            f"--frame-rate {NATIVE}"
+            f"counted frames of the file; it goes on with --epochs {began['epochs']:.12g} "
+            f"--warmup {began['warmup']:.12g} --frame-rate {NATIVE}"
         )
 
 
