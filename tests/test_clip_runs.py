@@ -21,7 +21,7 @@ from hiermim_zoo.models.recipes import FineTuning
 from hiermim_zoo.training import snapshots
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings
-from hiermim_zoo.training.run_data import check_units
+from hiermim_zoo.training.resuming import check_units
 from hiermim_zoo.training.snapshot_files import save_file
 from hiermim_zoo.training.tasks import Goal
 
@@ -122,9 +122,7 @@ def test_runs_of_images_have_the_units_that_they_had() -> None:
 
 def test_a_run_goes_on_at_the_rate_that_it_began_with(data: str, tmp_path: Path) -> None:
     pretrain.run(data=data, output=tmp_path / "out", **TINY, **PLAN, stop_after=1)
-    with pytest.raises(
-        ValueError, match=r"--frame-rate is 25\.0, but .* started without it: leave it out"
-    ):
+    with pytest.raises(ValueError, match=r"--frame-rate is 25\.0, but .* started without it: leave it out"):
         pretrain.run(data=data, output=tmp_path / "out", **TINY, **PLAN, frame_rate=25, resume="auto")
 
 

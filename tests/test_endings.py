@@ -79,6 +79,13 @@ def test_a_good_training_says_nothing_and_a_bad_one_all() -> None:
     assert all("more --steps" in line for line in (few, rising, flat))
 
 
+def test_a_run_at_no_rate_says_that_nothing_could_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.main([*SMALL, "-o", str(tmp_path / "out"), "--epochs", "1", "--warmup", "0", "--steps", "1", "--lr", "0"])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "the learning rate was 0, so nothing could change" in warnings[0]
+
+
 def test_chance_is_the_most_frequent_class_or_a_lot() -> None:
     assert chance_of([0, 2, 2, 1], 3) == Chance(0.5, "always the most frequent class, 2")
     assert chance_of([0, 2, 2, 1], 3, ["a", "b", "c"]).words == "always the most frequent class, c"

@@ -58,7 +58,8 @@ from .optimizer import (
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
-from .run_data import Data, check_units, open_data
+from .resuming import begun_run
+from .run_data import Data, open_data
 from .run_log import Meter, RunLog, peak_memory, read_log
 from .schedule import pretraining_schedule, set_lr
 
@@ -132,35 +133,6 @@ def pretrain(options: PretrainOptions) -> Path:
 
 
 # ---- what comes before the first step
-
-
-def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snapshots.Begun | None:
-    """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
-
-    Raises:
-        ValueError: the folder belongs to another run, be it one that is under way or one that is not, or the snapshot
-            is of one, missing or damaged.
-    """
-    snapshot, refusal = gather_objects(_looked(options, world, lock))[0]
-    if refusal:
-        raise ValueError(refusal)
-    if snapshot is None:
-        if options.export_only:
-            raise ValueError(f"--export-only: {options.output} holds no snapshot")
-        return None
-    state = snapshots.load(snapshot)
-    check_units(state["options"], options, snapshot)
-    snapshots.check_options(state["options"], options.binding(), snapshot)
-    return snapshots.Begun(snapshot, state)
-
-
-def _looked(options: PretrainOptions, world: World, lock: FolderLock) -> tuple[Path | None, str]:
-    """What the first process finds in the output folder, or why it cannot be had: all processes are to say it."""
-    try:
-        lock.look()
-        return snapshots.where(options.output, options.resume) if world.first else None, ""
-    except (ValueError, OSError) as error:
-        return None, str(error)
 
 
 def start(

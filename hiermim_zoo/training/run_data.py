@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..commands.options.pretrain import AUTO, PretrainOptions
-from ..data.clips import NATIVE
 from ..data.decoding import Form
 from ..data.kinds import open_source
 from ..data.labels import Ask, meaning_of, read_labels
@@ -18,7 +16,6 @@ from ..data.tables import is_table
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder
 from . import snapshots
-from .defaults import family_values
 from .drawing import Shown, shown_of
 from .image_form import form_of, remembered_in, to_remember
 
@@ -66,31 +63,6 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: snapshots
         if os.environ.get("RANK", "0") == "0":
             print(f"previews measure no neighbours: {why}; evaluate --method knn does")
     return Data(source, config, form, shown)
-
-
-def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path) -> None:
-    """What a run of clips was told before epochs counted what is shown, and strides frames at a rate, in today's units.
-
-    Until then an epoch opened every video once, and strides counted frames of the file.
-
-    Args:
-        began: options in the snapshot, which are changed.
-
-    Raises:
-        ValueError: today's options mean something else; names those that go on.
-    """
-    if "frame_rate" in began or family_values(options.model)["repeat"] is None:
-        return
-    began |= {"frame_rate": NATIVE, **{name: began[name] * began["repeat"] for name in ("epochs", "warmup")}}
-    for name in ("epochs", "warmup"):  # products such as 0.7 * 3, which are never quite what one writes
-        if math.isclose(getattr(options, name), began[name]):
-            began[name] = getattr(options, name)
-    if any(getattr(options, name) != began[name] for name in ("frame_rate", "epochs", "warmup")):
-        raise ValueError(
-            f"the run of {snapshot} was begun by a version whose epochs opened every video once and whose strides "
-            f"counted frames of the file; it goes on with --epochs {began['epochs']:.12g} "
-            f"--warmup {began['warmup']:.12g} --frame-rate {NATIVE}"
-        )
 
 
 def unprobed(data: str) -> str:
