@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from hiermim_zoo import pretrain
+from hiermim_zoo.commands.options.pretrain import PretrainOptions
 from hiermim_zoo.data.batches import Batching
 from hiermim_zoo.data.clips import Clips
 from hiermim_zoo.data.decoding import Form
@@ -20,6 +21,7 @@ from hiermim_zoo.models.recipes import FineTuning
 from hiermim_zoo.training import snapshots
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings
+from hiermim_zoo.training.resuming import check_units
 from hiermim_zoo.training.snapshot_files import save_file
 from hiermim_zoo.training.tasks import Goal
 
@@ -99,9 +101,28 @@ def test_a_run_of_an_older_version_goes_on_as_it_began(data: str, whole: Path, t
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(later).items())
 
 
+def test_the_epochs_that_a_refusal_names_are_taken() -> None:
+    """Though 0.7 * 3 is not 2.1."""
+    began = {"epochs": 0.7, "warmup": 0.1, "repeat": 3}
+    said: dict[str, Any] = {"data": "videos", "output": "out", "model": "hiera_atto_video", "repeat": 3}
+    wrong = PretrainOptions(**said, epochs=0.7, warmup=0.1)
+    with pytest.raises(ValueError, match=r"goes on with --epochs 2\.1 --warmup 0\.3 --frame-rate native$"):
+        check_units(dict(began), wrong, Path("step"))
+    right = PretrainOptions(**said, epochs=2.1, warmup=0.3, frame_rate="native")
+    check_units(began, right, Path("step"))
+    snapshots.check_options(began, {name: getattr(right, name) for name in began}, Path("step"))
+
+
+def test_runs_of_images_have_the_units_that_they_had() -> None:
+    began = {"epochs": 3.0, "warmup": 1.0, "repeat": 1}
+    said: dict[str, Any] = {"data": "digits", "output": "out", "model": "hivit_atto"}
+    check_units(began, PretrainOptions(**said, epochs=3.0, warmup=1.0, repeat=1), Path("step"))
+    assert began == {"epochs": 3.0, "warmup": 1.0, "repeat": 1}
+
+
 def test_a_run_goes_on_at_the_rate_that_it_began_with(data: str, tmp_path: Path) -> None:
     pretrain.run(data=data, output=tmp_path / "out", **TINY, **PLAN, stop_after=1)
-    with pytest.raises(ValueError, match=r"--frame-rate is 25\.0, but the run of .* was started with None"):
+    with pytest.raises(ValueError, match=r"--frame-rate is 25\.0, but .* started without it: leave it out"):
         pretrain.run(data=data, output=tmp_path / "out", **TINY, **PLAN, frame_rate=25, resume="auto")
 
 
@@ -128,3 +149,9 @@ def test_a_run_of_less_than_a_step_is_refused() -> None:
     with pytest.raises(ValueError, match=r"--epochs 1 shows 2 samples 1 times, .*of 4; --epochs 2 would work"):
         batching.steps_of_run(1)
     assert batching.steps_of_run(2) == 1
+
+
+@pytest.mark.parametrize("epochs", [1e308, 10**300])
+def test_a_run_of_more_steps_than_can_be_counted_is_refused(epochs: float) -> None:
+    with pytest.raises(ValueError, match=r"--epochs 1e\+30[08] is more than 1e\+15 steps; --epochs 100 would work"):
+        Batching(1000, 64, 1, 0, 1, 0).steps_of_run(epochs)

@@ -73,8 +73,17 @@ def test_a_good_training_says_nothing_and_a_bad_one_all() -> None:
     few, rising, flat = about_training(FEWEST - 1, FEWEST - 1, 400, True, [1.0, 1.0], "more --steps")
     assert "199 times" in few
     assert "after 199 of 400 steps of warm-up" in rising
-    assert "the loss did not fall: it was 1 at first and 1 at last" in flat
+    assert "the loss did not fall: it was 1 at first and 1 in the mean of the last quarter" in flat
+    [wanders] = about_training(FEWEST, FEWEST, 0, False, [1.026, *[1.03, 1.02] * 4, 1.024])
+    assert "did not fall by more than it varies: it was 1.026 at first and 1.022 in the mean of the last" in wanders
     assert all("more --steps" in line for line in (few, rising, flat))
+
+
+def test_a_run_at_no_rate_says_that_nothing_could_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.main([*SMALL, "-o", str(tmp_path / "out"), "--epochs", "1", "--warmup", "0", "--steps", "1", "--lr", "0"])
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "the learning rate was 0, so nothing could change" in warnings[0]
 
 
 def test_chance_is_the_most_frequent_class_or_a_lot() -> None:

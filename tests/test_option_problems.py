@@ -69,6 +69,20 @@ def test_the_values_that_are_said_to_work_do(options: type[Any]) -> None:
         options(**{**REQUIRED[options], name: words} | method)
 
 
+def test_a_rate_is_said_once_and_is_a_number(tmp_path: Path) -> None:
+    fine = REQUIRED[PretrainOptions] | {"output": tmp_path / "out"}
+    for explain in (False, True):
+        with pytest.raises(ValueError, match=r"^--blr beside --lr would be ignored.*: give one of them$"):
+            pretrain.run(**fine, batch_size=64, device="cpu", blr=1e-4, lr=1e-3, explain=explain)
+    with pytest.raises(ValueError, match=r"^--blr beside --lr would be ignored.*: give one of them$"):
+        EvaluateOptions(**REQUIRED[EvaluateOptions], blr=1e-4, lr=1e-3)
+    with pytest.raises(ValueError, match=r"^--blr 1e\+308 with --batch-size 64 is no rate; --blr 1.5e-4 would work$"):
+        pretrain.run(**fine, batch_size=64, blr=1e308)
+    with pytest.raises(ValueError, match=r"^--max-pixels 0 is not .*; 89478485 would work$"):
+        PretrainOptions(**fine, max_pixels=0)
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_that_is_wrong_is_said_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()

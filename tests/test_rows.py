@@ -161,7 +161,7 @@ def test_a_recipe_is_explained_before_any_image_is_read(
     assert found["lr"] == ("1.5625e-06", "rule: blr * batch size / 256", "")
     assert found["masks"] == ("batch", "recipe", "")
     assert found["visible units"] == ("24 of 49", "rule: int(units * (1 - mask_ratio))", "")
-    assert found["mean"] == ("auto: measured on images", "option --mean", "")
+    assert found["mean"] == ("auto: measured on images", "option --mean", "0.485 0.456 0.406")
     assert found["no weight decay"][0].startswith("biases, tensors of one dimension, decoder.mask_token, encoder.")
     assert (found["images"][0], found["steps of an epoch"][0], found["steps"][0]) == ("12", "3", "180")
     assert found["images seen"][0] == "720"
@@ -171,6 +171,50 @@ def test_a_recipe_is_explained_before_any_image_is_read(
     assert "recipe of pre-training: GreenMIM scripts/srun_greenmim_swin_base.sh" in printed
     assert "changed: nothing" in printed
     assert "none: a batch of 2048 is more than the 12 images of the data" in printed
+
+
+def test_whatever_options_change_is_among_the_changes(images: str, tmp_path: Path) -> None:
+    options = {"data": images, "model": "hivit_atto", "output": tmp_path / "out", "explain": True}
+    plan = {"batch_size": 4, "epochs": 10, "warmup": 5, "clip": 0}
+    plain = explained(pretrain.run(**options, **plan))
+    assert [name for name, line in plain.items() if line[2]] == ["epochs", "batch_size", "warmup"]
+    assert plain["ahead"] == ("1 epochs", "recipe", "")
+    changes = {"raw_pixels": True, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "img_size": (96, 96)}
+    changes |= {"accumulate": 2, "steps": 15}
+    found = explained(pretrain.run(**options, **plan, **changes))
+    names = {"pixels", *changes} - {"raw_pixels"}
+    assert all(found[name][2] and found[name][1] == f"option --{name.replace('_', '-')}" for name in names - {"pixels"})
+    assert found["pixels"] == ("raw", "option --raw-pixels", "normalised")
+    assert found["steps"] == ("15", "option --steps", "30")
+    assert found["img_size"] == ("96 96", "option --img-size", "64 64")
+    assert "the run ends within the warm-up of 15 steps" in found["rates"][0]
+    short = explained(pretrain.run(**options, **plan | {"warmup": 1}))["ahead"]
+    assert short == ("0.2 epochs", "rule: a fifth of the warm-up or of the rest at most (recipe: 1 epochs)", "")
+    with pytest.raises(ValueError, match=r"a batch of 4 cannot be shared .* with 3 accumulation steps"):
+        pretrain.run(**options, **plan, accumulate=3)
+
+
+def test_clips_are_explained(images: str, tmp_path: Path) -> None:
+    options = {"data": f"moving:{images}", "model": "hiera_atto_video", "output": tmp_path / "out", "explain": True}
+    plan = {"batch_size": 8, "repeat": 4, "epochs": 20, "warmup": 2}
+    found = explained(pretrain.run(**options, **plan, frame_rate="native"))
+    assert found["steps of an epoch"][:2] == ("6", "rule: (videos * 4 // batch size) / 4")
+    assert found["frame_stride"] == ("4", "recipe", "")
+    assert found["frame_rate"] == ("native", "option --frame-rate", "30")
+
+
+def test_positions_that_a_folder_trained_are_explained(images: str, tmp_path: Path) -> None:
+    small = {"model": "vit_tiny_patch16_224", "model_kwargs": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+    options = {"data": images, "output": tmp_path / "out", "explain": True, **small}
+    assert explained(pretrain.run(**options))["positions"] == ("sine-cosine, not trained", "recipe", "")
+    argv = ["--model", small["model"], "--model-kwargs", "embed_dim=32", "depth=1", "num_heads=2", "--steps", "1"]
+    train(tmp_path / "a", *argv)
+    file = tmp_path / "a" / "encoder" / "config.json"
+    config = json.loads(file.read_text())
+    config["hiermim_zoo"]["recipe"] |= {"fixed_positions": False}
+    file.write_text(json.dumps(config))
+    found = explained(pretrain.run(**options, checkpoint=str(tmp_path / "a" / "encoder")))
+    assert found["positions"] == ("trained", "checkpoint", "sine-cosine, not trained")
 
 
 def test_statistics_of_weights_are_explained(images: str, tmp_path: Path) -> None:
@@ -192,6 +236,8 @@ def test_fine_tuning_is_explained(images: str) -> None:
     assert found["clip"] == ("5", "recipe", "")
     assert found["ema"] == ("0.9", "option --ema", "")
     assert found["steps"][0] == "120"
+    with pytest.raises(ValueError, match=r"a warm-up of 20 epochs leaves none of 3: .*; --warmup 0 would work"):
+        evaluate.run(**options, epochs=3, pretrained=False)
     with pytest.raises(ValueError, match="--explain belongs to --method finetune, not to --method knn"):
         evaluate.run(data=images, model="green_swin_base", method="knn", explain=True)
     with pytest.raises(ValueError, match="--explain says what a new run would do: leave out --resume"):

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hiermim_zoo import pretrain
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.commands.options.pretrain import PretrainOptions
 from hiermim_zoo.training import lock as locks
-from hiermim_zoo.training import snapshots
+from hiermim_zoo.training import resuming, snapshots
+from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.lock import FILE, FolderLock
 
 SMALL = shlex.split(
@@ -116,6 +119,25 @@ def test_a_second_run_is_refused_before_it_writes_and_goes_on_later(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != FILE} == before
     pretrain.main([*argv, "--resume", "auto"])
     assert [snapshots.step_of(path) for path in snapshots.found(out / snapshots.FOLDER)] == [1, 2]
+
+
+def test_all_processes_say_why_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that another process failed: the first one tells the others what it found."""
+    told: list[Any] = []
+
+    def first_says(own: Any) -> list[Any]:
+        told.append(own)
+        return told[:1]
+
+    monkeypatch.setattr(resuming, "gather_objects", first_says)
+    options = PretrainOptions(data="digits", model="hivit_atto", output=tmp_path, resume="auto")
+    with FolderLock(tmp_path, True) as lock:
+        lock.take()
+        for rank in range(2):
+            world = World(rank, 2, torch.device("cpu"))
+            with pytest.raises(ValueError, match=r"another run is writing to .* or give another -o"):
+                resuming.begun_run(options, world, FolderLock(tmp_path, world.first))
+    assert told[1] == (None, "")  # the second process found nothing by itself
 
 
 def test_two_that_begin_together_do_not_both_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

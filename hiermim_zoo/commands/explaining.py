@@ -6,6 +6,7 @@ Nothing is trained and no image is read: data are opened to be counted.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.batches import Batching
+from ..data.clips import RATE, STRIDE, Clips
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
 from ..models.recipes import FineTuning, Pretraining, Recipe
@@ -20,7 +22,7 @@ from ..models.shapes import without_memory
 from ..training.autoencoder import build_autoencoder, undecayed
 from ..training.defaults import family_values, pretraining_of
 from ..training.distributed import World
-from ..training.finetuning import TuningSettings, recipe_for
+from ..training.finetuning import TuningSettings, check_warmup, recipe_for
 from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
@@ -32,6 +34,7 @@ from .options.fields import long_flag
 from .options.pretrain import AUTO, PretrainOptions
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
+POSITIONS = {True: "sine-cosine, not trained", False: "trained"}
 
 
 class Line(NamedTuple):
@@ -50,6 +53,7 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
         ValueError: it would be refused, for other reasons than the number of images.
     """
     row = pretraining_of(options.model)
+    options.check_rate()
     chosen = options.filled(family_values(options.model))
     measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
     lines = [
@@ -61,7 +65,8 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     lines += [
         _ruled("lr", chosen.lr, rule, "blr * batch size / 256", options.lr is not None),
         _line("opt", chosen.opt, "adamw", chosen.opt != "adamw"),
-        _line("clip", chosen.clip, None, bool(chosen.clip)),
+        _line("clip", chosen.clip or None, None, bool(chosen.clip)),
+        _line("accumulate", chosen.accumulate, 1, chosen.accumulate > 1),
     ]
     # Without values where no file of weights is to be looked into.
     recipe = {"imagenet": False} if options.pretrained else {}
@@ -69,15 +74,23 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
         mae = build_autoencoder(dataclasses.replace(chosen, pretrained=False), recipe)
     lines += _autoencoder(options, mae)
     lines += [
-        Line("ahead", f"{_words(row.ahead)} epochs", RECIPE),
         Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE),
     ]
     data = open_data(dataclasses.replace(chosen, **measured), mae, None)
     loaded = options.pretrained or options.checkpoint
     usual = "the weights that it starts from" if loaded else RECIPE if mae.recipe.imagenet else "the architecture's"
+    own_config = data_config(mae.encoder, mae.input_size)
     for name in ("mean", "std"):
         value = f"{AUTO}: measured on images" if name in measured else _words(data.config[name])
-        lines.append(Line(name, value, usual if getattr(options, name) is None else f"{OPTION} --{name}"))
+        own = _words(own_config[name])
+        if getattr(options, name) is None:
+            lines.append(Line(name, value, usual))
+        else:
+            lines.append(Line(name, value, f"{OPTION} --{name}", own if value != own else ""))
+    if data.source.noun == Clips.noun:
+        for name, default in (("frame_stride", STRIDE), ("frame_rate", RATE)):
+            said = getattr(options, name)
+            lines.append(_line(name, said or default, default, said is not None))
     lines += _course(len(data.source), data.source.noun, chosen, row)
     return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
 
@@ -91,6 +104,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
     row, (recipe, settings) = recipe_for(arch), chosen_settings(options, arch)
+    check_warmup(recipe)
     alone = World(0, 1, torch.device("cpu"))
     _, train = open_splits(options, data_config(sketch)["input_size"], alone, recipe.repeat)
     assert train is not None
@@ -99,7 +113,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     lines = []
     for field in dataclasses.fields(FineTuning):
         option, value, own = option_of.get(field.name), getattr(recipe, field.name), getattr(row, field.name)
-        if field.name == "source":
+        if field.name in ("source", "ahead"):
             continue
         given = option is not None and getattr(options, option) is not None
         if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
@@ -117,8 +131,8 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         for name in (field.name for field in dataclasses.fields(TuningSettings))
         if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
     ]
-    count, noun = len(train.source), train.source.noun
-    lines += _steps(count, noun, recipe.batch, recipe.repeat, lambda batching: tuning_schedule(recipe, batching))
+    parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, recipe.ahead)
+    lines += _steps(len(train.source), train.source.noun, *parts, lambda batching: tuning_schedule(recipe, batching))
     return _outcome(options.model, lines, {"fine-tuning": row.source})
 
 
@@ -143,9 +157,16 @@ def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[L
         else:
             yield _line(shown.get(name, name), value, usual, option is not None)
     yield Line("visible units", f"{mae.kept} of {mae.units}", "rule: int(units * (1 - mask_ratio))")
-    yield Line("pixels", "raw" if options.raw_pixels else "normalised", OPTION if options.raw_pixels else RECIPE)
-    if mae.recipe.fixed_positions:
-        yield Line("positions", "sine-cosine, not trained", RECIPE)
+    encoder: Any = mae.encoder
+    usual_size = tuple(own.encoder.get("img_size") or encoder.pretrained_cfg["input_size"][-2:])
+    size = _line("img_size", mae.input_size[-2:], usual_size, options.img_size is not None)
+    same = options.img_size or mae.input_size[-2:] == usual_size
+    yield size if same else size._replace(origin="checkpoint")
+    raw = options.raw_pixels
+    yield Line("pixels", "raw", f"{OPTION} --raw-pixels", "normalised") if raw else Line("pixels", "normalised", RECIPE)
+    if own.fixed_positions or mae.recipe.fixed_positions:
+        value, usual = (POSITIONS[recipe.fixed_positions] for recipe in (mae.recipe, own))
+        yield Line("positions", value, RECIPE) if value == usual else Line("positions", value, "checkpoint", usual)
 
 
 def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining) -> list[Line]:
@@ -153,30 +174,63 @@ def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining) ->
         count,
         noun,
         chosen.batch_size,
+        chosen.accumulate,
         chosen.repeat or 1,
+        chosen.epochs,
+        row.ahead,
         lambda batching: pretraining_schedule(chosen, row, batching),
     )
 
 
-def _steps(count: int, noun: str, batch: int, repeat: int, schedule: Any) -> list[Line]:
-    """How long the run is, and its rates."""
+def _steps(
+    count: int, noun: str, batch: int, accumulate: int, repeat: int, epochs: float, ahead: float, schedule: Any
+) -> list[Line]:
+    """How long the run is, and its rates.
+
+    Args:
+        repeat: clips of a video each time it is opened.
+        ahead: epochs that the rate is ahead, as the recipe has it.
+
+    Raises:
+        ValueError: the batch cannot be divided, however many images there are.
+    """
+    Batching(sys.maxsize, batch, accumulate, 0, 1, 0, repeat)
     lines = [Line(noun, str(count), DATA)]
     try:
-        batching = Batching(count, batch, 1, 0, 1, 0, repeat)
+        batching = Batching(count, batch, accumulate, 0, 1, 0, repeat)
     except ValueError as error:
-        return [*lines, Line("steps", f"none: {error}", RULE)]
+        return [*lines, Line("ahead", f"{ahead:g} epochs", RECIPE), Line("steps", f"none: {error}", RULE)]
     course: Schedule = schedule(batching)
+    everything = batching.steps_of_run(epochs)
     samples = "clips" if repeat > 1 else noun
-    each = f" / {repeat} clips of each" if repeat > 1 else ""  # epochs are effective ones
-    first, top, last = (_words(course.at(step)) for step in (0, course.warmup, course.total - 1))
-    rates = f"{first} at first, {top} after the warm-up, {last} at last"
+    # Epochs are effective ones.
+    pass_of = f"({noun} * {repeat} // batch size) / {repeat}" if repeat > 1 else f"{noun} // batch size"
     return [
         *lines,
-        Line("steps of an epoch", f"{batching.per_epoch:g}", f"rule: {samples} // batch size{each}"),
-        Line("steps", str(course.total), "rule: epochs * steps of an epoch, or --steps"),
+        Line("steps of an epoch", f"{batching.per_epoch:g}", f"rule: {pass_of}"),
+        Line("steps", str(course.total), f"{OPTION} --steps", str(everything))
+        if course.total < everything
+        else Line("steps", str(course.total), f"{RULE}: epochs * steps of an epoch"),
+        _ahead(course, batching, ahead),
         Line(f"{samples} seen", str(course.total * batch), "rule: steps * batch size"),
-        Line("rates", rates, RULE),
+        Line("rates", _rates(course), RULE),
     ]
+
+
+def _ahead(course: Schedule, batching: Batching, ahead: float) -> Line:
+    """What a short run cannot be ahead it is not."""
+    if course.shift == course.ahead:
+        return Line("ahead", f"{ahead:g} epochs", RECIPE)
+    rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {ahead:g} epochs)"
+    return Line("ahead", f"{course.shift / batching.per_epoch:g} epochs", rule)
+
+
+def _rates(course: Schedule) -> str:
+    """Of the learning rate."""
+    first, last = (_words(course.at(step)) for step in (0, course.total - 1))
+    if course.warmup >= course.total:
+        return f"{first} at first, {last} at last: the run ends within the warm-up of {course.warmup} steps"
+    return f"{first} at first, {_words(course.at(course.warmup))} after the warm-up, {last} at last"
 
 
 def _line(name: str, value: Any, own: Any, given: bool) -> Line:

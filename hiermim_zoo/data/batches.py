@@ -32,6 +32,7 @@ from .source import Source
 from .transforms import samples_of
 
 TRIES = 50  # items tried in place of one that cannot be read
+MOST_STEPS = 10**15  # of a run; beyond it counters overflow
 NAMED = 10  # items that cannot be read, beyond which they are counted alone
 # Columns of what goes with each sample: its label, the position that was wanted, the one that was read, and from EXTRA
 # on what Loading.extra gives.
@@ -127,8 +128,10 @@ class Batching:
         """Steps of a whole run.
 
         Raises:
-            ValueError: not one.
+            ValueError: not one, or more than can be counted.
         """
+        if epochs > MOST_STEPS / self.per_epoch:
+            raise ValueError(f"--epochs {epochs:g} is more than {MOST_STEPS:g} steps; --epochs 100 would work")
         if steps := self.steps_of(epochs):
             return steps
         raise ValueError(

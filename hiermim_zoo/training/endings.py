@@ -25,6 +25,7 @@ ENOUGH = 8  # lines of a log that tell how much the loss varies by chance
 # What it means that a model was never trained.
 LITTLE = "what it gives means little"
 FROM_SCRATCH = "this measures training from scratch"
+NO_RATE = "the learning rate was 0, so nothing could change; try a larger --lr, or none for that of the recipe"
 NORMAL = 1.4826  # standard deviation of a normal distribution, of the median of absolute values
 
 
@@ -53,13 +54,17 @@ def fell(losses: Sequence[float]) -> bool | None:
     """
     if len(losses) < 2 or not all(map(math.isfinite, losses)):
         return None
-    late = losses[-max(1, len(losses) // 4) :]
-    fall = losses[0] - fmean(late)
+    fall = losses[0] - _late(losses)
     if len(losses) < ENOUGH:
         return fall > 0
     steps = [abs(b - a) for a, b in pairwise(losses)]
     noise = NORMAL * median(steps) / math.sqrt(2)  # of one value: a step is the difference of two
-    return fall > 2 * noise * math.sqrt(1 + 1 / len(late))
+    return fall > 2 * noise * math.sqrt(1 + 1 / (len(losses) // 4))
+
+
+def _late(losses: Sequence[float]) -> float:
+    """The mean of the last quarter."""
+    return fmean(losses[-max(1, len(losses) // 4) :])
 
 
 def about_training(
@@ -87,8 +92,10 @@ def about_training(
             f"try a shorter --warmup, or {longer}"
         )
     if fell(losses) is False:
+        more = " by more than it varies" if len(losses) >= ENOUGH else ""
         lines.append(
-            f"the loss did not fall: it was {losses[0]:.4g} at first and {losses[-1]:.4g} at last; "
+            f"the loss did not fall{more}: it was {losses[0]:.4g} at first and {_late(losses):.4g} in "
+            f"the mean of the last quarter; "
             f"try another --lr (a tenth, or ten times as much), or {longer}"
         )
     return lines

@@ -71,6 +71,19 @@ def recipe_for(arch: str) -> FineTuning:
     return found
 
 
+def check_warmup(recipe: FineTuning) -> None:
+    """Refuse a warm-up that is all of the run.
+
+    Raises:
+        ValueError: naming one that is not.
+    """
+    if recipe.warmup >= recipe.epochs:
+        raise ValueError(
+            f"a warm-up of {recipe.warmup:g} epochs leaves none of {recipe.epochs:g}: "
+            f"give --warmup less than --epochs; --warmup {recipe.epochs // 10:g} would work"
+        )
+
+
 def new_classifier(
     name: str, arch: str, outputs: int, recipe: FineTuning, *, pretrained: bool, seed: int, **model_kwargs: Any
 ) -> nn.Module:
@@ -166,10 +179,7 @@ class FineTune:
         settings: TuningSettings,
         world: World,
     ) -> None:
-        if recipe.warmup >= recipe.epochs:
-            raise ValueError(
-                f"a warm-up of {recipe.warmup} epochs leaves none of {recipe.epochs}; give --warmup less than --epochs"
-            )
+        check_warmup(recipe)
         self.model, self.recipe, self.settings, self.world = model, recipe, settings, world
         if settings.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
 from ..commands.options.problems import together
-from ..data.batches import WANTED, Batching, batches
+from ..data.batches import MOST_STEPS, WANTED, Batching, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import MaskedAutoencoder, recipe_changes
@@ -43,7 +43,7 @@ from .distributed import (
     steps_behind,
     unsynchronised,
 )
-from .endings import about_training, warn
+from .endings import NO_RATE, about_training, warn
 from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
@@ -58,7 +58,8 @@ from .optimizer import (
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
-from .run_data import Data, check_units, open_data
+from .resuming import begun_run
+from .run_data import Data, open_data
 from .run_log import Meter, RunLog, peak_memory, read_log
 from .schedule import pretraining_schedule, set_lr
 
@@ -97,6 +98,8 @@ def pretrain(options: PretrainOptions) -> Path:
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         (begun, rows, mae), _ = together(partial(start, chosen, world, lock), partial(check_batch, chosen, world))
+        if not begun:
+            options.check_rate()
         data = open_data(chosen, mae, begun)
         parts = (chosen.accumulate, world.rank, world.size)
         batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
@@ -130,25 +133,6 @@ def pretrain(options: PretrainOptions) -> Path:
 
 
 # ---- what comes before the first step
-
-
-def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snapshots.Begun | None:
-    """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
-
-    Raises:
-        ValueError: the folder belongs to another run, be it one that is under way or one that is not, or the snapshot
-            is of one, missing or damaged.
-    """
-    lock.look()
-    snapshot = gather_objects(snapshots.where(options.output, options.resume) if world.first else None)[0]
-    if snapshot is None:
-        if options.export_only:
-            raise ValueError(f"--export-only: {options.output} holds no snapshot")
-        return None
-    state = snapshots.load(snapshot)
-    check_units(state["options"], options, snapshot)
-    snapshots.check_options(state["options"], options.binding(), snapshot)
-    return snapshots.Begun(snapshot, state)
 
 
 def start(
@@ -447,7 +431,7 @@ class Run:
 
     def is_to_look(self, step: int) -> bool:
         between = self.options.look_every * self.batching.per_epoch
-        return between > 0 and (step % max(1, round(between)) == 0 or step == self.last)
+        return between > 0 and (step % max(1, round(min(between, MOST_STEPS))) == 0 or step == self.last)
 
     def look(self, step: int) -> None:
         """Draw what the autoencoder makes of some images; note how well its features tell classes apart."""
@@ -470,6 +454,8 @@ class Run:
         notes = read_log(self.options.output)
         losses = [note["loss"] for note in notes if note["step"] <= step and note.get("loss") is not None]
         longer = "more --steps" if self.options.steps == self.total else "more --epochs"
+        if not self.schedule.peak:
+            return [NO_RATE]
         return about_training(step, self.updates, self.schedule.warmup, step <= self.schedule.warmup, losses, longer)
 
     def export(self, command: str) -> Path:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..commands.options.pretrain import AUTO, PretrainOptions
-from ..data.clips import NATIVE
 from ..data.decoding import Form
 from ..data.kinds import open_source
 from ..data.labels import Ask, meaning_of, read_labels
@@ -64,28 +63,6 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: snapshots
         if os.environ.get("RANK", "0") == "0":
             print(f"previews measure no neighbours: {why}; evaluate --method knn does")
     return Data(source, config, form, shown)
-
-
-def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path) -> None:
-    """What a run of clips was told before epochs counted what is shown, and strides frames at a rate, in today's units.
-
-    Until then an epoch opened every video once, and strides counted frames of the file.
-
-    Args:
-        began: options in the snapshot, which are changed.
-
-    Raises:
-        ValueError: today's options mean something else; names those that go on.
-    """
-    if "frame_rate" in began or began.get("repeat") is None:
-        return
-    began |= {"frame_rate": NATIVE, **{name: began[name] * began["repeat"] for name in ("epochs", "warmup")}}
-    if any(getattr(options, name) != began[name] for name in ("frame_rate", "epochs", "warmup")):
-        raise ValueError(
-            f"the run of {snapshot} was begun by a version whose epochs opened every video once and whose strides "
-            f"counted frames of the file; it goes on with --epochs {began['epochs']:g} --warmup {began['warmup']:g} "
-            f"--frame-rate {NATIVE}"
-        )
 
 
 def unprobed(data: str) -> str:

@@ -39,6 +39,12 @@ class Schedule:
     ahead: float = 0.0
     simmim: bool = False
 
+    @property
+    def shift(self) -> float:
+        """Steps that the rate is ahead, in this run."""
+        spans = [self.warmup, self.total - self.warmup] if self.total > self.warmup else [self.warmup]
+        return min(self.ahead, SHARE_AHEAD * min(spans))
+
     def at(self, step: int, scale: float = 1.0) -> float:
         """The rate of a step.
 
@@ -51,8 +57,7 @@ class Schedule:
         return self._at(step, scale * self.peak)
 
     def _at(self, step: int, peak: float) -> float:
-        spans = [self.warmup, self.total - self.warmup] if self.total > self.warmup else [self.warmup]
-        now = step + min(self.ahead, SHARE_AHEAD * min(spans))
+        now = step + self.shift
         if now < self.warmup:
             return self.start + (peak - self.start) * now / self.warmup
         begin = 0 if self.simmim else self.warmup

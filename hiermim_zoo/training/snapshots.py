@@ -132,7 +132,11 @@ def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], snapshot: Pa
     for key, value in now.items():
         if saved.get(key) != value:
             name = "the number of images" if key == "pictures" else f"--{key.replace('_', '-')}"
-            raise ValueError(f"{name} is {value}, but the run of {snapshot} was started with {saved.get(key)}")
+            begun = saved.get(key)
+            if begun is None:
+                raise ValueError(f"{name} is {value}, but the run of {snapshot} was started without it: leave it out")
+            said = "missing" if value is None else value
+            raise ValueError(f"{name} is {said}, but the run of {snapshot} was started with {begun}")
 
 
 # ---- what is in a snapshot

@@ -10,6 +10,7 @@ from typing import Any
 
 from . import OptionSet
 from .fields import flag, flag_of, model_kwargs, option, option_of
+from .problems import BOTH_RATES
 from .shared import (
     FILES,
     LARGEST_SEED,
@@ -361,6 +362,8 @@ class EvaluateOptions(OptionSet):
             low, high = self.crop_scale
             if not low <= high or not high:
                 yield f"--crop-scale {low} {high}: the lower bound comes first, as in 0.2 1"
+        if None not in (self.lr, self.blr):
+            yield BOTH_RATES
         if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:  # type: ignore[operator]
             yield (
                 f"--epochs {self.epochs} with --warmup {self.warmup}: give --warmup less than --epochs; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 from . import OptionSet
 from .fields import flag, img_size, model_kwargs, option
+from .problems import BOTH_RATES, EXAMPLES
 from .shared import (
     FILES,
     LARGEST_SEED,
@@ -249,7 +251,24 @@ class PretrainOptions(OptionSet):
             ValueError: together they do not go.
         """
         filled = replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
-        return filled if filled.lr is not None else replace(filled, lr=filled.blr * filled.batch_size / 256)
+        if filled.lr is not None:
+            return filled
+        rate = filled.blr * filled.batch_size / 256
+        if not math.isfinite(rate):
+            raise ValueError(
+                f"--blr {filled.blr:g} with --batch-size {filled.batch_size} is no rate; "
+                f"--blr {EXAMPLES['blr']} would work"
+            )
+        return replace(filled, lr=rate)
+
+    def check_rate(self) -> None:
+        """Refuse two rates; not of options that are :meth:`filled`, and not of a run that goes on with both.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if None not in (self.lr, self.blr):
+            raise ValueError(BOTH_RATES)
 
     def binding(self) -> dict[str, Any]:
         """What must be the same when the run is resumed: plain values, as its snapshots hold them."""

@@ -11,9 +11,11 @@ EXAMPLES = {  # option -> a value that works for most, where that of its kind wo
     "crop_scale": "0.2 1", "cutmix": "1", "decoder_depth": "4", "decoder_dim": "128", "decoder_heads": "4",
     "drop_path": "0.1", "ema": "0.9999", "epochs": "100", "erase": "0.25", "img_size": "64", "k": "20",
     "layer_decay": "0.65", "look_every": "20", "lr": "1e-3", "mask_ratio": "0.75", "max_bad": "0.01",
-    "mean": "0.485 0.456 0.406", "min_lr": "1e-6", "mixup": "0.8", "seed": "0", "smoothing": "0.1",
-    "std": "0.229 0.224 0.225", "temperature": "0.07", "warmup": "0", "weight_decay": "0.05", "workers": "0",
+    "max_pixels": "89478485", "mean": "0.485 0.456 0.406", "min_lr": "1e-6", "mixup": "0.8", "seed": "0",
+    "smoothing": "0.1", "std": "0.229 0.224 0.225", "temperature": "0.07", "warmup": "0",
+    "weight_decay": "0.05", "workers": "0",
 }  # fmt: skip
+BOTH_RATES = "--blr beside --lr would be ignored, for lr = blr * batch / 256: give one of them"
 
 
 class BadOptions(ValueError):
