@@ -95,6 +95,7 @@ def test_commands_read_stacks_and_folders_remember_them(scenes: Path, tmp_path: 
     extract.run(images=[str(scenes)], model=model, output=out, workers=0)
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["files"]) == [str(scenes / f"scene{n}_red.png") for n in range(4)]
+        assert json.loads(file.metadata()["images"]) == {"stack": "red,nir"}  # remembered, not said
         assert file.get_tensor("pooled").shape == (4, 96)
     images = [scenes / f"scene0_{band}.png" for band in BANDS]
     reconstruct.run(images=images, model="hivit_atto", checkpoint=run / "encoder", output=tmp_path / "out.png")

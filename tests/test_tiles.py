@@ -199,7 +199,9 @@ def test_many_bands_in_a_file_or_a_stack_and_numbers_of_two_bytes(tmp_path: Path
     stack, about = extracted(sorted(tmp_path.glob("one_*.tif")), tmp_path / "out", stack="red,nir")
     assert json.loads(about["files"]) == [str(tmp_path / "one_red.tif")]
     assert torch.equal(both["map1.0"], stack["map1.0"])
-    by_extremes, _ = extracted([tmp_path / "both.tif"], tmp_path / "out", scale="minmax")
+    assert json.loads(about["images"]) == {"stack": "red,nir"}
+    by_extremes, about = extracted([tmp_path / "both.tif"], tmp_path / "out", scale="minmax", bands=(1, 2))
+    assert json.loads(about["images"]) == {"scale": "minmax", "bands": [1, 2]}
     assert torch.allclose(by_extremes["map1.0"], both["map1.0"], atol=1e-3)
     short, _ = extracted([tmp_path / "both.tif"], tmp_path / "out", dtype="bfloat16")
     assert torch.equal(short["map1.0"], both["map1.0"].bfloat16())
