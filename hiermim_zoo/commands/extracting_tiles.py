@@ -126,6 +126,9 @@ class TiledFiles(ImageFiles):
         self.cutting = cutting
         self.steps = (MaybeToTensor(), Normalize(config["mean"], config["std"]))
 
+    def can_be_tiled(self, i: int) -> bool:
+        return False  # it is already
+
     def opened(self, i: int) -> Parts:
         return parts_of(self.groups[i] if self.groups else [self.files[i]], self.form)
 
