@@ -19,6 +19,7 @@ from hiermim_zoo.training.endings import (
     CHANCES,
     FEWEST,
     Chance,
+    about_groups,
     about_model,
     about_score,
     about_steps,
@@ -102,6 +103,13 @@ def test_a_score_is_chance_if_its_interval_says_so(total: int) -> None:
         assert bool(lines) == (low <= 0.3), right
     [line] = about_score("30 % right", (10.8, 60.3), chance, "sleep")
     assert line == "30 % right is no better than chance, 30 % (always cats); try sleep"
+
+
+def test_few_groups_have_intervals_that_mean_little() -> None:
+    [line] = about_groups(1)
+    assert line == "intervals of 1 group mean little, for they say how much groups differ; measure on 10 or more"
+    assert "of 9 groups mean" in about_groups(9)[0]
+    assert about_groups(10) == about_groups(0) == []
 
 
 def test_other_labels_have_a_chance_of_their_own() -> None:

@@ -283,7 +283,12 @@ def test_finetuned_folder_is_what_was_measured(tmp_path: Path, capsys: pytest.Ca
     again = result(capsys, "digits", "--model", f"local-dir:{out}", "--method", "classify", "--workers", "0")
     assert again["top1"] == found["top1"]
     card = (out / "README.md").read_text()
-    for piece in ("--seed 3", f"{found['top1']:.2f} % of 300", "license: apache-2.0"):
+    for piece in (
+        "--seed 3",
+        f"{found['top1']:.2f} % right",
+        "300 images of digits (validation)",
+        "license: apache-2.0",
+    ):
         assert piece in card
 
     small = ["--no-pretrained", "--model-kwargs", "embed_dim=24", "--epochs", "1"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -167,7 +168,13 @@ def test_rows_are_what_the_model_gives_for_the_files_named(folder, tmp_path):
         maps = in_twos(images, lambda x, level=level: model.forward_intermediates(x, intermediates_only=True)[level])
         assert torch.equal(tensors[f"map{level}"], maps)
     version = {"hiermim_zoo": hiermim_zoo.__version__, "weights": "random, seed 0"}
-    assert metadata == {"files": json.dumps(names), "model": "hivit_atto", "img_size": "64x64", **version}
+    assert metadata == {
+        "files": json.dumps(names),
+        "model": "hivit_atto",
+        "img_size": "64x64",
+        "images": "{}",
+        **version,
+    }
 
 
 def test_pooled_is_the_default(folder, tmp_path):
@@ -476,3 +483,17 @@ def test_one_failing_process_ends_all_and_leaves_nothing(folder, tmp_path):
     assert done.returncode != 0
     assert "d.png cannot be read" in done.stderr
     assert nothing_written(tmp_path, "in")
+
+
+def test_an_image_that_is_too_large_could_be_cut_where_its_format_allows(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8))
+    image(tmp_path / "b.png", (90, 70), 0)
+    before = Image.MAX_IMAGE_PIXELS
+    options = {"model": "hivit_atto", "output": tmp_path / "out", "pretrained": False, "workers": 0, "max_pixels": 1000}
+    try:
+        with pytest.raises(ValueError, match=r"--max-pixels allows them; so does --tile N, which cuts images"):
+            extract.run(images=[str(tmp_path / "a.npy")], **options)
+        with pytest.raises(ValueError, match=r"--max-pixels allows them\); --on-error"):  # negative control
+            extract.run(images=[str(tmp_path / "b.png")], **options)
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

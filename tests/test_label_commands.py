@@ -185,7 +185,10 @@ def test_a_split_by_groups_and_what_is_written(table: Path, tmp_path: Path, caps
     predictions, confusion = tmp_path / "p.csv", tmp_path / "c.png"
     found = evaluate.run(**how, group="who", predictions=predictions, confusion=confusion)
     assert (found["pictures"], found["group"], found["split_fraction"]) == (15, "who", 0.25)
-    assert capsys.readouterr().err.splitlines()[0] == f"labels of {data}: 2 classes in column kind"
+    assert capsys.readouterr().err.splitlines() == [
+        f"labels of {data}: 2 classes in column kind",
+        *(f"warning: {line}" for line in found["warnings"]),
+    ]
     assert found["interval"] == found["top1_interval"]
     with predictions.open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -193,6 +196,7 @@ def test_a_split_by_groups_and_what_is_written(table: Path, tmp_path: Path, caps
     right = sum(row["truth"] == row["predicted"] for row in rows)
     assert 100 * right / 15 == pytest.approx(found["top1"], abs=1e-3)
     assert len({int(Path(row["file"]).stem) // 5 for row in rows}) == 3, "whole groups of five"
+    assert any("intervals of 3 groups mean little" in line for line in found["warnings"])
     with Image.open(confusion) as image:
         assert image.format == "PNG"
     assert evaluate.run(**how, group="who")["top1"] == found["top1"], "it follows from the seed"

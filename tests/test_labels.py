@@ -103,8 +103,8 @@ def test_what_labels_are(
         ("label", ["0.5", "inf"], {"task": "values"}, "holds 'inf', which is no number"),
         ("label", ["0.5", ""], {"task": "values"}, "line 3 (i/1.png): label say nothing: the image has no label"),
         ("x,y", ["1/0", "1/2"], {"columns": ("x", "y"), "task": "tags"}, "column y holds '2', which is no 0 or 1"),
-        ("label", ["a", "a"], {}, "all images have the class 'a' in column label"),
-        ("tags", ["", ""], {}, "no image has a label in column tags"),
+        ("label", ["a", "a"], {}, "all training images have the class 'a' in column label"),
+        ("tags", ["", ""], {}, "none of the training images has a label in column tags"),
         ("label", ["a", "b\tc"], {}, "'b\\tc' is no name"),
         ("label,who", ["a/x", "b/"], {"group": "who"}, "line 3 (i/1.png): column who of --group is empty"),
     ],
@@ -116,6 +116,18 @@ def test_what_cannot_be_understood_is_one_line(
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         opened(path, **ask)
     assert "\n" not in str(error.value)
+
+
+def test_names_with_backslashes_and_columns_between_semicolons_are_told(tmp_path: Path) -> None:
+    table = write(tmp_path, "label", "0/a", "1/b")
+    Path(table).write_text(Path(table).read_text().replace("i/", "i\\"))
+    with pytest.raises(ValueError, match=r"has no row for .*; write / in place of \\ between folders"):
+        opened(str(tmp_path / "i"), file=table)
+    Path(table).write_text("file;label\ni/0.png;a\ni/1.png;b\n")
+    with pytest.raises(
+        ValueError, match=r"columns file;label; one must be .*; ';' divides no columns: in \.csv a comma"
+    ):
+        opened(str(tmp_path / "i"), file=table)
 
 
 # ---- what they say
@@ -159,7 +171,7 @@ def test_a_table_beside_a_folder(tmp_path: Path) -> None:
     table = write(tmp_path, "label,who", "0/a/x", "1/b/y", "2/a/x")
     (tmp_path / "i" / "3.png").write_bytes((tmp_path / "i" / "2.png").read_bytes())
     folder = str(tmp_path / "i")
-    with pytest.raises(ValueError, match=r"t\.csv has no row for .*3\.png; its names start in the folder"):
+    with pytest.raises(ValueError, match=r"t\.csv has no row for .*3\.png; its names start in the folder.*data-dir$"):
         opened(folder, file=table)
     (tmp_path / "i" / "3.png").unlink()
     data = opened(folder, file=table, group="who")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +186,20 @@ def test_a_line_names_an_option_as_a_whole_word() -> None:
 )
 def test_max_bad_counts_images_or_is_a_share_of_them(max_bad: float, total: int, allowed: float) -> None:
     assert bad_allowed(max_bad, total) == allowed
+
+
+@pytest.mark.slow
+def test_who_reads_the_output_may_stop_reading() -> None:
+    def run(main: str, stdout: int) -> tuple[int, str]:
+        code = f"from hiermim_zoo.commands.options import run_command; run_command({main})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+        )
+        return done.returncode, done.stderr
+
+    read, write = os.pipe()
+    os.close(read)
+    assert run("lambda: exit(print())", write) == (141, "")  # as --help ends
+    assert run("lambda: [print(n) for n in range(99999)]", write) == (141, "")
+    os.close(write)
+    assert run("lambda: print(1)", subprocess.DEVNULL) == (0, "")  # negative control

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import Tensor
 
 from hiermim_zoo.commands import predictions
@@ -192,6 +192,22 @@ def test_the_most_confused_are_named() -> None:
     lines = predictions.summary(Confusion(np.zeros((3, 3)), 1, 96, ["cat", "d\nog", "cow"]), found, truth)
     assert lines[0] == "8 images, 3 classes, 50.00 % right (top-1)"
     assert lines[-2:] == ["cat taken for d\\nog: 3 of 5", "cow taken for cat: 1 of 3"]
+
+
+def test_letters_that_the_font_lacks_are_escaped_and_numbered() -> None:
+    names = ["sea", "wei\u00df", "\u6f22\u5b57" * 9 + "a", "\u6f22\u5b57" * 9 + "b", "a\nb"]
+    matrix = Confusion(np.eye(5, dtype=int), 1, 96, names)
+    marks = [text for _, text in predictions.labelled_cells(matrix)]
+    assert marks[:2] == ["sea", "2 wei\\xdf"]
+    assert marks[2].startswith("3 \\u6f22\\u5b57")
+    assert marks[2][1:] == marks[3][1:]  # cut where they differ, and told apart
+    assert len(set(marks)) == 5
+    lines = predictions.summary(matrix, np.array([1]), np.array([0]))
+    assert lines[-1] == "sea taken for 2 wei\\xdf: 1 of 1"
+    font = ImageFont.load_default(predictions.TEXT)
+    lacking = bytes(font.getmask("\U0010ffff"))
+    assert bytes(font.getmask("\u00df")) == lacking  # negative control
+    assert all(bytes(font.getmask(letter)) != lacking for text in [*marks, *lines] for letter in text)
 
 
 def test_neighbours_share_a_cell_where_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

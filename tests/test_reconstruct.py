@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from hiermim_zoo import convert, reconstruct
+from hiermim_zoo.commands import reconstructing
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.training import drawing
@@ -80,3 +81,24 @@ def test_bad_input_is_one_line(
     [line] = capsys.readouterr().err.splitlines()
     assert message in line
     assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == ["notes.md"]
+
+
+def test_a_folder_is_all_of_its_images(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ["--model", "hivit_atto", "--checkpoint", str(checkpoint), "-o"]
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    files = [tmp_path / "in" / "a.jpg", tmp_path / "in" / "below" / "b.jpg"]
+    for file, image in zip(files, IMAGES, strict=True):
+        file.write_bytes(image.read_bytes())
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    drawn = []
+    for named in ([tmp_path / "in"], files, files[:1]):
+        reconstruct.main([*map(str, named), *model, str(tmp_path / "out.png")])
+        drawn.append(np.asarray(Image.open(tmp_path / "out.png")))
+    assert np.array_equal(drawn[0], drawn[1])
+    assert drawn[2].shape != drawn[0].shape  # negative control
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="none: no images in there"):
+        reconstruct.main([str(tmp_path / "none"), *model, str(tmp_path / "out.png")])
+    monkeypatch.setattr(reconstructing, "MOST", 1)
+    with pytest.raises(ValueError, match="2 images are too many for one drawing; name at most 1"):
+        reconstruct.main([str(tmp_path / "in"), *model, str(tmp_path / "out.png")])

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from hiermim_zoo import extract, pretrain, reconstruct
 from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.kinds import open_images, open_source
+from hiermim_zoo.data.stacks import stacked
 
 BANDS = ("red", "nir")
 
@@ -94,7 +95,26 @@ def test_commands_read_stacks_and_folders_remember_them(scenes: Path, tmp_path: 
     extract.run(images=[str(scenes)], model=model, output=out, workers=0)
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["files"]) == [str(scenes / f"scene{n}_red.png") for n in range(4)]
+        assert json.loads(file.metadata()["images"]) == {"stack": "red,nir"}  # remembered, not said
         assert file.get_tensor("pooled").shape == (4, 96)
     images = [scenes / f"scene0_{band}.png" for band in BANDS]
     reconstruct.run(images=images, model="hivit_atto", checkpoint=run / "encoder", output=tmp_path / "out.png")
     assert (tmp_path / "out.png").is_file()
+
+
+@pytest.mark.parametrize("root", ["/data/red", "red", "/red nir", "/a/nir/red", "../red"])
+def test_folders_around_the_files_may_be_called_like_a_band(root: str) -> None:
+    own = [f"{root}/s1_nir.tif", f"{root}/s1_red.tif", f"{root}/mask.tif"]
+    assert stacked(own, ("red", "nir")) == [[own[1], own[0]]]
+    folders = [f"{root}/red/s1.tif", f"{root}/nir/s1.tif"]
+    assert stacked(folders, ("red", "nir")) == [folders]
+    below = [f"{root}/{folder}/s1_{band}.tif" for folder in ("red", "train") for band in ("red", "nir")]
+    assert stacked(below, ("red", "nir")) == [below[:2], below[2:]]
+    both = [f"{root}/red/s1_red.tif", f"{root}/nir/s1_nir.tif"]
+    assert stacked(both, ("red", "nir")) == [both]
+
+
+def test_a_file_that_names_two_bands_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"a_red_nir\.tif names several of --stack red,nir; leave one of them in its"):
+        stacked(["x/a_red_nir.tif", "x/b_red.tif"], ("red", "nir"))
+    assert stacked(["red/a.tif", "red/b.tif"], ("red",)) == [["red/a.tif"], ["red/b.tif"]]

@@ -100,6 +100,28 @@ def test_maps_are_those_of_the_whole_image(model: Convolutions, tmp_path: Path) 
     assert not torch.allclose(too_narrow["map0.0"], whole_maps(model, photograph(*sizes[0]))[0], atol=1e-3)
 
 
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 32), (112, 32), (128, 64), (144, 64), (96, None), (256, None)])
+def test_any_tile_and_overlap_give_the_maps_of_the_whole(
+    tile: int, overlap: int | None, model: Convolutions, tmp_path: Path
+) -> None:
+    """A cell depends on less than half of each overlap around it, that of the last tile (shifted back) included."""
+    with torch.no_grad():
+        model.patch.bias.add_(1)  # what a convolution adds at an edge must show
+    sizes = [(272, 304), (336, 256), (528, 320)]
+    files = []
+    for width, height in sizes:
+        files.append(tmp_path / f"{width}.png")
+        Image.fromarray(photograph(width, height)).save(files[-1])
+    found, about = extracted(files, tmp_path / "out", tile=tile, overlap=overlap, what=("maps",))
+    assert int(about["overlap"]) == (overlap or 32)
+    bare, _ = extracted(files[2:], tmp_path / "out", tile=tile, overlap=0, what=("maps",))
+    for row, size in enumerate(sizes):
+        for level, expected in enumerate(whole_maps(model, photograph(*size))):
+            assert torch.allclose(found[f"map{level}.{row}"], expected, atol=1e-5)
+            if size == sizes[2]:  # negative control
+                assert not torch.allclose(bare[f"map{level}.0"], expected, atol=1e-3)
+
+
 def test_a_small_image_is_one_tile_filled_up_with_the_mean(model: Convolutions, tmp_path: Path) -> None:
     Image.fromarray(photograph(40, 30)).save(tmp_path / "a.png")
     found, _ = extracted([tmp_path / "a.png"], tmp_path / "out")
@@ -137,15 +159,15 @@ def test_tiles_that_are_alike_have_the_pooled_features_of_one(model: Convolution
 
 
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 100, 128, 129, 500, 1000])
-@pytest.mark.parametrize(("tile", "overlap"), [(64, 0), (64, 16), (64, 32), (96, 48)])
+@pytest.mark.parametrize(("tile", "overlap"), [(64, 0), (64, 32), (112, 32), (144, 64), (208, 96)])
 def test_each_cell_is_taken_once_and_from_the_middle(length: int, tile: int, overlap: int) -> None:
     spans = Cutting(tile, overlap, 16, {}).spans(length)
     assert [span.first for span in spans] == [0, *(span.last for span in spans[:-1])]
     assert spans[-1].last == length
     for span in spans:
         assert span.start % 16 == 0 and span.start <= span.first < span.last <= span.start + tile  # noqa: PT018
-        assert span.first == 0 or span.first - span.start >= overlap // 2 // 16 * 16
-        assert span is spans[-1] or span.start + tile - span.last >= overlap // 2 // 16 * 16
+        assert span.first == 0 or span.first - span.start >= overlap // 2
+        assert span is spans[-1] or span.start + tile - span.last >= overlap // 2
     assert spans[-1].start + tile in (tile, math.ceil(length / 16) * 16)
 
 
@@ -177,7 +199,9 @@ def test_many_bands_in_a_file_or_a_stack_and_numbers_of_two_bytes(tmp_path: Path
     stack, about = extracted(sorted(tmp_path.glob("one_*.tif")), tmp_path / "out", stack="red,nir")
     assert json.loads(about["files"]) == [str(tmp_path / "one_red.tif")]
     assert torch.equal(both["map1.0"], stack["map1.0"])
-    by_extremes, _ = extracted([tmp_path / "both.tif"], tmp_path / "out", scale="minmax")
+    assert json.loads(about["images"]) == {"stack": "red,nir"}
+    by_extremes, about = extracted([tmp_path / "both.tif"], tmp_path / "out", scale="minmax", bands=(1, 2))
+    assert json.loads(about["images"]) == {"scale": "minmax", "bands": [1, 2]}
     assert torch.allclose(by_extremes["map1.0"], both["map1.0"], atol=1e-3)
     short, _ = extracted([tmp_path / "both.tif"], tmp_path / "out", dtype="bfloat16")
     assert torch.equal(short["map1.0"], both["map1.0"].bfloat16())
@@ -202,8 +226,10 @@ def test_workers_and_batches_change_nothing(model: Convolutions, tmp_path: Path)
     ("options", "message"),
     [
         ({"tile": 72, "overlap": 32}, r"makes maps of \[\[9, 9\], \[4, 4\]\] cells of it"),
-        ({"tile": 80, "overlap": 8}, "both must be multiples of the model's stride, 16"),
-        ({"overlap": 8}, "--tile 64 --overlap 8: both must be multiples of the model's stride, 16"),
+        ({"overlap": 8}, "--tile 64 --overlap 8: .* stride, 16, .* one of 32 .*--tile 64 --overlap 32 would do"),
+        ({"tile": 128, "overlap": 48}, "--tile 128 --overlap 64 would do"),
+        ({"tile": 112, "overlap": 48}, "--tile 128 --overlap 64 would do"),
+        ({"tile": 32, "overlap": None}, "--tile 32 --overlap 32: .*--tile 64 --overlap 32 would do, or --overlap 0"),
         ({"overlap": 48}, "--overlap 48 is more than half of --tile 64"),
         ({"tile": None}, "--overlap 32 is that of tiles"),
         ({"img_size": 64}, "leave out --img-size"),
@@ -223,10 +249,10 @@ def test_tiles_that_make_no_sense_are_refused(
 def test_a_model_of_this_package_is_set_to_the_tile(tmp_path: Path) -> None:
     Image.fromarray(photograph(150, 100)).save(tmp_path / "a.png")
     options = {"model": "hivit_atto", "pretrained": False, "what": ("pooled", "maps"), "workers": 0}
-    extract.run(images=[str(tmp_path / "a.png")], output=tmp_path / "out", tile=64, **options)
+    extract.run(images=[str(tmp_path / "a.png")], output=tmp_path / "out", tile=128, **options)
     with safe_open(tmp_path / "out", "pt") as file:
         shapes = {key: list(file.get_tensor(key).shape) for key in file.keys()}  # noqa: SIM118
     assert shapes["map0.0"][1:] == [25, 38]
     with pytest.raises(ValueError, match="cuts images, and the model takes videos"):
-        extract.run(images=[str(tmp_path / "a.png")], output=tmp_path / "b", tile=64, **{**options,
+        extract.run(images=[str(tmp_path / "a.png")], output=tmp_path / "b", tile=128, **{**options,
                     "model": "hiera_atto_video"})  # fmt: skip

@@ -14,7 +14,7 @@ import torch
 from ..checkpoints.atomic import replacing
 from ..text import printable
 from ..training.distributed import gather_objects, processes
-from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_model, about_score, chance_of, warn
+from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_groups, about_model, about_score, chance_of, warn
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..version import __version__
@@ -96,7 +96,7 @@ def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, An
 
 
 def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
-    """What should be known beside the scores: that they may be chance, and what the training had to say."""
+    """What should be known beside the scores: that they may be chance, few groups, and what training had to say."""
     kind = found.test.kind
     by = "top1" if kind == "classes" else CHANCES[kind].score
     bounds = found.scores[f"{by}_interval"]
@@ -104,7 +104,9 @@ def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
     advice = ADVICE["finetune" if options.method == "finetune" else "frozen"]
     called, score, interval = headline(found, by)
     lines = about_score(f"{called} {score}{interval}", bounds, chance, advice) if bounds else []
-    return [*lines, *found.warnings]
+    grouped = found.test.groups_at(found.positions.tolist())
+    groups = 0 if grouped is None else len(grouped.unique())
+    return [*lines, *about_groups(groups), *found.warnings]
 
 
 def in_words(options: EvaluateOptions, found: Measured) -> str:

@@ -240,7 +240,7 @@ def export(
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        called: f"{score} of {len(found.truth)} images of {options.data}{interval}",
+        called: f"{score} of {len(found.truth)} images of {options.data} ({part_measured(options, found)}){interval}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,
@@ -249,6 +249,12 @@ def export(
     images, labels = to_remember(form_for(options, config["input_size"][0])), labels_to_remember(train, tuning.goal)
     contents = Contents(arch, model, provenance, made, own_args, images=images, labels=labels)
     write_folder(contents, folder, force=True)
+
+
+def part_measured(options: EvaluateOptions, found: Measured) -> str:
+    """Which part of the data was measured on, in words."""
+    split = found.test.split
+    return f"--split-fraction {options.split_fraction:g} of {split}" if options.split_fraction else split
 
 
 def labels_to_remember(train: Labelled, goal: Goal) -> dict[str, Any]:

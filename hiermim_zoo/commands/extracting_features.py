@@ -23,7 +23,9 @@ def complain(rows: ImageFiles, unreadable: list[tuple[int, str]], on_error: str)
         ValueError: naming the first, where ``on_error`` is "stop".
     """
     for i, reason in unreadable:
-        message = f"{rows.files[i]} cannot be read ({' '.join(reason.split())})"
+        tiles = "--max-pixels" in reason and rows.can_be_tiled(i)
+        more = "; so does --tile N, which cuts images into tiles" if tiles else ""
+        message = f"{rows.files[i]} cannot be read ({' '.join(reason.split())}{more})"
         if on_error == "stop":
             raise ValueError(f"{message}; --on-error skip leaves such files out")
         tqdm.write(f"skipped: {message}", file=sys.stderr)

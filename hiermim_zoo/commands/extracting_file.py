@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..training.image_form import to_remember
 from ..version import __version__
 from .extracting_rows import ImageFiles
 from .options.extract import ExtractOptions
@@ -129,6 +130,7 @@ def header(tensors: list[Tensors], done: list[str], rows: ImageFiles, options: E
         "files": json.dumps(done),
         "model": options.model,
         "weights": "pretrained" if options.pretrained else f"random, seed {options.seed or 0}",
+        "images": json.dumps(to_remember(rows.form)),
         **rows.about(),
         "hiermim_zoo": __version__,
     }

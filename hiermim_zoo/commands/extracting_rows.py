@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ..data.clips import NATIVE, Clips, clips_of, refuse_videos
 from ..data.decoding import SUFFIXES, Form, read_file, size_of
 from ..data.images import is_shown
+from ..data.parts import by_parts
 from ..data.stacks import read_stack, stacked
 from ..data.tables import is_table, located, read_table
 from ..data.transforms import make_transform
@@ -128,6 +129,13 @@ class ImageFiles(Dataset[tuple[int, Any]]):
         self.check_proportions(*size_of(image))
         return self.transform(image)
 
+    def can_be_tiled(self, i: int) -> bool:
+        """Whether an image that is too large to be decoded as a whole is read part by part with ``--tile``."""
+        held = by_parts(self.files[i], self.form, lossy=True) if self.form.scale.by_pixel else None
+        if held:
+            held.close()
+        return held is not None
+
     def about(self) -> dict[str, str]:
         """What the output says of its rows."""
         return {"img_size": f"{self.size[-2]}x{self.size[-1]}"}
@@ -144,6 +152,9 @@ class MiddleClips(ImageFiles):
     """Videos as (position, [C, T, H, W]), the clip in the middle of each."""
 
     things = "videos"
+
+    def can_be_tiled(self, i: int) -> bool:
+        return False
 
     def __init__(self, clips: Clips, config: dict[str, Any], form: Form) -> None:
         super().__init__([clips.name_of(i) for i in range(len(clips))], config, form)

@@ -1,9 +1,9 @@
 """Large images go through the model tile by tile, and their maps are put together again.
 
 Tiles of T x T pixels overlap. A map takes each of its cells from the tile in which it lies further from the edge: two
-neighbours are cut in the middle of what they share. Tiles begin at multiples of the model's stride, and the last one
-ends where the image does, filled up to a multiple of the stride. So a model in which a cell depends on what lies within
-half the overlap around it gives the map that it would give of the whole image.
+neighbours are cut in the middle of what they share, between two cells. Tiles begin at multiples of the model's stride,
+and the last one ends where the image does, filled up to a multiple of the stride. So a model in which a cell depends on
+what lies within half the overlap around it gives the map that it would give of the whole image.
 
 Letters: B tiles of a batch, C channels, D features, H and W pixels of an image, T of a tile, h and w cells of a map.
 """
@@ -56,7 +56,11 @@ class Cutting(NamedTuple):
     levels: dict[str, int]  # map -> pixels of a cell, along a side
 
     def spans(self, length: int) -> list[Span]:
-        """The tiles along a side of so many pixels."""
+        """The tiles along a side of so many pixels.
+
+        The last tile shares more with its neighbour, as a rule, and their cut is rounded down to a whole cell. Half the
+        overlap is a multiple of the stride, so at least that much lies between the cut and the edges all the same.
+        """
         filled = max(self.tile, math.ceil(length / self.stride) * self.stride)
         step = self.tile - self.overlap
         starts = [*range(0, filled - self.tile, step), filled - self.tile]
@@ -70,7 +74,7 @@ def cutting_of(model: Any, options: ExtractOptions, config: dict[str, Any], devi
     """How images are cut for a model.
 
     Raises:
-        ValueError: the model takes videos or no such tiles, or its stride does not divide tile and overlap.
+        ValueError: the model takes videos or no such tiles, or its stride does not divide tile and half the overlap.
     """
     tile, (channels, *frames, _, _) = options.tile, config["input_size"]
     assert tile
@@ -88,10 +92,30 @@ def cutting_of(model: Any, options: ExtractOptions, config: dict[str, Any], devi
     if len(cells) < len(sides) or stride % math.lcm(*cells) or (len(known) == len(cells) and known != cells):
         raise ValueError(f"--tile {tile}: the model makes maps of {sides} cells of it, which no larger map is made of")
     levels = {f"map{level}": cell for level, cell in enumerate(cells)}
-    overlap = tile // 8 // stride * stride if options.overlap is None else options.overlap
-    if overlap % stride or tile % stride:
-        raise ValueError(f"--tile {tile} --overlap {overlap}: both must be multiples of the model's stride, {stride}")
+    overlap = default_overlap(tile, stride) if options.overlap is None else options.overlap
+    check_multiples(tile, overlap, stride)
     return Cutting(tile, overlap, stride, levels)
+
+
+def default_overlap(tile: int, stride: int) -> int:
+    """About an eighth of the tile, of which the half is a multiple of the stride, but not 0."""
+    return max(1, tile // 8 // (2 * stride)) * 2 * stride
+
+
+def check_multiples(tile: int, overlap: int, stride: int) -> None:
+    """Refuse what cannot be cut in the middle of the overlap at whole cells.
+
+    Raises:
+        ValueError: naming what would work.
+    """
+    good_overlap = math.ceil(overlap / (2 * stride)) * 2 * stride
+    good_tile = max(math.ceil(tile / stride) * stride, 2 * good_overlap)
+    if (tile, overlap) != (good_tile, good_overlap):
+        raise ValueError(
+            f"--tile {tile} --overlap {overlap}: the tile must be a multiple of the model's stride, {stride}, and the "
+            f"overlap one of {2 * stride} and at most half the tile: --tile {good_tile} --overlap {good_overlap} "
+            "would do, or --overlap 0"
+        )
 
 
 class TiledFiles(ImageFiles):
@@ -101,6 +125,9 @@ class TiledFiles(ImageFiles):
         super().__init__(files, config, form)
         self.cutting = cutting
         self.steps = (MaybeToTensor(), Normalize(config["mean"], config["std"]))
+
+    def can_be_tiled(self, i: int) -> bool:
+        return False  # it is already
 
     def opened(self, i: int) -> Parts:
         return parts_of(self.groups[i] if self.groups else [self.files[i]], self.form)

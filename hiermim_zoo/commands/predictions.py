@@ -150,8 +150,9 @@ def draw_confusion(path: Path, names: Sequence[str], outputs: Tensor, truth: Ten
     """A PNG of the confusion matrix; it is written beside and renamed.
 
     Rows are true classes, columns predicted ones. A colour is the share of the images of its row. Counts and names of
-    all classes stand where they fit; of many classes every few are named. The classes that are confused most often are
-    listed below.
+    all classes stand where they fit; of many classes every few are named. A letter beyond ASCII, which PIL's own font
+    lacks, is written as its escape, and the number of the class before the name. The classes that are confused most
+    often are listed below.
 
     Args:
         names: of T classes.
@@ -195,8 +196,20 @@ def summary(matrix: Confusion, found: Array, true: Array) -> list[str]:
         lines += ["", "Confused most often:"]
     for pair, count in zip(pairs[most], often[most], strict=True):
         a, b = divmod(int(pair), len(names))
-        lines.append(f"{printable(names[a], LONG)} taken for {printable(names[b], LONG)}: {count} of {of_class[a]}")
+        lines.append(f"{drawable(names, a, LONG)} taken for {drawable(names, b, LONG)}: {count} of {of_class[a]}")
     return lines
+
+
+def drawable(names: Sequence[str], number: int, limit: int, numbered: bool = False) -> str:
+    """The name of a class in letters that PIL's own font has, which are those of ASCII; others are escaped.
+
+    Args:
+        limit: characters of the name, at most.
+        numbered: begin with the number, from 1. So does every name with an escape, which may be cut where it differs.
+    """
+    name = names[number].encode("ascii", "backslashreplace").decode()
+    shown = printable(name, limit)
+    return f"{number + 1} {shown}" if numbered or name != names[number] else shown
 
 
 def drawn(matrix: Confusion, lines: list[str]) -> Image.Image:
@@ -234,8 +247,7 @@ def labelled_cells(matrix: Confusion) -> list[tuple[int, str]]:
     marks = []
     for cell in range(0, len(matrix.counts), step):
         first = cell * matrix.together
-        name = printable(matrix.names[first], SHORT)
-        marks.append((cell, f"{first + 1} {name}" if step * matrix.together > 1 else name))
+        marks.append((cell, drawable(matrix.names, first, SHORT, numbered=step * matrix.together > 1)))
     return marks
 
 

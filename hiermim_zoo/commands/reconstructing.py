@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from ..masking import random_keep
 from ..training.drawing import preprocessing, sheet, shown_of
 from ..training.endings import about_no_checkpoint, about_steps, warn
 from ..training.image_form import form_of, said_in
+from .extracting_rows import find_files
 from .options import Outcome
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_writable
+
+MOST = 200  # images of a drawing, each of which is a row of it
 
 
 def reconstruct(options: ReconstructOptions) -> Outcome:
@@ -46,7 +50,8 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     beside = said.get(IMAGES_KEY, {})
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
-    paths = [Path(file) for path in options.images for file in files_named(str(path))]
+    videos = len(mae.input_size) > 2
+    paths = [Path(file) for path in options.images for file in files_named(str(path), videos)]
     images = load_images(paths, preprocessing(mae), form, options.frame_stride, options.frame_rate)
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
@@ -74,13 +79,18 @@ def kind_of(output: Path) -> str:
     return kinds[output.suffix.lower()]
 
 
-def files_named(path: str) -> list[str]:
-    """The files of a table; else what is named itself.
+def files_named(path: str, videos: bool) -> list[str]:
+    """The files of a table, or the images below a folder; else what is named itself.
+
+    Args:
+        videos: are wanted; frames may lie in a folder, which is then one of them.
 
     Raises:
-        ValueError: it cannot be read, or names a file that is not there.
+        ValueError: it cannot be read, holds no images, or names a file that is not there.
     """
-    return located(path, read_table(path)) if is_table(path) else [path]
+    if is_table(path):
+        return located(path, read_table(path))
+    return find_files({path: [path]}, (0, 0, 0)) if os.path.isdir(path) and not videos else [path]
 
 
 def load_images(
@@ -95,14 +105,16 @@ def load_images(
         rate: of clips, frames a second that the stride counts, or "native".
 
     Raises:
-        ValueError: one cannot be read, or is not what the model takes.
+        ValueError: one cannot be read, or is not what the model takes, or there are too many images.
     """
     transform = make_transform(**config, is_training=False)
     _, *frames, _, _ = config["input_size"]
     if not frames:
         refuse_videos({"--frame-stride": stride, "--frame-rate": rate})
-        if form.stack:
-            groups = stacked([str(path) for path in paths], form.stack)
+        groups = stacked([str(path) for path in paths], form.stack) if form.stack else []
+        if (count := len(groups or paths)) > MOST:
+            raise ValueError(f"{count} images are too many for one drawing; name at most {MOST}")
+        if groups:
             return torch.stack([transform(read_stack(group, form)) for group in groups])
         return torch.stack([transform(load_image(path, form)) for path in paths])
     videos = Videos((file for path in paths for file in files_in(str(path))), form)

@@ -22,7 +22,7 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from .tables import FILE_COLUMNS, LABEL_COLUMNS, SEPARATORS
+from .tables import LABEL_COLUMNS, SEPARATORS, about_backslashes, file_column
 from .targets import KINDS
 
 AUTO = "auto"
@@ -150,9 +150,7 @@ def read_labels(path: str) -> LabelTable:
         ValueError: it is no table with a header and a column of files.
     """
     columns, cells = read_cells(path)
-    file = next((name for name in FILE_COLUMNS if name in columns), None)
-    if file is None:
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; one must be called {' or '.join(FILE_COLUMNS)}")
+    file = file_column(path, columns)
     return LabelTable(path, columns, [LabelRow(line, row[file], row) for line, row in cells])
 
 
@@ -425,6 +423,7 @@ def matched(files: Sequence[str], table: LabelTable, roots: Sequence[str], meani
             f"{table.path} has no row for {missing[0]}"
             + (f" and {len(missing) - 1} others of {len(files)} images" if len(missing) > 1 else "")
             + "; its names start in the folder of the table, of the data, or in --data-dir"
+            + about_backslashes(next(iter(by_file), ""))
         )
     return found
 

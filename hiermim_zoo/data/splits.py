@@ -163,7 +163,9 @@ def _by_table(data: Labelled, table: LabelTable, ask: Ask, like: Labelled | None
     files = [source.name_of(n) for n in range(len(source))]
     found = matched(files, table, roots, meaning, ask.group or "")
     if meaning.columns:
-        meaning, names = _named(meaning, table, found.rows, like.names if like else list(ask.names))
+        which = "training images" if data.split in same_split("train") else f"images of the split {data.split!r}"
+        known = like.names if like else list(ask.names)
+        meaning, names = _named(meaning, table, found.rows, known, which)
         truth = truth_of(meaning, names, table, found.rows)
     else:
         names, own = list(source.class_names or ()), source.labels or ()
@@ -177,9 +179,12 @@ def _by_table(data: Labelled, table: LabelTable, ask: Ask, like: Labelled | None
 
 
 def _named(
-    meaning: Meaning, table: LabelTable, rows: Sequence[LabelRow], known: list[str] | None
+    meaning: Meaning, table: LabelTable, rows: Sequence[LabelRow], known: list[str] | None, which: str
 ) -> tuple[Meaning, list[str]]:
     """Labels and their names in the order of those that are known already.
+
+    Args:
+        which: what messages call the images of the rows.
 
     Raises:
         ValueError: columns have other names than those, or there is nothing to tell apart.
@@ -193,7 +198,7 @@ def _named(
             )
         return replace(meaning, columns=tuple(names)), names
     if len(names) < (2 if meaning.kind == "classes" else 1):
-        said = f"all images have the class {names[0]!r}" if names else "no image has a label"
+        said = f"all {which} have the class {names[0]!r}" if names else f"none of the {which} has a label"
         raise ValueError(f"{table.path}: {said} in column {meaning.columns[0]}; there is nothing to tell apart")
     return meaning, names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Hashable, Sequence
 
@@ -18,6 +19,9 @@ from .source import Source, telling
 def stacked(files: Sequence[str], parts: Sequence[str]) -> list[list[str]]:
     """Files that are the bands of one image, in the order of ``parts``; images in the order of their first files.
 
+    The folder that all files lie in has no part in it, whatever it is called. If some file still has several of the
+    words, in folders and in its own name, then only the own names of files count.
+
     Args:
         files: with names in which one of the parts stands as a word: "scene1_red.tif", "red/scene1.tif".
         parts: what the names of an image differ in: ("red", "nir").
@@ -26,14 +30,18 @@ def stacked(files: Sequence[str], parts: Sequence[str]) -> list[list[str]]:
         ValueError: a file without or with several of these words, or an image of which a band is missing.
     """
     word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, parts))})(?![A-Za-z0-9])")
+    around = os.path.commonprefix([f"{os.path.dirname(file)}/" for file in files])  # noqa: RUF071 (paths may be mixed)
+    starts = [len(os.path.dirname(around)) if len(parts) > 1 else 0] * len(files)
+    if any(len({*word.findall(file, start)}) > 1 for file, start in zip(files, starts, strict=True)):
+        starts = [len(os.path.dirname(file)) for file in files]
     found: dict[str, dict[str, str]] = {}
-    for file in files:
-        words = word.findall(file)
+    for file, start in zip(files, starts, strict=True):
+        words = word.findall(file, start)
         if not words:
             continue  # of another kind: a mask, a band that is not wanted
         if len(set(words)) > 1:
-            raise ValueError(f"{file} names several of --stack {','.join(parts)}")
-        found.setdefault(word.sub("*", file), {})[words[0]] = file
+            raise ValueError(f"{file} names several of --stack {','.join(parts)}; leave one of them in its name")
+        found.setdefault(file[:start] + word.sub("*", file[start:]), {})[words[0]] = file
     if not found:
         raise ValueError(f"no name of a file has one of --stack {','.join(parts)} as a word")
     for name, bands in found.items():

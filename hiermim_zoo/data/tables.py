@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -83,11 +83,33 @@ def located(path: str, rows: Iterable[Row], root: str | None = None) -> list[str
     Raises:
         ValueError: one is not there.
     """
-    files = [os.path.join(root or os.path.dirname(path), row.file) for row in rows]
-    for file in files:
+    files = []
+    for row in rows:
+        files.append(file := os.path.join(root or os.path.dirname(path), row.file))
         if not os.path.isfile(file):
-            raise ValueError(f"{path} names {file}, which does not exist")
+            raise ValueError(f"{path} names {file}, which does not exist{about_backslashes(row.file)}")
     return files
+
+
+def about_backslashes(name: str) -> str:
+    """What a message about a name that is not found adds, if folders in it are divided as only Windows divides them."""
+    return "; write / in place of \\ between folders" if "\\" in name and os.sep == "/" else ""
+
+
+def file_column(path: str, columns: Sequence[str]) -> str:
+    """The column of files.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = next((name for name in FILE_COLUMNS if name in columns), None)
+    if found is None:
+        other = next((mark for mark in (";", "\t", ",", "|") if mark in "".join(columns)), None)
+        raise ValueError(
+            f"{path} has the columns {', '.join(columns)}; one must be called {' or '.join(FILE_COLUMNS)}"
+            + (f"; {other!r} divides no columns: in .csv a comma does, in .tsv a tab" if other else "")
+        )
+    return found
 
 
 def read_table(path: str) -> list[Row]:
@@ -112,9 +134,7 @@ def read_table(path: str) -> list[Row]:
 
 def _columns(path: str, table: csv.DictReader[str]) -> list[Row]:
     names = [name or "" for name in table.fieldnames or ()]
-    file = next((name for name in FILE_COLUMNS if name in names), None)
-    if file is None:
-        raise ValueError(f"{path} has the columns {', '.join(names)}; one must be called {' or '.join(FILE_COLUMNS)}")
+    file = file_column(path, names)
     label = next((name for name in LABEL_COLUMNS if name in names), "")
     rows = []
     for row in table:

@@ -21,6 +21,7 @@ from ..text import printable
 from .image_form import said_of
 
 FEWEST = 200  # steps of the optimiser, below which hardly anything is learned
+FEW_GROUPS = 10  # below which drawing them tells little of how others would be
 ENOUGH = 8  # lines of a log that tell how much the loss varies by chance
 # What it means that a model was never trained.
 LITTLE = "what it gives means little"
@@ -129,6 +130,20 @@ def about_score(found: str, bounds: Sequence[float], chance: Chance, advice: str
     if share < bounds[0]:
         return []
     return [f"{found} is no better than chance, {share:.4g}{unit} ({chance.words}); try {advice}"]
+
+
+def about_groups(count: int) -> list[str]:
+    """A line, if there are too few groups for intervals that mean something.
+
+    Args:
+        count: of the groups that were measured on; 0: images are not grouped.
+    """
+    if not 0 < count < FEW_GROUPS:
+        return []
+    return [
+        f"intervals of {count} group{'s' if count > 1 else ''} mean little, for they say how much groups differ; "
+        f"measure on {FEW_GROUPS} or more"
+    ]
 
 
 def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[str]:

@@ -31,6 +31,7 @@ from .problems import EXAMPLES, BadOptions, gathered, lines_of, names
 from .values import ASSIGNMENT, FLAG, SIDES
 
 BAD_INPUT = 2  # exit code
+CLOSED_PIPE = 141  # 128 and the number of SIGPIPE
 
 
 # ---- the options of a command
@@ -415,11 +416,18 @@ def value_of(words: Sequence[str], flag: str) -> str | None:
 def run_command(main: Callable[[], Any]) -> None:
     """Run a command; bad input ends it with a line on stderr for each thing that is wrong, and exit code 2.
 
-    Set HIERMIM_DEBUG=1 to see the traceback instead.
+    Set HIERMIM_DEBUG=1 to see the traceback instead. Who reads the output may stop reading, as ``head`` does: that is
+    no error, and ends the command without a word, with the code that shells give.
     """
     write_anything(sys.stdout)
     try:
-        main()
+        try:
+            main()
+        finally:  # --help leaves by an exception
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
+        sys.exit(CLOSED_PIPE)
     except (ValueError, OSError) as error:
         if os.environ.get("HIERMIM_DEBUG"):
             raise

@@ -75,11 +75,11 @@ class ExtractOptions(OptionSet):
         group=MODEL,
     )
     overlap: int | None = option(
-        "pixels that neighbouring tiles share",
+        "pixels that neighbouring tiles share, a multiple of twice the model's stride",
         default=None,
         kind=whole(0),
         metavar="N",
-        auto="an eighth of the tile",
+        auto="about an eighth of the tile",
         group=MODEL,
     )
     frame_stride: int | None = frame_stride(group=MODEL)

@@ -18,8 +18,8 @@ DRAWING = "the drawing"
 @dataclass(frozen=True, kw_only=True)
 class ReconstructOptions(OptionSet):
     images: tuple[Path, ...] = option(
-        "files, or tables of files (.csv, .tsv, .txt); with a model of video, files of video or folders of frames, of "
-        "which the clip in the middle is taken",
+        "files, folders (with all below), or tables of files (.csv, .tsv, .txt); with a model of video, files of video "
+        "or folders of frames, of which the clip in the middle is taken",
         kind=PATH,
         positional=True,
         spelt=FILES,
