@@ -141,7 +141,9 @@ def command(verb: str, data: str, bad: str, out: Path, options: dict[str, Any]) 
         "extract": lambda: extract.run(
             images=[data], output=out, pretrained=False, workers=0, batch_size=1, img_size=32, **model
         ),
-        "tiles": lambda: extract.run(images=[bad], output=out, pretrained=False, workers=0, tile=32, **model),
+        "tiles": lambda: extract.run(
+            images=[bad], output=out, pretrained=False, workers=0, tile=32, overlap=0, **model
+        ),
         "reconstruct": lambda: reconstruct.run(images=[bad], output=out.with_suffix(".png"), **model),
     }[verb]
 

@@ -226,10 +226,16 @@ def test_workers_and_batches_change_nothing(model: Convolutions, tmp_path: Path)
     ("options", "message"),
     [
         ({"tile": 72, "overlap": 32}, r"makes maps of \[\[9, 9\], \[4, 4\]\] cells of it"),
-        ({"overlap": 8}, "--tile 64 --overlap 8: .* stride, 16, .* one of 32 .*--tile 64 --overlap 32 would do"),
+        (
+            {"overlap": 8},
+            "--tile 64 with an overlap of 8: .* stride, 16, .* one of 32 .*--tile 64 --overlap 32 would do",
+        ),
         ({"tile": 128, "overlap": 48}, "--tile 128 --overlap 64 would do"),
         ({"tile": 112, "overlap": 48}, "--tile 128 --overlap 64 would do"),
-        ({"tile": 32, "overlap": None}, "--tile 32 --overlap 32: .*--tile 64 --overlap 32 would do, or --overlap 0"),
+        (
+            {"tile": 32, "overlap": None},
+            "--tile 32 with an overlap of 32: .*--tile 64 --overlap 32 would do, or --overlap 0",
+        ),
         ({"overlap": 48}, "--overlap 48 is more than half of --tile 64"),
         ({"tile": None}, "--overlap 32 is that of tiles"),
         ({"img_size": 64}, "leave out --img-size"),
