@@ -113,8 +113,8 @@ def check_multiples(tile: int, overlap: int, stride: int) -> None:
     if (tile, overlap) != (good_tile, good_overlap):
         raise ValueError(
             f"--tile {tile} with an overlap of {overlap}: the tile must be a multiple of the model's stride, {stride}, "
-            f"and the overlap one of {2 * stride} and at most half the tile: --tile {good_tile} --overlap {good_overlap} "
-            "would do, or --overlap 0"
+            f"and the overlap one of {2 * stride} and at most half the tile: --tile {good_tile} --overlap "
+            f"{good_overlap} would do, or --overlap 0"
         )
 
 
