@@ -283,8 +283,8 @@ def test_finetuned_folder_is_what_was_measured(tmp_path: Path, capsys: pytest.Ca
     again = result(capsys, "digits", "--model", f"local-dir:{out}", "--method", "classify", "--workers", "0")
     assert again["top1"] == found["top1"]
     card = (out / "README.md").read_text()
-    measured = f"{found['top1']:.2f} % right", "300 images of digits (validation)"
-    for piece in ("--seed 3", *measured, "license: apache-2.0"):
+    measured = f"{found['top1']:.2f} % of 300 images of digits (validation)"
+    for piece in ("--seed 3", measured, "license: apache-2.0"):
         assert piece in card
 
     small = ["--no-pretrained", "--model-kwargs", "embed_dim=24", "--epochs", "1"]
