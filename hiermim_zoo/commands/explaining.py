@@ -34,6 +34,7 @@ from .options.fields import long_flag
 from .options.pretrain import AUTO, PretrainOptions
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
+WIDEST = 30  # letters of a column
 POSITIONS = {True: "sine-cosine, not trained", False: "trained"}
 
 
@@ -264,7 +265,8 @@ def _outcome(model: str, lines: list[Line], sources: Mapping[str, str]) -> Outco
         (line.name, line.value, f"{line.origin} (recipe: {line.instead})" if line.instead else line.origin)
         for line in lines
     ]
-    widths = [max(len(row[column]) for row in shown) for column in (0, 1)]
+    # A long value moves its own origin to the right, not those of all lines.
+    widths = [max(min(len(row[column]), WIDEST) for row in shown) for column in (0, 1)]
     text = [f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in shown]
     said = [f"recipe of {what}: {source}" for what, source in sources.items()]
     changed = [line.name for line in lines if line.instead]
