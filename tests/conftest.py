@@ -45,6 +45,15 @@ def seeded() -> Iterator[None]:
         torch._dynamo.reset()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests that compare bits: the numbers of two may differ in the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Processes of their own that have torch and timm imported."""

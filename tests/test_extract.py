@@ -26,12 +26,7 @@ from hiermim_zoo.commands.options import run_command
 RANDOM = ("--no-pretrained", "--workers", "0", "--device", "cpu", "--batch-size", "2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,7 @@ SHORT = shlex.split("--batch-size 8 --epochs 1 --warmup 0 --workers 0 --device c
 SMALL = (*MODEL, *SHORT)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The numbers of two may differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hiermim_zoo import evaluate, pretrain
 from hiermim_zoo.data.batches import Batching
@@ -19,14 +17,7 @@ from hiermim_zoo.training.masks import check_masks
 
 from .test_pretrain import largest_difference, train
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The numbers of two may differ in the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---- runs that began before

@@ -22,7 +22,7 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 
-from .tables import LABEL_COLUMNS, SEPARATORS, about_backslashes, file_column
+from .tables import LABEL_COLUMNS, SEPARATORS, about_backslashes, file_column, opened
 from .targets import KINDS
 
 AUTO = "auto"
@@ -132,12 +132,10 @@ def read_cells(path: str) -> tuple[tuple[str, ...], list[tuple[int, dict[str, st
     if not separator:
         raise ValueError(f"{path}: a table with a header is wanted, .csv or .tsv")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as opened:
-            reader = csv.DictReader(opened, delimiter=separator)
+        with opened(path) as file:
+            reader = csv.DictReader(file, delimiter=separator)
             columns = tuple(name or "" for name in reader.fieldnames or ())
             cells = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of text: {error}") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     return columns, cells

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -112,6 +113,20 @@ def file_column(path: str, columns: Sequence[str]) -> str:
     return found
 
 
+@contextmanager
+def opened(path: str) -> Iterator[IO[str]]:
+    """The text of a table.
+
+    Raises:
+        ValueError: what is read inside is no text, or no columns.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of text: {error}") from error
+
+
 def read_table(path: str) -> list[Row]:
     """The rows of a table.
 
@@ -119,14 +134,11 @@ def read_table(path: str) -> list[Row]:
         ValueError: it is no text, is empty, or has no column of files.
     """
     separator = SEPARATORS[Path(path).suffix.lower()]
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if not separator:
-                rows = [Row(line.strip(), "", "") for line in file if line.strip()]
-            else:
-                rows = _columns(path, csv.DictReader(file, delimiter=separator))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no table of text: {error}") from error
+    with opened(path) as file:
+        if not separator:
+            rows = [Row(line.strip(), "", "") for line in file if line.strip()]
+        else:
+            rows = _columns(path, csv.DictReader(file, delimiter=separator))
     if not rows:
         raise ValueError(f"{path} names no files")
     return rows
