@@ -101,19 +101,19 @@ def test_help_for_a_model_has_its_familys_values(capsys: pytest.CaptureFixture[s
         return dict(re.findall(r" --([\w-]+) (?:(?! --).)*?\(default: ([^)]*)\)", printed))
 
     expected = {
-        "epochs": "800",
-        "batch-size": "2048",
-        "warmup": "40",
-        "blr": "0.0001",
+        "epochs": "800 with --recipe paper",
+        "batch-size": "2048 with --recipe paper",
+        "warmup": "40 with --recipe paper",
+        "blr": "0.0001 with --recipe paper",
         "weight-decay": "0.05",
         "betas": "0.9 0.95",
         "drop-path": "0.0",
         "crop-scale": "0.2 1.0",
         "mask-ratio": "0.75",
         "masks": "batch",
-        "decoder-depth": "1",
-        "decoder-dim": "512",
-        "decoder-heads": "16",
+        "decoder-depth": "1 with --recipe paper",
+        "decoder-dim": "512 with --recipe paper",
+        "decoder-heads": "16 with --recipe paper",
     }
     assert expected.items() <= shown("--model", "green_swin_base").items()
     assert shown("--model=hiera_base_video")["repeat"] == "4"

@@ -222,8 +222,8 @@ def test_groups_on_both_sides_are_refused(table: Path, tmp_path: Path) -> None:
     [
         ("{t} --method knn --target-columns red", "column red holds whole numbers, which could be classes or values"),
         (
-            "{one} --method knn --target-columns kind",
-            "has no two splits 'train' and 'validation'; --split-fraction 0.2",
+            "{one} --method knn --target-columns kind --split test",
+            "has no two splits 'train' and 'test'; --split-fraction 0.2",
         ),
         ("{t} --method knn --target-columns kind --split-fraction 0.2", "cuts data of one split, and {t} has two"),
         ("{t} --method knn --target-columns level --confusion {out}", "values have no confusion matrix, classes have"),

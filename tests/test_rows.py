@@ -12,7 +12,7 @@ import pytest
 from hiermim_zoo import evaluate, pretrain
 from hiermim_zoo.data.batches import Batching
 from hiermim_zoo.mae import create_mae
-from hiermim_zoo.training import defaults, pretraining, snapshots
+from hiermim_zoo.training import beginning, defaults, snapshots
 from hiermim_zoo.training.masks import check_masks
 
 from .test_pretrain import largest_difference, train
@@ -31,11 +31,14 @@ def begun_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def save(writer: Any, step: int, mae: Any, optimizer: Any, rest: dict[str, Any]) -> None:
         recipe = {name: rest["recipe"][name] for name in rest["recipe"].keys() & {"depth", "dim", "heads"}}
-        old = {name: value for name, value in rest.items() if name != "rows"} | {"recipe": recipe}
+        old = {name: value for name, value in rest.items() if name not in ("rows", "micro_batches")} | {
+            "recipe": recipe
+        }
+        del old["options"]["recipe"]
         saved(writer, step, mae, optimizer, old)
 
     saved = snapshots.SnapshotWriter.save
-    monkeypatch.setattr(pretraining, "followed", as_before)
+    monkeypatch.setattr(beginning, "followed", as_before)
     monkeypatch.setattr(snapshots.SnapshotWriter, "save", save)
 
 
@@ -55,10 +58,11 @@ def test_a_run_that_began_before_ends_as_it_would_have(
     argv = (*model.split(), "--steps", "4", "--lr", "1e-2", "--weight-decay", "0.5")
     with monkeypatch.context() as before:
         begun_before(before)
-        whole = train(tmp_path / "whole", *argv)
-        train(tmp_path / "halves", *argv, "--stop-after", "2")
+        whole = train(tmp_path / "whole", *argv, "--recipe", "paper")  # there was no other
+        train(tmp_path / "halves", *argv, "--recipe", "paper", "--stop-after", "2")
     assert largest_difference(train(tmp_path / "halves", *argv, "--resume", "auto"), whole) == 0
-    assert largest_difference(train(tmp_path / "now", *argv), whole) > 1e-3  # negative control
+    now = train(tmp_path / "now", *argv, "--recipe", "paper")
+    assert largest_difference(now, whole) > 1e-3  # negative control
 
 
 def test_a_run_goes_on_with_the_rows_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +150,7 @@ def test_a_recipe_is_explained_before_any_image_is_read(
     images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"data": images, "model": "green_swin_base", "output": tmp_path / "out", "explain": True}
+    options |= {"recipe": "paper"}
     found = explained(pretrain.run(**options, batch_size=4, epochs=60, mask_ratio=0.5, mean=("auto",)))
     assert found["batch_size"] == ("4", "option --batch-size", "2048")
     assert found["epochs"] == ("60", "option --epochs", "800")
@@ -157,7 +162,7 @@ def test_a_recipe_is_explained_before_any_image_is_read(
     assert (found["images"][0], found["steps of an epoch"][0], found["steps"][0]) == ("12", "3", "180")
     assert found["images seen"][0] == "720"
     assert not (tmp_path / "out").exists()
-    pretrain.main([images, "--model", "green_swin_base", "-o", str(tmp_path / "out"), "--explain"])
+    pretrain.main([images, "--model", "green_swin_base", "-o", str(tmp_path / "out"), "--explain", "--recipe", "paper"])
     printed = capsys.readouterr().out
     assert "recipe of pre-training: GreenMIM scripts/srun_greenmim_swin_base.sh" in printed
     assert "changed: nothing" in printed
@@ -165,7 +170,7 @@ def test_a_recipe_is_explained_before_any_image_is_read(
 
 
 def test_whatever_options_change_is_among_the_changes(images: str, tmp_path: Path) -> None:
-    options = {"data": images, "model": "hivit_atto", "output": tmp_path / "out", "explain": True}
+    options = {"data": images, "model": "hivit_atto", "output": tmp_path / "out", "explain": True, "recipe": "paper"}
     plan = {"batch_size": 4, "epochs": 10, "warmup": 5, "clip": 0}
     plain = explained(pretrain.run(**options, **plan))
     assert [name for name, line in plain.items() if line[2]] == ["epochs", "batch_size", "warmup"]
@@ -218,6 +223,7 @@ def test_statistics_of_weights_are_explained(images: str, tmp_path: Path) -> Non
 def test_fine_tuning_is_explained(images: str) -> None:
     others = images.replace("images", "others")
     options = {"data": others, "train": images, "model": "green_swin_base", "method": "finetune", "explain": True}
+    options |= {"recipe": "paper"}
     found = explained(evaluate.run(**options, batch_size=4, epochs=40, lr=1e-3, pretrained=False, ema=0.9))
     assert found["batch_size"] == ("4", "option --batch-size", "768")
     assert found["lr"][:2] == ("0.001", "option --lr")

@@ -24,13 +24,16 @@ from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.training import pretraining, snapshots
 from hiermim_zoo.training.autoencoder import build_autoencoder
+from hiermim_zoo.training.beginning import Beginning
 from hiermim_zoo.training.defaults import family_values, followed
 from hiermim_zoo.training.distributed import World, restored
 from hiermim_zoo.training.finetuning import FineTune
 from hiermim_zoo.training.graphs import RECORDING, hold_gradients
 from hiermim_zoo.training.optimizer import decides_on_device, gradient_norm, make_optimizer, take_step
 from hiermim_zoo.training.precision import chosen_amp, train_in
+from hiermim_zoo.training.run_data import open_data
 from hiermim_zoo.training.run_log import read_log
+from hiermim_zoo.training.small import with_intervals
 
 CPU = torch.device("cpu")
 ARGV = shlex.split("digits --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 8 --epochs 1 --warmup 0")
@@ -43,9 +46,11 @@ def run_of(output: Path, *argv: str) -> pretraining.Run:
     options: PretrainOptions = pretrain.VERB.parse([*ARGV, *argv, "-o", str(output)])
     options = replace(options.filled(family_values(options.model)), amp="none")
     mae = build_autoencoder(options)
-    data = pretraining.open_data(options, mae, None)
+    data = open_data(options, mae, None)
     batching = Batching(len(data.source), options.batch_size, options.accumulate, 0, 1, options.seed)
-    return pretraining.Run(options, World(0, 1, CPU), mae, data, batching, followed(options.model, None))
+    options = with_intervals(replace(options, recipe="paper"), batching.per_pass, batching.per_epoch)
+    start = Beginning(options, None, followed(options.model, None), mae, data, batching)
+    return pretraining.Run(start, World(0, 1, CPU))
 
 
 def trained(output: Path, *argv: str) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from hiermim_zoo.data.source import Source, VideoSet
 from hiermim_zoo.data.transforms import data_config
 from hiermim_zoo.training import finetuning
 from hiermim_zoo.training.autoencoder import build_autoencoder
+from hiermim_zoo.training.beginning import Beginning
 from hiermim_zoo.training.defaults import family_values, followed
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from hiermim_zoo.training.optimizer import make_optimizer
 from hiermim_zoo.training.pretraining import Run
+from hiermim_zoo.training.small import with_intervals
 from hiermim_zoo.training.tasks import Goal
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -164,7 +166,8 @@ def pretraining_run(size: str) -> Run:
     source = source_of(PRE[size].n, options.repeat or 1)
     data: Any = type("Data", (), {"source": source})
     batching = Batching(len(source), options.batch_size, 1, 0, 1, 0, source.repeat)
-    run = Run(options, World(0, 1, CPU), mae, data, batching, rows)
+    options = with_intervals(replace(options, recipe="paper"), batching.per_pass, batching.per_epoch)
+    run = Run(Beginning(options, None, rows, mae, data, batching), World(0, 1, CPU))
     run.holds_gradients = False
     run.backward = no_backward  # type: ignore[method-assign]
     return run

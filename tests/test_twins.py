@@ -182,9 +182,9 @@ def test_the_help_of_evaluate_shows_the_recipe_of_a_model(capsys: pytest.Capture
     assert "as the data have images or videos (default: the recipe's)" in plain
     recipe = recipe_for("hiera_large")
     shown = " ".join(help_of(evaluate, capsys, "--model", "hiera_large").split())
-    assert f"as the data have images or videos (default: {recipe.epochs})" in shown
-    assert f"of a batch (default: {recipe.blr:g})" in shown
-    assert f"of a step {recipe.batch})" in shown
+    assert f"as the data have images or videos (default: {recipe.epochs} with --recipe paper)" in shown
+    assert f"of a batch (default: {recipe.blr:g} with --recipe paper)" in shown
+    assert f"of a step {recipe.batch} with --recipe paper)" in shown
     swin = " ".join(help_of(evaluate, capsys, "--model", "green_swin_base").split())
     assert "largest norm of the gradient; 0: any (default: 5)" in swin
     assert "the recipe's)" not in shown

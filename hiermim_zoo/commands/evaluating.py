@@ -76,7 +76,7 @@ def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, An
         "images": to_remember(form_for(options, 0)),
         "labels": understood(measured.test),
         "group": options.group,
-        "split_fraction": options.split_fraction,
+        "split_fraction": measured.test.measured,
         "pictures": len(measured.truth),
         **measured.scores,
         "warnings": [*about_model(options.model, options.pretrained, so), *about_found(options, measured)],

@@ -21,11 +21,13 @@ from ..training.endings import about_training
 from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
 from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, Shown, outputs
-from ..training.run_log import LOG
+from ..training.run_log import LOG, say
+from ..training.small import Size, chosen_in_words, recipe_of_size, small_tuning
 from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
 from .options.evaluate import EvaluateOptions
+from .options.shared import BY_PAPER
 
 OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
 RECIPE_OPTIONS = {  # option -> the value of the recipe that it replaces
@@ -42,9 +44,12 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
     """
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
-    recipe, tuning_settings = chosen_settings(options, arch)
-    test, train = open_data(options, data_config(sketch)["input_size"], world, recipe.repeat)
+    repeat = options.repeat or recipe_for(arch).repeat
+    test, train = open_data(options, data_config(sketch)["input_size"], world, repeat)
     assert train is not None
+    size = Size(len(train.source), repeat, world.size)
+    followed = recipe_of_size(options.recipe or "auto", size.images, world.device.type)
+    recipe, tuning_settings = chosen_settings(options, arch, size if followed == "small" else None)
     goal = goal_of(options, train)
     recipe = recipe_of_kind(options, recipe, train.kind)
     kwargs = own_model_kwargs(options)
@@ -61,18 +66,27 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
         now = told(tuning, test, world, how)
         return {goal.task.headline: now.scores[goal.task.headline]} if world.first else {}
 
+    if followed == "small":
+        say(chosen_by_size(tuning, train, world), world.first)
     tuning.train(options.output and options.output / LOG, report)
     tuning.settle()
     found = told(tuning, test, world, how)
     about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
     found = dataclasses.replace(found, warnings=tuple(about))
-    settings = {**dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
+    settings = {"recipe": followed, **dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
     settings |= {"class_weights": options.class_weights} if options.class_weights else {}
     if options.output and world.first:
         export(options, options.output, tuning, arch, config, train, settings, found)
     return found, settings
+
+
+def chosen_by_size(tuning: FineTune, train: Labelled, world: World) -> str:
+    """What the small recipe chose, in a line."""
+    images, recipe = f"{len(train.source)} {train.source.noun}", tuning.recipe
+    parts = recipe.batch, tuning.settings.accumulate, tuning.schedule, recipe.epochs
+    return chosen_in_words(images, world.device.type, *parts)
 
 
 def goal_of(options: EvaluateOptions, train: Labelled) -> Goal:
@@ -127,8 +141,11 @@ def architecture_of(name: str, model: Any) -> str:
     return arch
 
 
-def chosen_settings(options: EvaluateOptions, arch: str) -> tuple[FineTuning, TuningSettings]:
+def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = None) -> tuple[FineTuning, TuningSettings]:
     """The recipe of the architecture, and what it leaves open, with what the options say instead.
+
+    Args:
+        size: of few data, by which the small recipe goes; None: the recipe is the paper's.
 
     Raises:
         ValueError: the architecture has no recipe.
@@ -138,7 +155,10 @@ def chosen_settings(options: EvaluateOptions, arch: str) -> tuple[FineTuning, Tu
     if said.get("auto_augment") == "none":
         said["auto_augment"] = ""
     changes = {field: said[option] for option, field in RECIPE_OPTIONS.items() if option in said}
-    recipe = dataclasses.replace(recipe_for(arch), **changes)
+    row = recipe_for(arch)
+    if size:
+        row = small_tuning(row, size, options.batch_size, options.epochs, options.accumulate or 1)
+    recipe = dataclasses.replace(row, **changes)
     if recipe.schedule == "simmim":  # floor and start are those of the row's batch, and scale with it
         scale = recipe.batch / recipe_for(arch).batch
         floor = said.get("min_lr", recipe.min_lr * scale)
@@ -162,11 +182,12 @@ def recipe_in_words(name: str) -> dict[str, str]:
         return {}
     values = {option: getattr(recipe, field) for option, field in RECIPE_OPTIONS.items()}
     words = {option: value if isinstance(value, str) else f"{value or 0:g}" for option, value in values.items()}
+    words |= {option: f"{words[option]}{BY_PAPER}" for option in ("epochs", "warmup", "blr")}
     return {
         **words,
         "clip": words["clip"] if recipe.clip else "any",
         "auto_augment": words["auto_augment"] or "none",
-        "batch_size": f"64 images; of a step {recipe.batch}",
+        "batch_size": f"64 images; of a step {recipe.batch}{BY_PAPER}",
     }
 
 
@@ -240,7 +261,7 @@ def export(
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        called: f"{score} of {len(found.truth)} images of {options.data} ({part_measured(options, found)}){interval}",
+        called: f"{score} of {len(found.truth)} images of {options.data} ({part_measured(found)}){interval}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,
@@ -251,10 +272,10 @@ def export(
     write_folder(contents, folder, force=True)
 
 
-def part_measured(options: EvaluateOptions, found: Measured) -> str:
+def part_measured(found: Measured) -> str:
     """Which part of the data was measured on, in words."""
-    split = found.test.split
-    return f"--split-fraction {options.split_fraction:g} of {split}" if options.split_fraction else split
+    test = found.test
+    return f"--split-fraction {test.measured:g} of {test.split}" if test.measured else test.split
 
 
 def labels_to_remember(train: Labelled, goal: Goal) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.labels import Ask
-from ..data.splits import Labelled, check_apart, check_groups, cut, open_labelled
+from ..data.splits import Labelled, check_apart, check_groups, check_told_apart, cut, open_labelled
 from ..data.targets import Targets
 from ..data.transforms import data_config
 from ..data.weights import weights_for
@@ -23,8 +23,10 @@ from ..training.probe import Inference, Shown
 from ..training.scores import scored
 from ..training.tasks import TASKS
 from .loading import model_errors, set_img_size
-from .options.evaluate import TRAINED, EvaluateOptions
+from .options.evaluate import DEFAULT_SPLIT, TRAINED, EvaluateOptions
 from .predictions import draw_confusion, write_predictions
+
+MEASURED = 0.2  # share of the images of one split, where no option says it
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def open_data(
     if test.kind != "classes":
         needed(f"measuring {test.kind}")
     if world.first:
-        say(test)
+        say(options, test)
     return test, train
 
 
@@ -179,8 +181,10 @@ def apart(options: EvaluateOptions, train: Labelled, test: Labelled) -> tuple[La
     Raises:
         ValueError: they are not apart.
     """
-    if options.split_fraction and train.source.identity == test.source.identity:
-        return cut(train, options.split_fraction, options.seed)
+    if train.source.identity == test.source.identity and (options.split_fraction or can_be_cut(options, train)):
+        train, test = cut(train, options.split_fraction or MEASURED, options.seed)
+        check_told_apart(test)
+        return train, test
     if options.split_fraction:
         raise ValueError(
             f"--split-fraction {options.split_fraction:g} cuts data of one split, and {options.data} has two: "
@@ -192,8 +196,20 @@ def apart(options: EvaluateOptions, train: Labelled, test: Labelled) -> tuple[La
     return train, test
 
 
-def say(test: Labelled) -> None:
-    """How the labels of a table were understood, on stderr."""
+def can_be_cut(options: EvaluateOptions, train: Labelled) -> bool:
+    """Whether data of one split are cut in two though no option says so: where none asks for other splits."""
+    asked = options.train or options.train_split or options.split != DEFAULT_SPLIT
+    return not asked and not train.source.streamed
+
+
+def say(options: EvaluateOptions, test: Labelled) -> None:
+    """How the labels of a table were understood, and which images are measured on, on stderr."""
+    if test.measured and not options.split_fraction:
+        print(
+            f"{options.data} has one split: {test.measured:.0%} of its images are measured on, drawn by --seed, the "
+            "others trained on; --split-fraction takes another share, --train other images",
+            file=sys.stderr,
+        )
     if test.told:
         more = f"; {test.told.repeated} rows repeat others and count once" if test.told.repeated else ""
         words = test.told.meaning.in_words(len(test.names or ()))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,22 +17,26 @@ from ..data.clips import RATE, STRIDE, Clips
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
 from ..models.recipes import FineTuning, Pretraining, Recipe
-from ..models.shapes import without_memory
-from ..training.autoencoder import build_autoencoder, undecayed
-from ..training.defaults import family_values, pretraining_of
-from ..training.distributed import World
+from ..training.autoencoder import undecayed
+from ..training.beginning import rows_of, sketched, with_recipe
+from ..training.checks import check
+from ..training.defaults import Followed, family_values, pretraining_of
+from ..training.distributed import World, pick_device
 from ..training.finetuning import TuningSettings, check_warmup, recipe_for
 from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
+from ..training.small import FEW, Size, recipe_of_size
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
 from .options import Outcome
 from .options.evaluate import EvaluateOptions
 from .options.fields import long_flag
-from .options.pretrain import AUTO, PretrainOptions
+from .options.pretrain import AUTO, SCHEDULED, PretrainOptions
+from .options.shared import RECIPES
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
+SMALL = "recipe small"
 WIDEST = 30  # letters of a column
 POSITIONS = {True: "sine-cosine, not trained", False: "trained"}
 
@@ -53,31 +56,30 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     Raises:
         ValueError: it would be refused, for other reasons than the number of images.
     """
-    row = pretraining_of(options.model)
     options.check_rate()
-    chosen = options.filled(family_values(options.model))
-    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(chosen, name) == (AUTO,)}
-    lines = [
-        _line(name, getattr(chosen, name), value, getattr(options, name) is not None)
-        for name, value in family_values(options.model).items()
-        if value is not None or getattr(chosen, name) is not None
-    ]
-    rule = chosen.blr * chosen.batch_size / 256
+    said = check(options)
+    # Without values where no file of weights is to be looked into.
+    rows = Followed({"imagenet": False} if options.pretrained else {}, pretraining_of(options.model))
+    sketch = sketched(said, rows)
+    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(said, name) == (AUTO,)}
+    data = open_data(dataclasses.replace(said, **measured), sketch, None)
+    size, device = Size(len(data.source), data.source.repeat, 1), pick_device(options.device).type
+    chosen = with_recipe(said, size, device, sketch)
+    small = chosen.recipe == "small"
+    row, mae = rows_of(chosen, rows).pretraining, sketched(chosen, rows)
+    lines = [_recipe(options.recipe, chosen.recipe, size, device), *_schedule(options, chosen, row)]
     lines += [
-        _ruled("lr", chosen.lr, rule, "blr * batch size / 256", options.lr is not None),
         _line("opt", chosen.opt, "adamw", chosen.opt != "adamw"),
         _line("clip", chosen.clip or None, None, bool(chosen.clip)),
-        _line("accumulate", chosen.accumulate, 1, chosen.accumulate > 1),
     ]
-    # Without values where no file of weights is to be looked into.
-    recipe = {"imagenet": False} if options.pretrained else {}
-    with nullcontext() if options.checkpoint else without_memory():
-        mae = build_autoencoder(dataclasses.replace(chosen, pretrained=False), recipe)
-    lines += _autoencoder(options, mae)
+    if chosen.accumulate is None:
+        lines.append(Line("accumulate", "what fits into memory", SMALL, "1"))
+    else:
+        lines.append(_line("accumulate", chosen.accumulate, 1, options.accumulate is not None))
+    lines += _autoencoder(options, mae, SMALL if small else "checkpoint")
     lines += [
         Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE),
     ]
-    data = open_data(dataclasses.replace(chosen, **measured), mae, None)
     loaded = options.pretrained or options.checkpoint
     usual = "the weights that it starts from" if loaded else RECIPE if mae.recipe.imagenet else "the architecture's"
     own_config = data_config(mae.encoder, mae.input_size)
@@ -92,7 +94,7 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
         for name, default in (("frame_stride", STRIDE), ("frame_rate", RATE)):
             said = getattr(options, name)
             lines.append(_line(name, said or default, default, said is not None))
-    lines += _course(len(data.source), data.source.noun, chosen, row)
+    lines += _course(size.images, data.source.noun, chosen, row, rows.pretraining.ahead)
     return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
 
 
@@ -104,14 +106,16 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     """
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
-    row, (recipe, settings) = recipe_for(arch), chosen_settings(options, arch)
-    check_warmup(recipe)
-    alone = World(0, 1, torch.device("cpu"))
-    _, train = open_splits(options, data_config(sketch)["input_size"], alone, recipe.repeat)
+    row, alone = recipe_for(arch), World(0, 1, torch.device("cpu"))
+    _, train = open_splits(options, data_config(sketch)["input_size"], alone, options.repeat or row.repeat)
     assert train is not None
+    size, device = Size(len(train.source), options.repeat or row.repeat, 1), pick_device(options.device).type
+    followed = recipe_of_size(options.recipe or RECIPES[0], size.images, device)
+    recipe, settings = chosen_settings(options, arch, size if followed == "small" else None)
+    check_warmup(recipe)
     recipe = recipe_of_kind(options, recipe, train.kind)
     option_of = {field: option for option, field in RECIPE_OPTIONS.items()}
-    lines = []
+    lines = [_recipe(options.recipe or RECIPES[0], followed, size, device)]
     for field in dataclasses.fields(FineTuning):
         option, value, own = option_of.get(field.name), getattr(recipe, field.name), getattr(row, field.name)
         if field.name in ("source", "ahead"):
@@ -119,6 +123,8 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         given = option is not None and getattr(options, option) is not None
         if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
             lines.append(Line(field.name, _words(value), "rule: values cannot be blended", _words(own)))
+        elif not given and followed == "small" and field.name in ("batch", "epochs", "warmup", "blr"):
+            lines.append(Line(option or field.name, _words(value), SMALL, _words(own)))
         elif not given and value != own:
             formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
             lines.append(Line(field.name, _words(value), formula))
@@ -132,7 +138,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         for name in (field.name for field in dataclasses.fields(TuningSettings))
         if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
     ]
-    parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, recipe.ahead)
+    parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
     lines += _steps(len(train.source), train.source.noun, *parts, lambda batching: tuning_schedule(recipe, batching))
     return _outcome(options.model, lines, {"fine-tuning": row.source})
 
@@ -140,8 +146,41 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
 # ---- parts
 
 
-def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[Line]:
-    """What is hidden, and what predicts it."""
+def _recipe(said: str, followed: str, size: Size, device: str) -> Line:
+    """Which one of the two, and why."""
+    if said != RECIPES[0]:
+        return Line("recipe", followed, f"{OPTION} --recipe")
+    why = f"{FEW:,} images or more, and no CPU" if followed == "paper" else f"less than {FEW:,} images, or a CPU"
+    return Line("recipe", followed, f"{RULE}: {why} ({size.images} on {device})")
+
+
+def _schedule(options: PretrainOptions, chosen: PretrainOptions, row: Pretraining) -> Iterable[Line]:
+    """The values of the family, and those that are in place of them."""
+    values = family_values(options.model)
+    small = chosen.recipe == "small"
+    for name, value in values.items():
+        now, given = getattr(chosen, name), getattr(options, name) is not None
+        if name == "accumulate" or now is None:
+            continue
+        elif name == "epochs" and small and options.steps and not given:
+            yield Line(name, _words(now), f"{OPTION} --steps", _words(value))
+        elif small and name in SCHEDULED and not given:
+            yield Line(name, _words(now), SMALL, _words(value) if now != value else "")
+        else:
+            yield _line(name, now, value, given)
+    if chosen.blr is None and options.lr is None:
+        yield Line("lr", _words(chosen.lr), SMALL, _words(row.blr * row.batch / 256))
+    else:
+        rule = (chosen.blr or row.blr) * chosen.batch_size / 256
+        yield _ruled("lr", chosen.lr, rule, "blr * batch size / 256", options.lr is not None)
+
+
+def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder, otherwise: str) -> Iterable[Line]:
+    """What is hidden, and what predicts it.
+
+    Args:
+        otherwise: where values are from that are neither of the family nor of an option.
+    """
     own: Recipe = recipe_of(options.model, {})
     said = {
         "mask_ratio": options.mask_ratio,
@@ -154,7 +193,7 @@ def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[L
     for name, option in said.items():
         value, usual = getattr(mae.recipe, name), getattr(own, name)
         if option is None and value != usual:
-            yield Line(shown.get(name, name), _words(value), "checkpoint", _words(usual))
+            yield Line(shown.get(name, name), _words(value), otherwise, _words(usual))
         else:
             yield _line(shown.get(name, name), value, usual, option is not None)
     yield Line("visible units", f"{mae.kept} of {mae.units}", "rule: int(units * (1 - mask_ratio))")
@@ -170,15 +209,15 @@ def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[L
         yield Line("positions", value, RECIPE) if value == usual else Line("positions", value, "checkpoint", usual)
 
 
-def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining) -> list[Line]:
+def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining, ahead: float) -> list[Line]:
     return _steps(
         count,
         noun,
         chosen.batch_size,
-        chosen.accumulate,
+        chosen.accumulate or 1,
         chosen.repeat or 1,
         chosen.epochs,
-        row.ahead,
+        ahead,
         lambda batching: pretraining_schedule(chosen, row, batching),
     )
 
@@ -200,7 +239,7 @@ def _steps(
     try:
         batching = Batching(count, batch, accumulate, 0, 1, 0, repeat)
     except ValueError as error:
-        return [*lines, Line("ahead", f"{ahead:g} epochs", RECIPE), Line("steps", f"none: {error}", RULE)]
+        return [*lines, Line("steps", f"none: {error}", RULE)]
     course: Schedule = schedule(batching)
     everything = batching.steps_of_run(epochs)
     samples = "clips" if repeat > 1 else noun
@@ -220,6 +259,8 @@ def _steps(
 
 def _ahead(course: Schedule, batching: Batching, ahead: float) -> Line:
     """What a short run cannot be ahead it is not."""
+    if ahead and not course.ahead:
+        return Line("ahead", "0 epochs", SMALL, f"{ahead:g} epochs")
     if course.shift == course.ahead:
         return Line("ahead", f"{ahead:g} epochs", RECIPE)
     rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {ahead:g} epochs)"

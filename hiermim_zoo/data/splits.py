@@ -37,6 +37,7 @@ class Labelled:
             source reads has its class beside it.
         groups: what each item belongs to; None: to nothing.
         told: by which table, and how it was understood; None: classes are as the data have them.
+        measured: share of the data that is measured on, where they were cut in two and these are a part.
     """
 
     spec: str
@@ -46,6 +47,7 @@ class Labelled:
     truth: Tensor | None = None
     groups: Sequence[str] | None = None
     told: Told | None = None
+    measured: float | None = None
 
     @property
     def kind(self) -> str:
@@ -274,9 +276,23 @@ def cut(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]
     if not taken.any() or taken.all():
         what = f"{count} images" if groups is None else f"{int(groups.max()) + 1} groups of {count} images"
         raise ValueError(f"--split-fraction {fraction:g} of the {what} of {data.spec} leaves nothing on one side")
-    test, train = _part(data, taken, "measured"), _part(data, ~taken, "trained")
+    whole = replace(data, measured=fraction)
+    test, train = _part(whole, taken, "measured"), _part(whole, ~taken, "trained")
     _check_known(train, test)
     return train, test
+
+
+def check_told_apart(test: Labelled) -> None:
+    """Refuse a part to measure on whose images all have the same class.
+
+    Raises:
+        ValueError: naming a share that may have others.
+    """
+    if test.kind == "classes" and len(_keys(test).unique()) < 2:
+        raise ValueError(
+            f"--split-fraction {test.measured or 0:g} measures on {len(test.source)} images of {test.spec}, all of one "
+            "class; try a larger one, such as 0.5, or --train DATA"
+        )
 
 
 def _part(data: Labelled, taken: Tensor, name: str) -> Labelled:

@@ -138,7 +138,7 @@ class FineTuning:
     drop_path: float
     batch: int = 1024
     repeat: int = 1  # clips of a video each time it is opened
-    warmup: int = 5  # epochs
+    warmup: float = 5  # epochs
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     # "mae": the cosine begins where the warm-up ends, and layer decay scales all of it. "simmim": it began with the

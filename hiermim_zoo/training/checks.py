@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoints.configs import read_config
 from ..checkpoints.folder import CONFIG_FILE
-from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.pretrain import SCHEDULED, PretrainOptions
 from ..commands.options.problems import BadOptions, gathered
 from ..data.batches import Batching
 from . import snapshots
@@ -38,7 +38,7 @@ def problems(said: Mapping[str, Any]) -> list[str]:
 
 
 def check(options: PretrainOptions) -> PretrainOptions:
-    """The options, with the values of the model's family.
+    """The options, with the values of the model's family; those that depend on the data, only of the paper's recipe.
 
     Where something is wrong, what costs more to be found out is looked at too, so that all is said at once.
 
@@ -88,7 +88,8 @@ def check_batch(options: PretrainOptions, world: World) -> None:
     Raises:
         ValueError: naming it.
     """
-    Batching(sys.maxsize, options.batch_size, options.accumulate, world.rank, world.size, options.seed)
+    if options.batch_size:
+        Batching(sys.maxsize, options.batch_size, options.accumulate or 1, world.rank, world.size, options.seed)
 
 
 def first_process() -> bool:
@@ -97,7 +98,10 @@ def first_process() -> bool:
 
 def _complete(options: PretrainOptions) -> PretrainOptions:
     channels = said_channels(Path(options.checkpoint)) if options.checkpoint else 3
-    return options.filled({**family_values(options.model), "in_chans": channels})
+    values = dict(family_values(options.model))
+    if options.recipe != "paper":  # how many images there are is not known yet
+        values = {name: value for name, value in values.items() if name not in SCHEDULED}
+    return options.filled({**values, "in_chans": channels})
 
 
 def said_channels(folder: Path) -> int:

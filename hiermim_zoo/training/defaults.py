@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..commands.options.pretrain import SCHEDULED
+from ..commands.options.shared import BY_PAPER
 from ..mae import recipe_of
 from ..models.family import families, family_of
 from ..models.recipes import Pretraining, Recipe
@@ -79,7 +81,7 @@ def _before(model: str, own: Pretraining, state: Mapping[str, Any]) -> Followed:
 
 
 def family_values(model: str) -> Mapping[str, Any]:
-    """The values of options that a family has, by the names of the options.
+    """The values of options that a family has, by the names of the options: of the recipe of its paper.
 
     Raises:
         ValueError: see :func:`pretraining_of`.
@@ -91,6 +93,7 @@ def family_values(model: str) -> Mapping[str, Any]:
         "drop_path": row.drop_path,
         "epochs": row.epochs,
         "batch_size": row.batch,
+        "accumulate": 1,
         "blr": row.blr,
         "warmup": row.warmup,
         "weight_decay": row.weight_decay,
@@ -106,15 +109,16 @@ def family_words(model: str) -> Mapping[str, str]:
     """
     recipe = recipe_of(model, {})
     values = {
-        **family_values(model),
+        **{name: value for name, value in family_values(model).items() if name != "accumulate"},
         "mask_ratio": recipe.mask_ratio,
         "masks": recipe.masks,
         "decoder_depth": recipe.depth,
         "decoder_dim": recipe.dim,
         "decoder_heads": recipe.heads,
     }
-    return {
+    words = {
         name: " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
         for name, value in values.items()
         if value is not None
     }
+    return {name: f"{value}{BY_PAPER * (name in SCHEDULED)}" for name, value in words.items()}

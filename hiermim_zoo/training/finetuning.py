@@ -34,6 +34,7 @@ from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients
 from .optimizer import gradient_norm, make_optimizer
 from .precision import autocast, train_in
+from .run_log import Forecast, say
 from .schedule import set_lr, tuning_schedule
 from .tasks import Goal, Wanted, objective, tell_values
 
@@ -255,6 +256,7 @@ class FineTune:
         np.random.seed(seed)
         torch.manual_seed(seed)
         self.computed = train_in(self.world.device, self.settings.amp)
+        self.forecast = Forecast(0, self.total)
         with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
             for epoch in range(self.recipe.epochs):
                 steps = range(*map(self.batching.steps_of, (epoch, epoch + 1)))
@@ -279,6 +281,7 @@ class FineTune:
             if len(coming) > behind:
                 total += self._read(*coming.popleft())
             bar.update()
+            say(self.forecast.after(step + 1), self.world.first)
         total += sum(self._read(*late) for late in coming)
         mean = summed(torch.tensor([total], device=self.world.device)).item() / (len(steps) * self.world.size)
         seconds = time.perf_counter() - start

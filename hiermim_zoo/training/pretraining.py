@@ -20,17 +20,16 @@ import torch
 from torch import Tensor
 
 from ..commands.options.pretrain import PretrainOptions
-from ..commands.options.problems import together
-from ..data.batches import MOST_STEPS, WANTED, Batching, batches
+from ..data.batches import MOST_STEPS, WANTED, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
-from ..mae import MaskedAutoencoder, recipe_changes
+from ..mae import recipe_changes
 from ..text import printable
 from ..version import __version__
 from . import snapshots
-from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
-from .checks import check, check_batch
-from .defaults import Followed, followed
+from .autoencoder import blocks_of, freeze_unreached, undecayed
+from .beginning import Beginning, begin
+from .checks import check
 from .distributed import (
     SIGNALS,
     OnItsWay,
@@ -48,7 +47,7 @@ from .export import ENCODER, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
 from .lock import FolderLock
-from .masks import check_masks, is_shared, keep_of, planned_ahead, visible_units
+from .masks import is_shared, keep_of, planned_ahead, visible_units
 from .optimizer import (
     decides_on_device,
     gradient_norm,
@@ -58,10 +57,9 @@ from .optimizer import (
 )
 from .precision import autocast, chosen_amp, train_in
 from .previews import look, probe
-from .resuming import begun_run
-from .run_data import Data, open_data
-from .run_log import Meter, RunLog, peak_memory, read_log
+from .run_log import Forecast, Meter, RunLog, peak_memory, read_log
 from .schedule import pretraining_schedule, set_lr
+from .small import chosen_in_words
 
 LOOKS = "looks"  # in the output folder
 AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
@@ -97,20 +95,12 @@ def pretrain(options: PretrainOptions) -> Path:
         caught = stack.enter_context(noted_signals())
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
-        (begun, rows, mae), _ = together(partial(start, chosen, world, lock), partial(check_batch, chosen, world))
-        if not begun:
-            options.check_rate()
-        data = open_data(chosen, mae, begun)
-        parts = (chosen.accumulate, world.rank, world.size)
-        batching = Batching(len(data.source), chosen.batch_size, *parts, chosen.seed, data.source.repeat)
-
-        if not begun:  # what began like that before it was refused goes on
-            check_masks(mae.recipe.masks, batching, data.source.streamed)
-
-        run = Run(chosen, world, mae, data, batching, rows)
+        start = begin(options, chosen, world, lock)
+        chosen, begun = start.options, start.begun
+        run = Run(start, world)
         if begun:
             run.resume(begun)
-            del begun  # it holds all weights
+            del begun, start  # which hold all weights
         if chosen.export_only:
             return run.export(options.command("pretrain"))
         lock.take()
@@ -130,23 +120,6 @@ def pretrain(options: PretrainOptions) -> Path:
         if run.last < run.total:
             return gather_objects(run.writer.last)[0]
         return run.export(options.command("pretrain"))
-
-
-# ---- what comes before the first step
-
-
-def start(
-    options: PretrainOptions, world: World, lock: FolderLock
-) -> tuple[snapshots.Begun | None, Followed, MaskedAutoencoder]:
-    """The run that is to go on, if there is one, what it follows, and its autoencoder, drawn from the seed.
-
-    Raises:
-        ValueError: see :func:`begun_run`, or the model cannot be built so.
-    """
-    begun = begun_run(options, world, lock)
-    rows = followed(options.model, begun.state if begun else None)
-    torch.manual_seed(options.seed)
-    return begun, rows, build_autoencoder(options, rows.recipe)
 
 
 # ---- the run
@@ -170,25 +143,12 @@ class StepOutcome(NamedTuple):
 
 
 class Run:
-    """A model, its optimiser, and where they stand.
+    """A model, its optimiser, and where they stand."""
 
-    Args:
-        options: with the values of the family.
-        batching: which images belong to which step.
-        rows: of the family, as they were when it began.
-    """
-
-    def __init__(
-        self,
-        options: PretrainOptions,
-        world: World,
-        mae: MaskedAutoencoder,
-        data: Data,
-        batching: Batching,
-        rows: Followed,
-    ) -> None:
+    def __init__(self, start: Beginning, world: World) -> None:
+        options, rows, mae, batching = start.options, start.rows, start.mae, start.batching
         self.options, self.rows, self.world = options, rows, world
-        self.mae, self.data, self.batching = mae, data, batching
+        self.mae, self.data, self.batching = mae, start.data, batching
         self.schedule = pretraining_schedule(options, rows.pretraining, batching)
         self.total = self.schedule.total  # steps of the whole run
         self.first = 0  # steps that are done already
@@ -242,6 +202,9 @@ class Run:
             )
         if self.behind and not decides_on_device(self.optimizer):
             self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
+        if options.recipe == "small":
+            self.record.say(self.chosen())
+        self.forecast = Forecast(self.first, self.last)
         self.stream = self.batches()
         self.meter = Meter(self.first, self.batching.batch)
         self.holds_gradients = hold_gradients(self.mae.parameters(), options.compile, options.accumulate)
@@ -271,6 +234,14 @@ class Run:
                 self.save(self.done, self.random)
             saved = f"saved after step {self.done}" if self.done else "before the first step was done"
             raise ValueError(f"{error}; {saved}: {AGAIN}") from error
+
+    def chosen(self) -> str:
+        """What the small recipe chose, in a line."""
+        options, source = self.options, self.data.source
+        parts = options.batch_size, options.accumulate, self.schedule, self.total / self.batching.per_epoch
+        sizes = options.decoder_depth, options.decoder_dim
+        decoder = "" if None in sizes else ", decoder of {} blocks and {} channels".format(*sizes)
+        return chosen_in_words(f"{len(source)} {source.noun}", self.world.device.type, *parts, decoder)
 
     def complete(self, step: int) -> None:
         """Note that a step is done, and where the random numbers stand."""
@@ -400,13 +371,13 @@ class Run:
                 gib=memory,
             )
         speed = self.meter.lap()
+        self.record.say(self.forecast.after(step))
         self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
         if self.skipped > (most := self.options.max_nonfinite):
             raise ValueError(f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {most})")
 
     def is_to_save(self, step: int) -> bool:
-        between = self.options.save_steps or max(1, self.batching.steps_of(1))
-        return step % between == 0 or step == self.last
+        return step % self.options.save_steps == 0 or step == self.last
 
     def save(self, step: int, random: Any = None) -> None:
         """Write a snapshot of the run after a step; of a model that is spread while the run goes on.
@@ -420,6 +391,7 @@ class Run:
             "skipped": self.skipped,
             "updates": self.updates,
             "epoch": list(divmod(step, self.batching.per_pass)),
+            "micro_batches": self.world.size * self.options.accumulate,
             "options": self.options.binding() | {"pictures": len(self.data.source)},
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.pretrain import SCHEDULED, PretrainOptions
 from ..data.clips import NATIVE
 from . import snapshots
 from .defaults import family_values
@@ -14,8 +15,13 @@ from .distributed import World, gather_objects
 from .lock import FolderLock
 
 
-def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snapshots.Begun | None:
+def begun_run(
+    options: PretrainOptions, world: World, lock: FolderLock
+) -> tuple[PretrainOptions, snapshots.Begun | None]:
     """The run that is to go on, as the output folder and ``--resume`` say; None for a new one.
+
+    Returns:
+        The options too: what these leave to the recipe is as the run began.
 
     Raises:
         ValueError: the folder belongs to another run, be it one that is under way or one that is not, or the snapshot
@@ -27,11 +33,27 @@ def begun_run(options: PretrainOptions, world: World, lock: FolderLock) -> snaps
     if snapshot is None:
         if options.export_only:
             raise ValueError(f"--export-only: {options.output} holds no snapshot")
-        return None
+        return options, None
     state = snapshots.load(snapshot)
     check_units(state["options"], options, snapshot)
+    options = _as_it_began(options, state, world)
     snapshots.check_options(state["options"], options.binding(), snapshot)
-    return snapshots.Begun(snapshot, state)
+    return options, snapshots.Begun(snapshot, state)
+
+
+def _as_it_began(options: PretrainOptions, state: dict[str, Any], world: World) -> PretrainOptions:
+    """The options, with what the recipe gave the run where they say nothing.
+
+    Args:
+        state: of a snapshot; a run of before there was a choice of recipes followed that of the paper.
+    """
+    began = state["options"]
+    began.setdefault("recipe", "paper")
+    parts = state.get("micro_batches", world.size)
+    values = {name: began.get(name) for name in SCHEDULED} | {"accumulate": max(1, parts // world.size)}
+    values = {name: value for name, value in values.items() if getattr(options, name) is None}
+    recipe = began["recipe"] if options.recipe == "auto" else options.recipe
+    return replace(options, recipe=recipe, **values)
 
 
 def _looked(options: PretrainOptions, world: World, lock: FolderLock) -> tuple[Path | None, str]:
@@ -58,9 +80,10 @@ def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path)
         return
     began |= {"frame_rate": NATIVE, **{name: began[name] * began["repeat"] for name in ("epochs", "warmup")}}
     for name in ("epochs", "warmup"):  # products such as 0.7 * 3, which are never quite what one writes
-        if math.isclose(getattr(options, name), began[name]):
-            began[name] = getattr(options, name)
-    if any(getattr(options, name) != began[name] for name in ("frame_rate", "epochs", "warmup")):
+        if (said := getattr(options, name)) is not None and math.isclose(said, began[name]):
+            began[name] = said
+    epochs_differ = any(getattr(options, name) not in (None, began[name]) for name in ("epochs", "warmup"))
+    if epochs_differ or options.frame_rate != NATIVE:
         raise ValueError(
             f"the run of {snapshot} was begun by a version whose epochs opened every video once and whose strides "
             f"counted frames of the file; it goes on with --epochs {began['epochs']:.12g} "

@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,6 +20,7 @@ from huggingface_hub.utils import tqdm
 from ..checkpoints.atomic import replacing
 
 LOG = "log.jsonl"
+UNCOUNTED, COUNTED = 3, 10  # first steps of a run, and those after them that tell how long it takes
 Item = TypeVar("Item")
 
 
@@ -58,13 +61,18 @@ class RunLog:
             self.board.flush()
 
     def say(self, text: str) -> None:
-        if self.active:
-            tqdm.write(text, file=sys.stderr)
+        say(text, self.active)
 
     def close(self) -> None:
         self.bar.close()
         if self.board is not None:
             self.board.close()
+
+
+def say(text: str, first: bool = True) -> None:
+    """Say something on stderr, in one process of a run; nothing where there is nothing to say."""
+    if text and first:
+        tqdm.write(text, file=sys.stderr)
 
 
 class Rates(NamedTuple):
@@ -120,6 +128,40 @@ class Meter:
         reading = Rates(loss, (step - self.step) * self.batch / seconds, self.waited / seconds)
         self._start(step)
         return reading
+
+
+class Forecast:
+    """How long a run will take, from its first steps; the very first ones, in which all is set up, do not count.
+
+    Args:
+        first: steps that are done already.
+        last: step after which it ends.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+        self.times: list[float] = []
+
+    def after(self, step: int) -> str:
+        """What can be said once a step is done, said once; empty at all other steps, and in a run that is short."""
+        if self.last - self.first < 2 * (UNCOUNTED + COUNTED) or len(self.times) > COUNTED:
+            return ""
+        if step - self.first >= UNCOUNTED:
+            self.times.append(time.perf_counter())
+        if len(self.times) <= COUNTED:
+            return ""
+        each = median(later - sooner for sooner, later in pairwise(self.times))
+        whole = duration(each * (self.last - self.first))
+        counted = f"steps {self.first + UNCOUNTED + 1} to {step}"
+        return f"the run takes about {whole}, {each:.2g} s a step in {counted}; fewer --steps take less"
+
+
+def duration(seconds: float) -> str:
+    """A time for people: in the largest unit of which there are two or more."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from .shared import (
     frame_stride,
     grad_checkpointing,
     max_pixels,
+    recipe,
     scale,
     square_size,
     stack,
@@ -33,6 +34,7 @@ from .values import FRACTION, PATH, POSITIVE, TOLERANCE, number, whole
 TASKS = ("auto", "classes", "tags", "values")
 SAMPLING = ("all", "balanced")
 METHODS = ("classify", "knn", "linear", "finetune")
+DEFAULT_SPLIT = "validation"
 TRAINED = ("knn", "linear", "finetune")  # methods that need labelled training images
 
 MODEL = "the model"
@@ -90,7 +92,7 @@ class EvaluateOptions(OptionSet):
     model_kwargs: Mapping[str, Any] | None = model_kwargs(group=MODEL)
     pretrained: bool = flag("random weights", default=True, off="--no-pretrained", group=MODEL)
 
-    split: str = option("of the data", default="validation", metavar="NAME", group=DATA)
+    split: str = option("of the data", default=DEFAULT_SPLIT, metavar="NAME", group=DATA)
     data_dir: str | None = option(
         "root folder of data that is named", default=None, metavar="DIR", auto="none", group=DATA
     )
@@ -176,7 +178,7 @@ class EvaluateOptions(OptionSet):
         default=None,
         kind=number(0, 1, above=True, below=True),
         metavar="SHARE",
-        auto="data have two splits, or there is --train",
+        auto="0.2 where neither two splits nor --train tell",
         group=TRAINING,
     )
     allow_shared_groups: bool = flag("groups may be trained and measured on", group=TRAINING)
@@ -224,6 +226,7 @@ class EvaluateOptions(OptionSet):
     num_classes: int | None = option(
         "where the data do not tell", default=None, kind=whole(2), metavar="N", auto="those of the data", group=TUNING
     )
+    recipe: str | None = recipe(None, group=TUNING)
     epochs: int | None = option(
         "length; an epoch is as many images or clips as the data have images or videos",
         default=None,

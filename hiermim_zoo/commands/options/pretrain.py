@@ -24,6 +24,7 @@ from .shared import (
     frame_stride,
     grad_checkpointing,
     max_pixels,
+    recipe,
     scale,
     show_bands,
     stack,
@@ -43,13 +44,17 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 MASKS = ("sample", "batch", "step")  # who shares one
+# What the recipe leaves to the number of images, where it is not the paper's: see training/small.py.
+SCHEDULED = (
+    "epochs", "batch_size", "accumulate", "blr", "lr", "warmup", "decoder_depth", "decoder_dim", "decoder_heads",
+)  # fmt: skip
 REMEMBERED = "the checkpoint's, else the family's"
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
 _decoder = partial(option, group="model", default=None, kind=whole(1), metavar="N", auto=REMEMBERED)
 _schedule = partial(option, group="schedule and optimiser")
-_paper = partial(option, group="schedule and optimiser", default=None, auto="that of the family's paper")
+_paper = partial(option, group="schedule and optimiser", default=None, auto="the family's, see --recipe")
 _computation = partial(option, group="computation")
 _run = partial(option, group="the run")
 
@@ -152,6 +157,7 @@ class PretrainOptions(OptionSet):
         auto="the family's",
     )
 
+    recipe: str = recipe(group="schedule and optimiser")
     epochs: float = _paper(
         "length of the run; an epoch is as many images or clips as the data have images or videos",
         kind=POSITIVE,
@@ -161,10 +167,16 @@ class PretrainOptions(OptionSet):
         "end after so many steps, if the epochs are more", default=None, kind=whole(1), metavar="N", auto="none"
     )
     batch_size: int = _paper("images or clips of a step, in all processes together", kind=whole(1), metavar="N")
-    accumulate: int = _schedule("passes of a step, to save memory", default=1, kind=whole(1), metavar="N")
+    accumulate: int = _schedule(
+        "passes of a step, to save memory",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto="1; with --recipe small, what fits into memory",
+    )
     blr: float = _paper("peak learning rate per 256 images of a batch", kind=number(0), metavar="LR")
     lr: float = _schedule(
-        "peak learning rate", default=None, kind=number(0), metavar="LR", auto="blr * batch size / 256"
+        "peak learning rate", default=None, kind=number(0), metavar="LR", auto="blr * batch size / 256; small: its own"
     )
     warmup: float = _paper("epochs in which the learning rate rises", kind=number(0), metavar="N")
     weight_decay: float = _paper("not of biases and other tensors of one dimension", kind=number(0), metavar="W")
@@ -192,8 +204,12 @@ class PretrainOptions(OptionSet):
         metavar="auto|FILE",
         auto="a new run",
     )
-    save_steps: int | None = _run(
-        "steps from one snapshot to the next", default=None, kind=whole(1), metavar="N", auto="an epoch's"
+    save_steps: int = _run(
+        "steps from one snapshot to the next",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto="an epoch's; with --recipe small, a twentieth of the run or more",
     )
     max_snapshots: int = _run(
         "snapshots that stay, the last ones", default=3, kind=whole(1), metavar="N", hidden=("--keep",)
@@ -202,9 +218,10 @@ class PretrainOptions(OptionSet):
     show_bands: tuple[int, ...] | None = show_bands(group="the run")
     look_every: float = _run(
         "epochs from one look (images drawn, nearest neighbours) to the next; 0: never",
-        default=20,
+        default=None,
         kind=number(0),
         metavar="N",
+        auto="20; with --recipe small, a tenth of the run",
     )
     max_nonfinite: int = _run(
         "steps in a row that may be skipped, because loss or gradients are not finite",
@@ -245,13 +262,13 @@ class PretrainOptions(OptionSet):
         self.own_model_kwargs(*OWN_ARGS)
 
     def filled(self, values: Mapping[str, Any]) -> PretrainOptions:
-        """With the values of the model's family where there are none.
+        """With other values where there are none; with the rate that follows, once they say so much.
 
         Raises:
             ValueError: together they do not go.
         """
         filled = replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
-        if filled.lr is not None:
+        if filled.lr is not None or None in (filled.blr, filled.batch_size):
             return filled
         rate = filled.blr * filled.batch_size / 256
         if not math.isfinite(rate):

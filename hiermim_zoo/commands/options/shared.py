@@ -12,6 +12,8 @@ WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
 AMP = ("auto", "none", "bf16", "fp16")
 COMPILE = ("default", "reduce-overhead", "max-autotune")  # modes of torch.compile
+RECIPES = ("auto", "paper", "small")
+BY_PAPER = " with --recipe paper"  # behind a value
 FILES = ("--files",)  # a table of files is DATA; whoever looks for a flag finds this one
 STRIDE, RATE = 4, 30  # of frames; those of hiermim_zoo.data.clips, which imports torch
 NATIVE = "native"
@@ -42,6 +44,14 @@ def workers(**about: Any) -> Any:
 def amp(default: str | None = "none", **about: Any) -> Any:
     help = "mixed precision; auto: bf16 on GPUs that have it, else none"
     return option(help, default=default, choices=AMP, **about)
+
+
+def recipe(default: str | None = RECIPES[0], **about: Any) -> Any:
+    help = (
+        "batch, length and rate: paper, as published; small, for few images; auto: small for less than 100,000 "
+        "images or on a CPU"
+    )
+    return option(help, default=default, choices=RECIPES, auto=RECIPES[0], **about)
 
 
 def compile_mode(**about: Any) -> Any:

@@ -1,0 +1,88 @@
+"""How many samples fit into memory at once, by what autograd keeps of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..mae import MaskedAutoencoder
+from .precision import autocast
+
+SHARE = 1 / 2  # of the free memory that activations may take; gradients and copies take about as much
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+def kept_bytes(mae: MaskedAutoencoder, amp: str) -> int:
+    """Bytes that autograd keeps of the forward pass of one sample; draws no random numbers that anyone else draws.
+
+    Args:
+        amp: in which it is computed.
+    """
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(mae.parameters()).device
+    images = torch.zeros(1, mae.in_chans, *mae.input_size, device=device)
+    visible = torch.arange(mae.kept, device=device)[None]
+    was_training = mae.training
+    mae.eval()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, amp):
+        loss = mae(images, visible).loss  # the graph holds what was kept, so no address comes twice
+    total = sum(kept.values())
+    del loss
+    mae.train(was_training)
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process can have; of a CPU an equal share of what its machine or container has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = [_available(), _left_in_container()]
+    known = [number for number in found if number is not None]
+    return min(known) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if known else 2**62
+
+
+def _available() -> int | None:
+    """Of the machine; None where it does not say."""
+    try:
+        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        names = getattr(os, "sysconf_names", {})
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _left_in_container() -> int | None:
+    """What a control group leaves; None where there is no limit."""
+    try:
+        limit, used = (int((CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return None
+    return max(0, limit - used)
+
+
+def passes_for(share: int, unit: int, each: int, free: int) -> int:
+    """Passes of a step, as few as fit.
+
+    Args:
+        share: samples of a process in a step.
+        unit: samples that a pass has at least, and a multiple of: clips of a video.
+        each: bytes of a sample.
+        free: bytes that there are.
+
+    Returns:
+        A divisor of ``share / unit``; where not even one unit fits, all of it.
+    """
+    units = max(1, share // unit)
+    fitting = (n for n in range(1, units) if units % n == 0 and share / n * each <= SHARE * free)
+    return next(fitting, units)

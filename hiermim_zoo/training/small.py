@@ -1,0 +1,171 @@
+"""The small recipe: batch, length and rate for few images, or for a CPU, where those of the papers would teach nothing.
+
+A rule of few numbers, which were measured on parts of CIFAR-10 (docs/small.md). All else is the family's recipe.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
+
+from ..commands.options.pretrain import PretrainOptions
+from ..mae import MaskedAutoencoder
+from ..models.recipes import FineTuning
+from .schedule import Schedule
+
+FEW = 100_000  # images, below which ``auto`` is small
+REFERENCE = 256  # samples of a batch whose rate is ``Rule.rate``
+PAPERS_LOOKS = 20.0  # epochs from one preview to the next
+LOOKS, SNAPSHOTS = 10, 20  # of a run with few images, at most
+STEPS_OF_LOOK = 50  # from one preview to the next, at least
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How batch, length and rate follow from the number of images."""
+
+    batches: tuple[int, int]  # the smallest and the largest; between them the root of the number of images
+    steps: int  # at least
+    epochs: float  # at least
+    rate: float  # peak for a batch of 256; that of others goes with the root of the batch
+    warmup: float = 0.1  # share of the steps
+
+    def batch_for(self, count: int, parts: int = 1) -> int:
+        """Samples of a step, a power of two where the data have as many.
+
+        Args:
+            count: samples of a pass through the data.
+            parts: that a batch is divided into.
+        """
+        least, most = self.batches
+        power = 2 ** round(math.log2(max(1, count)) / 2)
+        wanted = min(max(least, power), most, count)
+        return max(1, wanted // parts) * parts
+
+    def steps_for(self, per_epoch: float) -> int:
+        """Steps of a run.
+
+        Args:
+            per_epoch: steps of an epoch.
+        """
+        return max(self.steps, round(self.epochs * per_epoch))
+
+    def rate_for(self, batch: int) -> float:
+        """The peak learning rate of a batch."""
+        return self.rate * math.sqrt(batch / REFERENCE)
+
+
+PRETRAINING = Rule((16, 256), 1000, 20, 2e-3)
+TUNING = Rule((16, 256), 500, 10, 2e-3)
+DECODER_DEPTH, HEAD = 2, 32  # blocks of the decoder at most; channels of a head
+
+
+def recipe_of_size(said: str, count: int, device: str) -> str:
+    """Which recipe a run follows: "paper" or "small".
+
+    Args:
+        said: what its options say, which may be "auto".
+        count: of the images or videos to train on.
+        device: its type.
+    """
+    if said != "auto":
+        return said
+    return "small" if count < FEW or device == "cpu" else "paper"
+
+
+class Size(NamedTuple):
+    """What the rule needs to know of data and processes."""
+
+    images: int  # or videos
+    repeat: int  # samples of each reading
+    world: int  # processes
+
+    def per_epoch(self, batch: int) -> float:
+        """Steps of an epoch, as in :class:`hiermim_zoo.data.batches.Batching`; at least one in a pass."""
+        return max(1, self.images * self.repeat // batch) / self.repeat
+
+
+def small_pretraining(options: PretrainOptions, size: Size) -> PretrainOptions:
+    """The options of pre-training, with the rule's values where they say nothing.
+
+    Args:
+        options: with the family's values, but for those that the rule gives.
+    """
+    rule, parts = PRETRAINING, size.world * (options.accumulate or 1) * size.repeat
+    batch = options.batch_size or rule.batch_for(size.images * size.repeat, parts)
+    per_epoch = size.per_epoch(batch)
+    epochs = options.epochs
+    if epochs is None:
+        epochs = (options.steps or rule.steps_for(per_epoch)) / per_epoch
+    length = min(epochs, (options.steps or math.inf) / per_epoch)
+    lr = rule.rate_for(batch) if options.blr is None else options.blr * batch / REFERENCE
+    values = {"batch_size": batch, "epochs": epochs, "lr": lr, "warmup": rule.warmup * length}
+    return options.filled(values)
+
+
+def small_decoder(options: PretrainOptions, sketch: MaskedAutoencoder) -> PretrainOptions:
+    """A decoder that is no wider than the encoder, where options say nothing of it.
+
+    Args:
+        sketch: the autoencoder with its family's decoder; of a folder, with that of the folder.
+    """
+    recipe, encoder = sketch.recipe, cast(Any, sketch.encoder)
+    if options.checkpoint or (options.decoder_depth, options.decoder_dim, options.decoder_heads) != (None,) * 3:
+        return options
+    dim = min(recipe.dim, -(-encoder.num_features // HEAD) * HEAD)
+    if dim == recipe.dim:
+        return options
+    depth = min(recipe.depth, DECODER_DEPTH)
+    return replace(options, decoder_depth=depth, decoder_dim=dim, decoder_heads=dim // HEAD)
+
+
+def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> PretrainOptions:
+    """The options, with how often a snapshot is written and a preview is drawn.
+
+    Args:
+        total: steps of the run.
+        per_epoch: steps of an epoch, of which few images make few.
+    """
+    epoch = max(1, round(per_epoch))
+    if options.recipe == "paper":
+        return options.filled({"save_steps": epoch, "look_every": PAPERS_LOOKS})
+    looks = max(STEPS_OF_LOOK, total / LOOKS) / per_epoch
+    return options.filled({"save_steps": max(epoch, total // SNAPSHOTS), "look_every": looks})
+
+
+def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float | None, parts: int = 1) -> FineTuning:
+    """A recipe of fine-tuning, with the rule's batch, length and rate.
+
+    Args:
+        row: of the family.
+        batch: that an option says.
+        epochs: that an option says.
+        parts: that a batch is divided into.
+    """
+    rule = TUNING
+    batch = batch or rule.batch_for(size.images * size.repeat, parts * size.world * size.repeat)
+    per_epoch = size.per_epoch(batch)
+    length = int(epochs or max(1, round(rule.steps_for(per_epoch) / per_epoch)))
+    blr = rule.rate_for(batch) * REFERENCE / batch
+    return replace(row, batch=batch, epochs=length, warmup=rule.warmup * length, blr=blr, ahead=0.0)
+
+
+def chosen_in_words(
+    images: str, device: str, batch: int, passes: int, schedule: Schedule, epochs: float, more: str = ""
+) -> str:
+    """What was chosen, in a line.
+
+    Args:
+        images: how many there are, and of what.
+        device: its type.
+        passes: of a step.
+        epochs: of the run.
+        more: that was chosen.
+    """
+    parts = f" in {passes} passes" if passes > 1 else ""
+    return (
+        f"recipe small, for {images} on {device}: {schedule.total} steps ({epochs:.4g} epochs), batches of "
+        f"{batch}{parts}, learning rate {schedule.peak:.3g} after {schedule.warmup} steps of warm-up{more}; "
+        "--recipe paper is the published one"
+    )
