@@ -8,7 +8,7 @@ set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hivit_atto
 seeds=${SEEDS:-0 1 2}
-fast=(--amp bf16 --compile --workers 1)
+fast=(--recipe paper --amp bf16 --compile --workers 1)
 recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --batch-size 200 --auto-augment none --erase 0 --crop-scale 0.6 1
   --mixup 0.2 --cutmix 1 --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
 

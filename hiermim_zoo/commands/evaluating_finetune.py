@@ -22,7 +22,7 @@ from ..training.finetuning import FineTune, TuningSettings, new_classifier, reci
 from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, Shown, outputs
 from ..training.run_log import LOG, say
-from ..training.small import Size, chosen_in_words, recipe_of_size, small_tuning
+from ..training.small import LIGHT_CROP, Size, chosen_in_words, recipe_of_size, small_tuning
 from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
@@ -166,6 +166,7 @@ def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = Non
     if options.lr:
         recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
     own = {field.name for field in dataclasses.fields(TuningSettings)}
+    said = {"crop_scale": LIGHT_CROP, **said} if size else said
     return recipe, TuningSettings(**{name: value for name, value in said.items() if name in own})
 
 

@@ -123,7 +123,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         given = option is not None and getattr(options, option) is not None
         if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
             lines.append(Line(field.name, _words(value), "rule: values cannot be blended", _words(own)))
-        elif not given and followed == "small" and field.name in ("batch", "epochs", "warmup", "blr"):
+        elif not given and value != own and followed == "small" and field.name not in ("min_lr", "start_lr"):
             lines.append(Line(option or field.name, _words(value), SMALL, _words(own)))
         elif not given and value != own:
             formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
@@ -133,11 +133,11 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     rate, rule = recipe.blr * recipe.batch / 256, row.blr * recipe.batch / 256
     lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
     usual = TuningSettings()
-    lines += [
-        _line(name, getattr(settings, name), getattr(settings, name), True)
-        for name in (field.name for field in dataclasses.fields(TuningSettings))
-        if getattr(settings, name) != getattr(usual, name) and name not in ("workers", "amp", "seed")
-    ]
+    for name in (field.name for field in dataclasses.fields(TuningSettings)):
+        value, own = getattr(settings, name), getattr(usual, name)
+        if value != own and name not in ("workers", "amp", "seed"):
+            given = getattr(options, name) is not None
+            lines.append(_line(name, value, value, True) if given else Line(name, _words(value), SMALL, _words(own)))
     parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
     lines += _steps(len(train.source), train.source.noun, *parts, lambda batching: tuning_schedule(recipe, batching))
     return _outcome(options.model, lines, {"fine-tuning": row.source})

@@ -6,6 +6,7 @@ A rule of few numbers, which were measured on parts of CIFAR-10 (docs/small.md).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -56,8 +57,11 @@ class Rule:
         return self.rate * math.sqrt(batch / REFERENCE)
 
 
-PRETRAINING = Rule((16, 256), 1000, 20, 2e-3)
-TUNING = Rule((16, 256), 500, 10, 2e-3)
+PRETRAINING = Rule((64, 256), 2000, 20, 2e-3)
+TUNING = Rule((64, 256), 1500, 20, 2e-3)
+# Strong augmentation and dropped layers ask for more steps than a small run has.
+LIGHT: Mapping[str, Any] = {"auto_augment": "", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0}
+LIGHT_CROP = (0.35, 1.0)  # share of an image's area in fine-tuning
 DECODER_DEPTH, HEAD = 2, 32  # blocks of the decoder at most; channels of a head
 
 
@@ -135,7 +139,7 @@ def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> Pr
 
 
 def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float | None, parts: int = 1) -> FineTuning:
-    """A recipe of fine-tuning, with the rule's batch, length and rate.
+    """A recipe of fine-tuning, with the rule's batch, length and rate, and with light augmentation.
 
     Args:
         row: of the family.
@@ -148,7 +152,7 @@ def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float |
     per_epoch = size.per_epoch(batch)
     length = int(epochs or max(1, round(rule.steps_for(per_epoch) / per_epoch)))
     blr = rule.rate_for(batch) * REFERENCE / batch
-    return replace(row, batch=batch, epochs=length, warmup=rule.warmup * length, blr=blr, ahead=0.0)
+    return replace(row, batch=batch, epochs=length, warmup=rule.warmup * length, blr=blr, ahead=0.0, **LIGHT)
 
 
 def chosen_in_words(

@@ -46,7 +46,7 @@ WEIGHING = "with --method linear or finetune"
 NEIGHBOURS = "with --method knn"
 PROBE = "with --method linear"
 RESULT = "what --method finetune writes"
-TUNING = "with --method finetune; the recipe is that of the architecture's paper"
+TUNING = "with --method finetune; the recipe is that of the architecture's paper, or of few images: see --recipe"
 METHODS_OF = {  # group -> the methods that its options belong to; all methods, where it is not named
     TRAINING: TRAINED,
     WEIGHING: ("linear", "finetune"),
@@ -310,7 +310,7 @@ class EvaluateOptions(OptionSet):
         kind=FRACTION,
         many=2,
         metavar=("LO", "HI"),
-        auto="0.08 1",
+        auto="0.08 1; with --recipe small 0.35 1",
         group=TUNING,
     )
     opt: str | None = option("optimiser of timm", default=None, metavar="NAME", auto="adamw", group=TUNING)
