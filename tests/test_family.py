@@ -235,6 +235,7 @@ def test_it_is_pretrained_and_evaluated(tmp_path: Path, toy: Family, capsys: pyt
     for method in ("knn", "finetune"):
         evaluate.main(
             ["digits", "--model", f"local-dir:{tmp_path / 'run' / 'encoder'}", "--method", method, "--workers", "0"]
+            + (["--recipe", "paper"] if method == "finetune" else [])
         )
         result = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert 10 < result["top1"] <= 100

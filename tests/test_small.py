@@ -30,8 +30,8 @@ RULES = {"pretraining": PRETRAINING, "tuning": TUNING}
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rules ask for few steps."""
-    monkeypatch.setattr(small, "PRETRAINING", replace(PRETRAINING, steps=6, epochs=0))
-    monkeypatch.setattr(small, "TUNING", replace(TUNING, steps=6, epochs=0))
+    monkeypatch.setattr(small, "PRETRAINING", replace(PRETRAINING, steps=6, pace=0))
+    monkeypatch.setattr(small, "TUNING", replace(TUNING, steps=6, pace=0))
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_batch_fits_the_data_and_can_be_divided(rule: small.Rule, parts: int) 
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 def test_no_run_is_too_short_to_learn(rule: small.Rule) -> None:
     for count in (1, 2, 40, 200, 5_000, 99_999):
-        steps = rule.steps_for(count // rule.batch_for(count))
+        steps = rule.steps_for(count)
         assert steps >= 200, "below which a run warns that it learned little"
         assert rule.warmup * steps >= 10
     assert rule.rate_for(256) == rule.rate
@@ -176,6 +176,16 @@ def test_what_was_trained_is_measured_without_options(
     assert (found["pictures"], found["split_fraction"]) == (6, 0.4)
 
 
+@pytest.mark.parametrize("name", ["val", "train", "test"])
+def test_one_of_two_splits_is_not_cut(photos: Path, tmp_path: Path, name: str) -> None:
+    """Whoever forgets --train beside a folder of a split means the other split."""
+    photos.rename(tmp_path / name)
+    options = {"data": tmp_path / name, "model": "hivit_atto", "method": "knn", "workers": 0}
+    with pytest.raises(ValueError, match="--train DATA is needed"):
+        evaluate.run(**options)
+    assert evaluate.run(**options, split_fraction=0.2)["pictures"] == 3
+
+
 # ---- what is said
 
 
@@ -220,7 +230,7 @@ def test_a_run_goes_on_as_it_began(photos: Path, tmp_path: Path, monkeypatch: py
     whole = tmp_path / "whole"
     pretrain.run(data=photos, output=whole, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", stop_after=3, **MODEL)
-    monkeypatch.setattr(small, "PRETRAINING", replace(PRETRAINING, steps=9, epochs=50, rate=1.0, batches=(2, 2)))
+    monkeypatch.setattr(small, "PRETRAINING", replace(PRETRAINING, steps=9, pace=50, rate=1.0, batches=(2, 2)))
     monkeypatch.setattr(beginning, "free_bytes", lambda device: 0)
     with pytest.raises(ValueError, match=r"--recipe is paper, but the run of .* was started with small"):
         pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", recipe="paper", **MODEL)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..data.labels import Ask
 from ..data.splits import Labelled, check_apart, check_groups, check_told_apart, cut, open_labelled
+from ..data.tables import SAME_SPLIT
 from ..data.targets import Targets
 from ..data.transforms import data_config
 from ..data.weights import weights_for
@@ -197,9 +199,13 @@ def apart(options: EvaluateOptions, train: Labelled, test: Labelled) -> tuple[La
 
 
 def can_be_cut(options: EvaluateOptions, train: Labelled) -> bool:
-    """Whether data of one split are cut in two though no option says so: where none asks for other splits."""
+    """Whether data of one split are cut in two though no option says so.
+
+    Not where an option asks for other splits, nor where the data are called one: beside DATA/val there is DATA/train.
+    """
     asked = options.train or options.train_split or options.split != DEFAULT_SPLIT
-    return not asked and not train.source.streamed
+    named = Path(options.data).resolve().name.partition(".")[0] in set().union(*SAME_SPLIT)
+    return not asked and not named and not train.source.streamed
 
 
 def say(options: EvaluateOptions, test: Labelled) -> None:

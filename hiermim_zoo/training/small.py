@@ -24,16 +24,16 @@ STEPS_OF_LOOK = 50  # from one preview to the next, at least
 
 @dataclass(frozen=True)
 class Rule:
-    """How batch, length and rate follow from the number of images."""
+    """How batch, length and rate follow from the number of images: the first two go with its root."""
 
-    batches: tuple[int, int]  # the smallest and the largest; between them the root of the number of images
-    steps: int  # at least
-    epochs: float  # at least
+    pace: float  # steps for the root of the number of images
     rate: float  # peak for a batch of 256; that of others goes with the root of the batch
+    steps: int = 500  # at least
+    batches: tuple[int, int] = (64, 256)  # the smallest, where the data have as many, and the largest
     warmup: float = 0.1  # share of the steps
 
     def batch_for(self, count: int, parts: int = 1) -> int:
-        """Samples of a step, a power of two where the data have as many.
+        """Samples of a step: the power of two next to the root of the number of images.
 
         Args:
             count: samples of a pass through the data.
@@ -44,21 +44,21 @@ class Rule:
         wanted = min(max(least, power), most, count)
         return max(1, wanted // parts) * parts
 
-    def steps_for(self, per_epoch: float) -> int:
+    def steps_for(self, count: int) -> int:
         """Steps of a run.
 
         Args:
-            per_epoch: steps of an epoch.
+            count: images or videos.
         """
-        return max(self.steps, round(self.epochs * per_epoch))
+        return max(self.steps, round(self.pace * math.sqrt(count)))
 
     def rate_for(self, batch: int) -> float:
         """The peak learning rate of a batch."""
         return self.rate * math.sqrt(batch / REFERENCE)
 
 
-PRETRAINING = Rule((64, 256), 2000, 20, 2e-3)
-TUNING = Rule((64, 256), 1500, 20, 2e-3)
+PRETRAINING = Rule(pace=40, rate=2e-3)
+TUNING = Rule(pace=30, rate=2e-3)
 # Strong augmentation and dropped layers ask for more steps than a small run has.
 LIGHT: Mapping[str, Any] = {"auto_augment": "", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0}
 LIGHT_CROP = (0.35, 1.0)  # share of an image's area in fine-tuning
@@ -101,7 +101,7 @@ def small_pretraining(options: PretrainOptions, size: Size) -> PretrainOptions:
     per_epoch = size.per_epoch(batch)
     epochs = options.epochs
     if epochs is None:
-        epochs = (options.steps or rule.steps_for(per_epoch)) / per_epoch
+        epochs = (options.steps or rule.steps_for(size.images)) / per_epoch
     length = min(epochs, (options.steps or math.inf) / per_epoch)
     lr = rule.rate_for(batch) if options.blr is None else options.blr * batch / REFERENCE
     values = {"batch_size": batch, "epochs": epochs, "lr": lr, "warmup": rule.warmup * length}
@@ -150,7 +150,7 @@ def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float |
     rule = TUNING
     batch = batch or rule.batch_for(size.images * size.repeat, parts * size.world * size.repeat)
     per_epoch = size.per_epoch(batch)
-    length = int(epochs or max(1, round(rule.steps_for(per_epoch) / per_epoch)))
+    length = int(epochs or max(1, round(rule.steps_for(size.images) / per_epoch)))
     blr = rule.rate_for(batch) * REFERENCE / batch
     return replace(row, batch=batch, epochs=length, warmup=rule.warmup * length, blr=blr, ahead=0.0, **LIGHT)
 
