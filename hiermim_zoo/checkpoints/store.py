@@ -1,13 +1,8 @@
-"""Where weights are: the local store, the Hub, their origin.
-
-The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In
-each of them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
-"""
+"""Where weights are: the local store (see ``local``), the Hub, their origin."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +11,9 @@ from urllib.parse import urlsplit
 
 from .download import DownloadError, download
 from .files import SUFFIXES, sha256_of
-from .folder import MODEL_FILE
-from .manifest import Weights, weights_dir
+from .licenses import UNSTATED, commercial_use
+from .local import find_local, folders, user_store  # noqa: F401 # others find them here
+from .manifest import MODEL_FILE, Weights
 from .shards import INDEX
 
 HUB = "hf-hub:"
@@ -27,29 +23,6 @@ _logger = logging.getLogger(__name__)
 
 class WeightsNotFound(OSError):
     """No place had the weights; the message lists the places and the command that helps."""
-
-
-def folders(cache_dir: str | Path | None) -> list[Path]:
-    """The folders of the local store, in the order in which they are searched; new weights go into the first."""
-    chosen = os.environ.get("HIERMIM_WEIGHTS")
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    roots = [Path(chosen)] if chosen else []
-    roots += [Path(cache_dir) / "hiermim_zoo"] if cache_dir is not None else []
-    return [root.expanduser() for root in (*roots, user_cache / "hiermim_zoo", weights_dir())]
-
-
-def user_store(cache_dir: str | Path | None = None) -> Path:
-    """The folder that new weights are put into: $HIERMIM_WEIGHTS, else ``cache_dir``, else the user's cache."""
-    return folders(cache_dir)[0]
-
-
-def find_local(row: Weights, cache_dir: str | Path | None = None) -> Path | None:
-    """The file with the weights in the local store, or None."""
-    for root in folders(cache_dir):
-        for path in (root / row.name / MODEL_FILE, root / f"{row.name}.safetensors"):
-            if path.is_file():
-                return path
-    return None
 
 
 def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None) -> Path:
@@ -132,9 +105,9 @@ def fetch_hub(row: Weights, cache_dir: str | Path | None) -> Path:
 
 def show_license(row: Weights) -> None:
     """Say it once, when weights that are not plainly free are first fetched."""
-    if row.license == "unstated":
+    if row.license == UNSTATED:
         _logger.warning("%s: the authors state no licence for these weights; ask them before commercial use", row.name)
-    elif "-nc" in row.license:
+    elif commercial_use(row.license) is False:
         _logger.warning("%s: these weights are licensed %s, for non-commercial use only", row.name, row.license)
 
 
