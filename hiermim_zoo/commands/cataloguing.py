@@ -51,6 +51,7 @@ Of these nothing is stated, so ask their authors first: {}. All others are for n
 CODE = """```python
 import timm
 import hiermim_zoo  # registers the architecture
+
 model = timm.create_model("{}", pretrained=True)
 ```
 """
