@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .licenses import UNSTATED, WORDS, commercial_use
-from .local import find_local
 from .manifest import Accuracy, Weights, parameters, records
+from .store import find_local
 
 BYTES_OF_A_VALUE = 4  # in float32
 

@@ -64,18 +64,18 @@ class Weights:
         return self.name.partition(".")[0]
 
     @property
+    def accuracies(self) -> tuple[Accuracy, ...]:
+        """All that were measured, first the one of ``top1``."""
+        own = () if self.top1 is None else (Accuracy(self.top1, self.top1_by, self.top1_crop),)
+        return own + self.top1_also
+
+    @property
     def tag(self) -> str:
         return self.name.partition(".")[2]
 
     @property
     def family(self) -> str:
         return self.arch.partition("_")[0]
-
-    @property
-    def accuracies(self) -> tuple[Accuracy, ...]:
-        """All that were measured, first the one of ``top1``."""
-        own = () if self.top1 is None else (Accuracy(self.top1, self.top1_by, self.top1_crop),)
-        return own + self.top1_also
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """What timm should know of it."""

@@ -1,20 +1,22 @@
-"""Where weights are: the local store (see ``local``), the Hub, their origin."""
+"""Where weights are: the local store, the Hub, their origin.
+
+The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In
+each of them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
+Looking into it needs no torch, so only what fetches imports what reads files.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .download import DownloadError, download
-from .files import SUFFIXES, sha256_of
 from .licenses import UNSTATED, commercial_use
-from .local import find_local, folders, user_store  # noqa: F401 # others find them here
-from .manifest import MODEL_FILE, Weights
-from .shards import INDEX
+from .manifest import MODEL_FILE, Weights, weights_dir
 
 HUB = "hf-hub:"
 
@@ -23,6 +25,29 @@ _logger = logging.getLogger(__name__)
 
 class WeightsNotFound(OSError):
     """No place had the weights; the message lists the places and the command that helps."""
+
+
+def folders(cache_dir: str | Path | None) -> list[Path]:
+    """The folders of the local store, in the order in which they are searched; new weights go into the first."""
+    chosen = os.environ.get("HIERMIM_WEIGHTS")
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    roots = [Path(chosen)] if chosen else []
+    roots += [Path(cache_dir) / "hiermim_zoo"] if cache_dir is not None else []
+    return [root.expanduser() for root in (*roots, user_cache / "hiermim_zoo", weights_dir())]
+
+
+def user_store(cache_dir: str | Path | None = None) -> Path:
+    """The folder that new weights are put into: $HIERMIM_WEIGHTS, else ``cache_dir``, else the user's cache."""
+    return folders(cache_dir)[0]
+
+
+def find_local(row: Weights, cache_dir: str | Path | None = None) -> Path | None:
+    """The file with the weights in the local store, or None."""
+    for root in folders(cache_dir):
+        for path in (root / row.name / MODEL_FILE, root / f"{row.name}.safetensors"):
+            if path.is_file():
+                return path
+    return None
 
 
 def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None) -> Path:
@@ -36,6 +61,8 @@ def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None
     Raises:
         DownloadError: it cannot be had, or is another file.
     """
+    from .download import DownloadError, download
+
     if not row.url:
         raise DownloadError("the manifest names no origin")
     if row.url.startswith(HUB):
@@ -52,6 +79,9 @@ def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None
 def _from_repository(row: Weights, cache_dir: str | Path | None) -> Path:
     """The one file of another repository that a tag is made from."""
     from huggingface_hub import hf_hub_download
+
+    from .download import DownloadError
+    from .files import sha256_of
 
     with hub_errors():
         path = Path(hf_hub_download(row.url.removeprefix(HUB), MODEL_FILE, cache_dir=cache_dir))
@@ -70,6 +100,9 @@ def fetch_repository(name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    from .files import SUFFIXES
+    from .shards import INDEX
+
     suffixes = [".pth.tar" if suffix == ".tar" else suffix for suffix in (*SUFFIXES, INDEX)]  # others hold data
     wanted = [*(f"*{suffix}" for suffix in suffixes), "config.json"]
     with hub_errors():
@@ -84,6 +117,8 @@ def hub_errors() -> Iterator[None]:
     in every version.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from .download import DownloadError
 
     http_error: Any = HfHubHTTPError.__bases__[0]
     try:

@@ -252,8 +252,10 @@ def report(converted: Converted, every: bool) -> str:
         f"set     {checkpoint.top_key or 'the file itself'}; "
         + (f"--key reads another: {', '.join(others)}" if others else "there is no other"),
         f"layout  {native.layout.name}: {native.layout.about}",
-        f"licence {converted.license}" + (f"; {converted.license_note}" if converted.license_note else ""),
+        f"licence {converted.license}",
     ]
+    if converted.license_note:
+        lines.append(f"  about the licence: {converted.license_note}")
     steps = [step for step in native.steps if every or step.action == "reshaped"]
     lines += [
         f"  {s.action:8} {s.source}"
