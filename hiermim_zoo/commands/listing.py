@@ -27,7 +27,7 @@ HEADS = ("weights", "params", "size", "licence", "commercial", "top-1", "crop", 
 TO_THE_RIGHT = ("params", "size", "top-1", "crop")
 LEGEND = (
     "size: of the file; ~: of the parameters in float32, where the size of the file is not known.",
-    "top-1 in percent; crop: the part of the shorter side that is seen; -: not stated.",
+    "top-1 in percent; crop: the part of the shorter side that is seen; -: none, or not stated.",
     "from: embedded or here (nothing is fetched), or the Hub, Google Drive or the authors' own server (web).",
 )
 
