@@ -202,7 +202,7 @@ def published(tmp_path: Path, toy: Family) -> Path:
 
 
 def test_it_is_listed_and_found(toy: Family) -> None:
-    assert hiermim_zoo.list_models("toy") == ["toy_nano", "toy_wide"]
+    assert hiermim_zoo.list_models(family="toy") == ["toy_nano", "toy_wide"]
     assert family_of("toy_wide") is toy
     assert timm.create_model("toy_wide", num_classes=3)(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
     maps = timm.create_model("toy_nano", features_only=True)(torch.zeros(1, 3, 64, 96))

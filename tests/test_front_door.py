@@ -86,6 +86,27 @@ def test_the_overview_is_there_before_torch_is() -> None:
     assert light("hiermim_zoo", "--help") == light("hiermim_zoo")
 
 
+def test_the_list_needs_no_torch() -> None:
+    printed = light("hiermim_zoo.list", "hivit_atto", "--here")
+    assert [line.split()[0] for line in printed.splitlines()[:3]] == [
+        "weights",
+        "hivit_atto.mae_cifar10_ft_cifar10",
+        "hivit_atto.mae_cifar10",
+    ]
+    assert light("hiermim_zoo", "list", "hivit_atto", "--here") == printed
+
+
+def test_the_verb_named_list_hides_no_type() -> None:
+    """Once it is imported, its name in the package means the verb; so nothing may mean the type by it there."""
+    importlib.import_module("hiermim_zoo.list")
+    scope: dict[str, Any] = {}
+    exec("from hiermim_zoo import *", scope)
+    assert "list" not in scope
+    code = compile((ROOT / "hiermim_zoo" / "__init__.py").read_text(encoding="utf-8"), "__init__", "exec")
+    bodies = [code, *(part for part in code.co_consts if isinstance(part, type(code)))]
+    assert not [body.co_name for body in bodies if "list" in body.co_names]
+
+
 def test_the_package_hands_on_to_its_commands() -> None:
     assert light("hiermim_zoo", "pretrain", "--help") == light("hiermim_zoo.pretrain", "--help")
     for words in (("hiermim_zoo",), ("hiermim_zoo.pretrain",), ("hiermim_zoo", "pretrain")):
@@ -130,7 +151,7 @@ def test_help_for_a_model_has_its_familys_values(capsys: pytest.CaptureFixture[s
         (("-m", "hiermim_zoo.mae", "--help"), "hiermim_zoo.mae is no command"),
         (("-m", "hiermim_zoo.pretran"), "hiermim_zoo.pretran is no command; did you mean pretrain?"),
         (("-m", "hiermim_zoo", "pretrian", "digits"), "pretrian is no command; did you mean pretrain?"),
-        (("-m", "hiermim_zoo", "colour"), "colour is no command; python -m hiermim_zoo lists the commands: pretrain, "),
+        (("-m", "hiermim_zoo", "colour"), "colour is no command; python -m hiermim_zoo lists the commands: list, "),
         (("-m", "hiermim_zoo.pretrain", "--epoch", "3"), "python -m hiermim_zoo.pretrain --help shows all options"),
     ],
 )
@@ -185,7 +206,7 @@ SPAWNED = """
 import multiprocessing, sys
 def registered():
     import hiermim_zoo, timm
-    return timm.is_model("hivit_atto") and hiermim_zoo.list_models("hivit")[0]
+    return timm.is_model("hivit_atto") and hiermim_zoo.list_models("hivit*")[0]
 if __name__ == "__main__":
     import hiermim_zoo
     assert "torch" not in sys.modules
@@ -207,11 +228,11 @@ def test_a_command_finds_the_rest_when_it_asks(tmp_path: Path) -> None:
 import sys
 import hiermim_zoo
 assert not {"torch", "timm"} & set(sys.modules)
-print(hiermim_zoo.list_models("hivit"), hiermim_zoo.create_mae.__name__, hiermim_zoo.pretrain.run.__name__)
+print(hiermim_zoo.list_models("hivit*"), hiermim_zoo.create_mae.__name__, hiermim_zoo.pretrain.run.__name__)
 """
     (tmp_path / "hiermim").write_text(code)
     done = python(str(tmp_path / "hiermim"))
-    assert done.stdout == f"{hiermim_zoo.list_models('hivit')} create_mae run\n", done.stderr
+    assert done.stdout == f"{hiermim_zoo.list_models('hivit*')} create_mae run\n", done.stderr
 
 
 def test_commands_are_attributes_of_the_package() -> None:
@@ -226,6 +247,7 @@ def test_commands_are_attributes_of_the_package() -> None:
 
 
 SHORTEST = {  # command lines
+    "list": "",
     "pretrain": "x --model x -o x",
     "evaluate": "x --model x --method knn",
     "extract": "x --model x -o x",

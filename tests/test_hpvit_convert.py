@@ -325,6 +325,18 @@ def test_the_card_says_how_the_plain_vit_was_trained(kind: str, tag: str, said: 
     assert (config["pretrained_cfg"]["license"], config["pretrained_cfg"]["mean"]) == ("apache-2.0", [0.5] * 3)
 
 
+@pytest.mark.parametrize(("kind", "warned"), [("transformers encoder", True), ("mmpretrain encoder", False)])
+def test_the_card_warns_of_two_licences(kind: str, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Others say another licence of MAE's weights than their authors; the card of such files says so."""
+    save_file({n: t.clone() for n, t in ENCODERS[kind][1](plain()).items()}, tmp_path / "model.safetensors")
+    out = tmp_path / "out"
+    command(tmp_path / "model.safetensors", "--model", "hpvit_atto", "--license", "apache-2.0", "-o", out)
+    said = "cards of facebook/vit-mae-* say apache-2.0, but MAE's authors say cc-by-nc-4.0"
+    assert (f"About the licence: the {said}" in (out / "README.md").read_text()) == warned
+    assert (f"about the licence: the {said}" in capsys.readouterr().out) == warned
+    assert ("license note" in json.loads((out / "config.json").read_text())["hiermim_zoo"]) == warned
+
+
 # ---- the class token
 
 

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct, stats
+from hiermim_zoo import list as listing
 from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
 from hiermim_zoo.commands.options import evaluate as evaluate_options
 from hiermim_zoo.commands.options import extract as extract_options
@@ -35,8 +36,9 @@ from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
-VERBS = [evaluate, extract, reconstruct, benchmark, stats, cards]
+VERBS = [listing, evaluate, extract, reconstruct, benchmark, stats, cards]
 REQUIRED: dict[str, list[str]] = {  # the shortest command line
+    "list": [],
     "evaluate": ["digits", "--model", "hivit_atto", "--method", "knn"],
     "extract": [str(CAT), "--model", "hivit_atto", "-o", "out"],
     "reconstruct": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
@@ -50,6 +52,7 @@ REQUIRED: dict[str, list[str]] = {  # the shortest command line
 def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is counted for the table of models, which takes long."""
     monkeypatch.setattr(cataloguing, "measure", lambda arch: Size(1_000_000, 2_000_000_000, (3, 8, 8)))
+    monkeypatch.setattr(cataloguing, "parameters", lambda name: 1_000_000)
 
 
 @pytest.fixture
@@ -85,6 +88,7 @@ def help_of(verb: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) ->
         (benchmark, ["a", "--img-size", "64", "64", "--img-size", "32", "64"]),
         (stats, ["a", "--bands", "3", "1", "--scale", "0,5", "--most", "7"]),
         (cards, ["--check", "--root", "a b"]),
+        (listing, ["hivit*", "*.mae_in1k", "--size", "0.5", "70", "--license", "cc-by-nc*", "--here", "--json"]),
     ],
 )
 def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, argv: list[str]) -> None:
@@ -119,6 +123,7 @@ def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, ar
         (benchmark, ["--device", "abacus"], {"device": "abacus"}, "device 'abacus' cannot be used"),
         (stats, ["--scale", "1"], {"scale": "1"}, "--scale 1: use dtype, minmax, percentile:LOW,HIGH or LOW,HIGH"),
         (cards, ["--root", "/nowhere"], {"root": "/nowhere"}, "/nowhere/README.md"),
+        (listing, ["--size", "5", "x"], {"size": (5, "x")}, "--size x is not a finite number at least 0"),
     ],
 )
 def test_bad_values_are_errors_in_python_and_one_line_of_a_command(
@@ -284,7 +289,7 @@ def test_benchmark_returns_rows(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_cards_returns_what_it_wrote(
     tmp_path: Path, checkout: Path, few_models: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = [tmp_path / "MODEL_CARDS.md", tmp_path / "README.md"]
+    files = [tmp_path / "MODEL_CARDS.md", tmp_path / "README.md", tmp_path / "weights" / "parameters.toml"]
     assert cards.run(root=tmp_path) == files
     assert capsys.readouterr().out == ""
     assert cards.run(root=tmp_path, check=True) == []

@@ -11,6 +11,9 @@ from typing import Any
 from torch import nn
 
 from ..text import printable
+from .licenses import UNSTATED, commercial_use
+
+LICENSE_NOTE = "license note"  # a row of the provenance
 
 
 def model_card(
@@ -36,7 +39,6 @@ def model_card(
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     size = " x ".join(map(str, cfg["input_size"]))
     rows = "\n".join(f"| {in_cell(key)} | `{in_cell(value)}` |" for key, value in provenance.items())
-    unstated = "\nThe authors state no licence for these weights.\n" if provenance["license"] == "unstated" else ""
     return (
         dedent(f"""\
         ---
@@ -53,7 +55,7 @@ def model_card(
         - input: {size}
         - {outputs(cfg["num_classes"], labels or {})}
         """)
-        + unstated
+        + licensing(provenance["license"], provenance.get(LICENSE_NOTE, ""))
         + reading(images or {})
         + dedent("""
         ## Use
@@ -72,6 +74,21 @@ def model_card(
         + rows
         + "\n"
     )
+
+
+def licensing(license: str, note: str) -> str:
+    """What users have to know of the licence; empty where it allows commercial use and nobody says otherwise.
+
+    Args:
+        note: where it is not said plainly, or others say another.
+    """
+    said = {
+        True: "",
+        False: f"These weights are for non-commercial use only ({license}).",
+        None: "The authors state no licence for these weights." if license == UNSTATED and not note else "",
+    }[commercial_use(license)]
+    lines = [line for line in (said, f"About the licence: {printable(note)}" if note else "") if line]
+    return "".join(f"\n{line}\n" for line in lines)
 
 
 def outputs(count: int, labels: Mapping[str, Any]) -> str:
@@ -101,7 +118,7 @@ def reading(images: Mapping[str, Any]) -> str:
 
 def hub_license(license: str) -> str:
     """The Hub's identifier of a licence, as YAML; whatever is no identifier stands in quotes."""
-    if license == "unstated":
+    if license == UNSTATED:
         return "unknown"
     return license if re.fullmatch(r"[A-Za-z][A-Za-z0-9.+-]*", license) else json.dumps(printable(license))
 

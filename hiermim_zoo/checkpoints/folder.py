@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from .atomic import save_tensors
 from .card import model_card
 from .configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY, read_json
+from .manifest import MODEL_FILE
 from .soundness import in_type
 
-MODEL_FILE = "model.safetensors"
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
 CONFIG_FILE, CARD = "config.json", "README.md"
 OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)

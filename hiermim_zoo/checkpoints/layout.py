@@ -36,6 +36,7 @@ class Layout:
     # Of timm's config, where the architecture's default is wrong.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""  # said whenever such a file is read
+    license_note: str = ""  # of the licence of such files, where others say another; for report and card
     own: bool = False  # the files of this package
     prefix: str = ""  # names that begin with it lose it before ``has``, ``lacks``, ``rules`` and ``decoder`` see them
     bare: bool = True  # there are also files without the prefix

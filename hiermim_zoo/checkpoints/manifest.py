@@ -14,7 +14,19 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MODEL_FILE = "model.safetensors"  # with the weights, in the folder of a tag
+PARAMETERS = "parameters.toml"  # beside manifest.toml
+
 _PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 accuracy in percent, and how it was measured."""
+
+    top1: float
+    by: str
+    crop: float | None = None  # of the shorter side; None: whoever measured it does not say
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class Weights:
     name: str  # "arch.tag"
     hub: str  # repository on the Hugging Face Hub under which this project hosts the weights
     layout: str  # name of the checkpoint layout of the origin file
-    license: str  # licence of the weights; "unstated" where the authors name none
+    license: str  # licence of the weights; "unstated" where the authors name none (see ``licenses``)
     source: str  # who trained them, in words
     paper: str  # arXiv number
     url: str = (
@@ -36,8 +48,11 @@ class Weights:
     classes: int = 0  # classes of the head, 0 for an encoder alone
     data: str = ""  # what it was trained on
     top1: float | None = None  # top-1 accuracy in percent
-    top1_by: str = ""  # who measured it
+    top1_by: str = ""  # who measured it: a name, then how
+    top1_crop: float | None = None  # of the shorter side, with which they did
+    top1_also: tuple[Accuracy, ...] = ()  # what others measured
     note: str = ""
+    license_note: str = ""  # where the licence is not said plainly, or others say another
     input_size: tuple[int, int, int] | None = None  # where it differs from the architecture's
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -47,6 +62,12 @@ class Weights:
     @property
     def arch(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def accuracies(self) -> tuple[Accuracy, ...]:
+        """All that were measured, first the one of ``top1``."""
+        own = () if self.top1 is None else (Accuracy(self.top1, self.top1_by, self.top1_crop),)
+        return own + self.top1_also
 
     @property
     def tag(self) -> str:
@@ -113,8 +134,17 @@ def records() -> Mapping[str, Weights]:
     for row in _table()["weights"]:
         assert not row.keys() - known, f"manifest.toml: unknown keys {row.keys() - known} in {row.get('name')}"
         assert row["name"] not in rows, f"manifest.toml: {row['name']} stands there twice"
-        rows[row["name"]] = Weights(**_frozen(row))
+        also = tuple(Accuracy(**one) for one in row.get("top1_also", ()))
+        rows[row["name"]] = Weights(**{**_frozen(row), "top1_also": also})
     return rows
+
+
+@functools.cache
+def parameters() -> Mapping[str, int]:
+    """Parameters of the model of each tag, with the tag's classes; python -m hiermim_zoo.cards counts them."""
+    path = weights_dir() / PARAMETERS
+    counted: Mapping[str, int] = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return counted
 
 
 def tables() -> list[Table]:

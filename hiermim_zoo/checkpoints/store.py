@@ -2,6 +2,7 @@
 
 The local store is a list of folders: $HIERMIM_WEIGHTS, the user's cache, and the weights that ship with the package. In
 each of them a tag is either a folder "arch.tag" as the convert command writes it, or a file "arch.tag.safetensors".
+Looking into it needs no torch, so only what fetches imports what reads files.
 """
 
 from __future__ import annotations
@@ -14,11 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .download import DownloadError, download
-from .files import SUFFIXES, sha256_of
-from .folder import MODEL_FILE
-from .manifest import Weights, weights_dir
-from .shards import INDEX
+from .licenses import UNSTATED, commercial_use
+from .manifest import MODEL_FILE, Weights, weights_dir
 
 HUB = "hf-hub:"
 
@@ -63,6 +61,8 @@ def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None
     Raises:
         DownloadError: it cannot be had, or is another file.
     """
+    from .download import DownloadError, download
+
     if not row.url:
         raise DownloadError("the manifest names no origin")
     if row.url.startswith(HUB):
@@ -79,6 +79,9 @@ def fetch_origin(row: Weights, folder: Path, cache_dir: str | Path | None = None
 def _from_repository(row: Weights, cache_dir: str | Path | None) -> Path:
     """The one file of another repository that a tag is made from."""
     from huggingface_hub import hf_hub_download
+
+    from .download import DownloadError
+    from .files import sha256_of
 
     with hub_errors():
         path = Path(hf_hub_download(row.url.removeprefix(HUB), MODEL_FILE, cache_dir=cache_dir))
@@ -97,6 +100,9 @@ def fetch_repository(name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    from .files import SUFFIXES
+    from .shards import INDEX
+
     suffixes = [".pth.tar" if suffix == ".tar" else suffix for suffix in (*SUFFIXES, INDEX)]  # others hold data
     wanted = [*(f"*{suffix}" for suffix in suffixes), "config.json"]
     with hub_errors():
@@ -111,6 +117,8 @@ def hub_errors() -> Iterator[None]:
     in every version.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    from .download import DownloadError
 
     http_error: Any = HfHubHTTPError.__bases__[0]
     try:
@@ -132,9 +140,9 @@ def fetch_hub(row: Weights, cache_dir: str | Path | None) -> Path:
 
 def show_license(row: Weights) -> None:
     """Say it once, when weights that are not plainly free are first fetched."""
-    if row.license == "unstated":
+    if row.license == UNSTATED:
         _logger.warning("%s: the authors state no licence for these weights; ask them before commercial use", row.name)
-    elif "-nc" in row.license:
+    elif commercial_use(row.license) is False:
         _logger.warning("%s: these weights are licensed %s, for non-commercial use only", row.name, row.license)
 
 

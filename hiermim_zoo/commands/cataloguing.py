@@ -1,4 +1,4 @@
-"""MODEL_CARDS.md and the README's table of models are made from the manifest and the models themselves."""
+"""MODEL_CARDS.md, the README's table of models and the list of parameters are made from the manifest and the models."""
 
 from __future__ import annotations
 
@@ -7,10 +7,20 @@ import statistics
 from collections.abc import Sequence
 
 from ..checkpoints import manifest
-from ..checkpoints.manifest import Table, Weights
+from ..checkpoints.catalogue import (
+    accuracy_words,
+    chosen,
+    license_of,
+    measured_by,
+    millions,
+    size_of,
+    use_of,
+    where,
+)
+from ..checkpoints.manifest import PARAMETERS, Table, Weights
 from ..checkpoints.store import HUB
-from ..models.listing import list_models
-from ..models.measure import measure
+from ..models.listing import architectures
+from ..models.measure import measure, parameters
 from .options import Outcome
 from .options.cards import CardsOptions
 
@@ -22,7 +32,28 @@ Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that 
 Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the
 package), the Hub repository, the origin. A licence marked *unstated* means that the authors published the file without
 naming one: ask them before any use beyond research. Accuracies are top-1 on the validation or test set of the data
-named, as measured by whoever is named.
+named, as measured by whoever is named, with a crop of so much of the shorter side of an image.
+"""
+SUMMARY = """## All weights
+
+`python -m hiermim_zoo.list` shows this table for the weights that you ask for. Sizes with ~ are those of the parameters
+in float32, where the size of the file is not known. *From*: part of the package, the Hub, Google Drive (Drive) or the
+authors' own server (web).
+"""
+COMMERCIAL = """## Weights you may use commercially
+
+The licences of these weights allow it. They say nothing of the images that the weights were trained on. This is what
+the authors state, and no legal advice.
+"""
+ASK = """
+Of these nothing is stated, so ask their authors first: {}. All others are for non-commercial use only.
+"""
+CODE = """```python
+import timm
+import hiermim_zoo  # registers the architecture
+
+model = timm.create_model("{}", pretrained=True)
+```
 """
 COLUMNS = {  # of Measurement -> their heading
     "gmacs": "GMACs",
@@ -35,17 +66,19 @@ COLUMNS = {  # of Measurement -> their heading
 
 
 def write_cards(options: CardsOptions) -> Outcome:
-    """Bring both files up to date; the result is a list of the paths that were written.
+    """Bring the files up to date; the result is a list of the paths that were written.
 
     Raises:
         ValueError: with ``--check``, a file is not current; or the README has no place for the table.
     """
     readme = options.root / "README.md"
     texts = {options.root / "MODEL_CARDS.md": model_cards(), readme: with_table(readme.read_text(encoding="utf-8"))}
+    texts[options.root / "weights" / PARAMETERS] = counted()
     stale = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if options.check and stale:
         raise ValueError(f"{', '.join(map(str, stale))} not current; run python -m hiermim_zoo.cards")
     for path in stale:
+        path.parent.mkdir(exist_ok=True)
         path.write_text(texts[path], encoding="utf-8")
     return Outcome(stale, "\n".join(f"wrote {path}" for path in stale))
 
@@ -56,25 +89,74 @@ def with_table(readme: str) -> str:
     Raises:
         ValueError: it has no place for one.
     """
-    head = ("model", "parameters", "GMACs (input)", "weights", "trained by", "licence of the weights")
+    head = ("model", "parameters", "GMACs (input)", "weights", "size", "top-1 (crop)", "trained by", "licence")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for arch in list_models():
+    for arch in architectures():
         size = measure(arch)
         rows = [row for row in manifest.records().values() if row.arch == arch]
-        tags = "<br>".join(f"`{row.tag}`" + (" (embedded)" if row.file else "") for row in rows) or "none published"
-        licences = "<br>".join(row.license for row in rows) or "-"
         sides = " x ".join(map(str, dict.fromkeys(size.input_size[1:])))
-        counts = f"{size.parameters / 1e6:.2f} M | {size.macs / 1e9:.2f} ({sides})"
-        sources = "<br>".join(row.source.partition(" (")[0] for row in rows) or "-"
-        lines.append(f"| `{arch}` | {counts} | {tags} | {sources} | {licences} |")
+        cells = [f"`{arch}`", f"{size.parameters / 1e6:.2f} M", f"{size.macs / 1e9:.2f} ({sides})"]
+        columns = zip(*map(in_table, rows), strict=True) if rows else (("none published",), *[("-",)] * 4)
+        lines.append(f"| {' | '.join([*cells, *map('<br>'.join, columns)])} |")
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     if not pattern.search(readme):
         raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")
     return pattern.sub(lambda _: "\n".join(lines) + "\n", readme)
 
 
+def in_table(row: Weights) -> tuple[str, ...]:
+    """What the README's table says of one set of weights."""
+    first = row.accuracies[0] if row.accuracies else None
+    crop = "not stated" if first is None or first.crop is None else f"{first.crop:g}"
+    return (
+        f"`{row.tag}`" + (" (embedded)" if row.file else ""),
+        size_of(row, parameters(row.name)),
+        f"{first.top1:g} ({crop})" if first else "-",
+        row.source.partition(" (")[0],
+        row.license,
+    )
+
+
+def counted() -> str:
+    """Parameters of all models with weights, as TOML."""
+    head = "# Made by python -m hiermim_zoo.cards: parameters of the model of each set of weights, with its classes.\n"
+    return head + "".join(f'"{name}" = {parameters(name)}\n' for name in manifest.records())
+
+
 def model_cards() -> str:
-    return "\n".join([INTRO, *map(section, manifest.records().values()), *map(measured, manifest.tables())])
+    rows = manifest.records().values()
+    return "\n".join([INTRO, summary(), commercial(), *map(section, rows), *map(measured, manifest.tables())])
+
+
+def summary() -> str:
+    """A line for each set of weights."""
+    head = ("weights", "parameters", "size", "licence", "commercial use", "top-1", "crop", "measured by", "from")
+    lines = [SUMMARY, f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for row in manifest.records().values():
+        number = parameters(row.name)
+        facts = (link(row), millions(number), size_of(row, number), license_of(row), use_of(row))
+        shown = [
+            (f"{a.top1:g}", "not stated" if a.crop is None else f"{a.crop:g}", measured_by(a)) for a in row.accuracies
+        ]
+        measures = map("<br>".join, zip(*shown, strict=True)) if shown else ("-",) * 3
+        lines.append(f"| {' | '.join([*facts, *measures, where(row, look=False)])} |")
+    return "\n".join(lines) + "\n"
+
+
+def commercial() -> str:
+    """What may be used commercially, and what has to be asked for."""
+    head = ("weights", "parameters", "licence", "trained by", "data and schedule")
+    lines = [COMMERCIAL, f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    for row in chosen(commercial=True):
+        facts = (link(row), millions(parameters(row.name)), row.license, row.source, row.data)
+        lines.append(f"| {' | '.join(facts)} |")
+    unknown = [link(row) for row in manifest.records().values() if use_of(row) == "not stated"]
+    return "\n".join(lines) + "\n" + (ASK.format(", ".join(unknown)) if unknown else "")
+
+
+def link(row: Weights) -> str:
+    """To the section of a set of weights, as GitHub calls it."""
+    return f"[{row.name}](#{row.name.replace('.', '')})"
 
 
 def measured(table: Table) -> str:
@@ -103,23 +185,27 @@ def cell(value: str | float | Sequence[float] | None) -> str:
 def section(row: Weights) -> str:
     """One set of weights, in the words of the manifest."""
     repository = row.url.removeprefix(HUB)
-    link = (
+    page = (
         f"<{row.url}>" if repository == row.url else f"[{repository}](https://huggingface.co/{repository}), converted"
     )
-    where = f"`weights/{row.file}`, embedded in the package" if row.file else f"{link} (layout `{row.layout}`)"
+    origin = f"`weights/{row.file}`, embedded in the package" if row.file else f"{page} (layout `{row.layout}`)"
+    number = parameters(row.name)
     facts = {
         "trained by": row.source,
-        "origin": where,
+        "origin": origin,
         "Hub": f"`{row.hub}`",
+        "size": f"{number:,} parameters, {size_of(row, number)}",
         "licence": row.license,
+        "commercial use": use_of(row),
+        "about the licence": row.license_note,
         "paper": f"[arXiv {row.paper}](https://arxiv.org/abs/{row.paper})",
         "data and schedule": row.data,
         "classes": str(row.classes) if row.classes else "none (an encoder)",
-        "top-1": f"{row.top1} % ({row.top1_by})" if row.top1 is not None else "",
+        "top-1": "; ".join(map(accuracy_words, row.accuracies)),
         "input": " x ".join(map(str, row.input_size)) if row.input_size else "",
         "crop": f"{row.crop_pct:g} of the shorter side" if row.crop_pct else "",
         "sha256": f"`{row.sha256}`" if row.sha256 else "",
         "note": row.note,
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
-    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n"
+    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n\n{CODE.format(row.name)}"

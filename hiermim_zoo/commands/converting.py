@@ -254,6 +254,8 @@ def report(converted: Converted, every: bool) -> str:
         f"layout  {native.layout.name}: {native.layout.about}",
         f"licence {converted.license}",
     ]
+    if converted.license_note:
+        lines.append(f"  about the licence: {converted.license_note}")
     steps = [step for step in native.steps if every or step.action == "reshaped"]
     lines += [
         f"  {s.action:8} {s.source}"

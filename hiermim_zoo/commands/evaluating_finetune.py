@@ -11,6 +11,7 @@ import torch
 from timm.models._input import get_model_args
 
 from ..checkpoints.folder import Contents, own_cfg, write_folder
+from ..checkpoints.licenses import UNSTATED
 from ..data.splits import Labelled, classes_by_label
 from ..data.transforms import data_config
 from ..models.build import make_model
@@ -248,7 +249,7 @@ def export(
         found: what was measured.
     """
     model: Any = tuning.result
-    license = (model.pretrained_cfg.get("license") if options.pretrained else None) or "unstated"
+    license = (model.pretrained_cfg.get("license") if options.pretrained else None) or UNSTATED
     described = {**config, "label_names": train.names}
     model.pretrained_cfg = own_cfg(arch, described, license, model.num_classes, config["input_size"])
     plain = get_model_args(without_weights(arch, {}))

@@ -13,7 +13,7 @@ from multiprocessing.process import parent_process
 
 PACKAGE = __name__.partition(".")[0]
 SCRIPT = "hiermim"  # the console script
-VERBS = ("pretrain", "evaluate", "extract", "reconstruct", "convert", "stats", "benchmark", "cards")
+VERBS = ("list", "pretrain", "evaluate", "extract", "reconstruct", "convert", "stats", "benchmark", "cards")
 
 
 def started() -> str | None:

@@ -12,10 +12,12 @@ from timm.layers import to_2tuple
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from ..checkpoints.card import LICENSE_NOTE
 from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native
+from ..checkpoints.licenses import UNSTATED
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
@@ -60,9 +62,15 @@ class Converted:
             **({"prefix": self.checkpoint.prefix} if self.checkpoint.prefix else {}),
             "layout": self.native.layout.name,
             "license": self.license,
+            **({LICENSE_NOTE: self.license_note} if self.license_note else {}),
             **self.notes,
             "hiermim_zoo": __version__,
         }
+
+    @property
+    def license_note(self) -> str:
+        """What has to be said of the licence; empty where nothing has."""
+        return self.row.license_note if self.row else self.native.layout.license_note
 
     def source_decoder(self) -> dict[str, Tensor]:
         """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty
@@ -144,7 +152,7 @@ def convert(
     check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
-    license = wanted.license or config.get("license") or "unstated"
+    license = wanted.license or config.get("license") or UNSTATED
     native, shape, args = _shape(checkpoint, arch, family, native, wanted, config)
     cfg = own_cfg(arch, config, license, shape["num_classes"], (shape["in_chans"], *shape["img_size"]))
     if row:

@@ -92,7 +92,7 @@ class Family:
     """All that is particular to a family.
 
     Args:
-        name: how messages call it, and ``list_models(family)``.
+        name: how messages call it, and ``list_models(family=...)``.
         variants: arguments of the model by architecture.
         construct: (architecture, **arguments of timm's builder and of the model) -> model. It looks for no weights:
             with ``pretrained=True`` it loads those that ``pretrained_cfg_overlay`` names.

@@ -39,6 +39,13 @@ def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: 
     return Size(sum(p.numel() for p in model.parameters()), macs, shape)
 
 
+@functools.cache
+def parameters(name: str) -> int:
+    """Parameters of an architecture, or of "arch.tag" with the classes of that tag, on the meta device."""
+    with without_memory():
+        return sum(p.numel() for p in create_model(name).parameters())
+
+
 def sketch(model: nn.Module, inputs: Tensor) -> tuple[Any, int]:
     """One forward pass without values, of a model in eval mode on the meta device.
 

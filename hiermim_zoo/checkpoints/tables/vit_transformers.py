@@ -87,6 +87,11 @@ _LEFT_OUT = (
     Drop(_PIXELS, "linear head of masked image modelling over all tokens"),
 )
 
+_TWO_LICENCES = (
+    "the cards of facebook/vit-mae-* say apache-2.0, but MAE's authors say cc-by-nc-4.0 of those weights: "
+    "do not rely on the former unless they confirm it"
+)
+
 LAYOUTS = (
     Layout(
         "vit_mae_transformers",
@@ -99,6 +104,7 @@ LAYOUTS = (
         back=(*_ENCODER_BACK, *_DECODER_BACK),
         top_key="",
         preprocessing=MAE_PREPROCESSING,
+        license_note=_TWO_LICENCES,
         prefix="vit.",
     ),
     Layout(
