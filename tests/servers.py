@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         content = server.files[path]
         headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
         if server.hub:
-            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{server.etag or hashlib.sha256(content).hexdigest()}"'}
         start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]) if self.headers.get("Range") else 0
         if start and start >= len(content):
             self.reply(416, b"", body, {"Content-Range": f"bytes */{len(content)}"})
@@ -81,6 +81,7 @@ class Server(ThreadingHTTPServer):
         self.hub = hub
         self.log: list[tuple[str, str, str | None]] = []
         self.cuts: list[int] = []  # bytes after which the next answers with a large body break off
+        self.etag = ""  # of all files, in place of their digests
         self.page: Callable[[str], str | None] | None = None  # path and query -> a web page instead of the file
 
     def listing(self, path: str) -> object:

@@ -32,10 +32,10 @@ from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.models import hivit, weights
 
 from .forks import Forks, forks
-from .servers import Server, serving
+from .servers import COMMIT, Server, serving
 
 CONTENT = bytes(range(256)) * 400
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
+KNOWN = {"sha256": hashlib.sha256(CONTENT).hexdigest()}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_is_downloaded_verified_and_renamed(tmp_path: Path) -> None:
     with serving({"/w.pth": CONTENT}) as server:
-        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256, size=len(CONTENT))
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", digests=KNOWN, size=len(CONTENT))
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["w.pth"]
 
@@ -56,7 +56,7 @@ def test_a_file_is_downloaded_verified_and_renamed(tmp_path: Path) -> None:
 def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with serving({"/w.pth": CONTENT}) as server:
         server.cuts = [65_536, 32_768]
-        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", digests=KNOWN)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
     assert [asked for _, _, asked in server.log] == [None, "bytes=65536-", "bytes=98304-"]
 
@@ -64,7 +64,7 @@ def test_a_transfer_that_breaks_off_goes_on_where_it_stopped(tmp_path: Path) -> 
 def test_what_an_earlier_process_left_is_used(tmp_path: Path) -> None:
     (tmp_path / "w.pth.part").write_bytes(CONTENT[:50_000])
     with serving({"/w.pth": CONTENT}) as server:
-        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", digests=KNOWN)
         assert server.log == [("GET", "/w.pth", "bytes=50000-")]
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
 
@@ -72,7 +72,7 @@ def test_what_an_earlier_process_left_is_used(tmp_path: Path) -> None:
 def test_a_part_that_is_complete_needs_no_more_bytes(tmp_path: Path) -> None:
     (tmp_path / "w.pth.part").write_bytes(CONTENT)
     with serving({"/w.pth": CONTENT}) as server:
-        download(f"{server.url}/w.pth", tmp_path / "w.pth", sha256=SHA256)
+        download(f"{server.url}/w.pth", tmp_path / "w.pth", digests=KNOWN)
     assert (tmp_path / "w.pth").read_bytes() == CONTENT
 
 
@@ -86,7 +86,12 @@ def test_it_gives_up_when_nothing_more_comes_and_keeps_what_came(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("expected", "message"), [({"sha256": "0" * 64}, "sha256 is"), ({"size": 7}, "102400 bytes came instead of 7")]
+    ("expected", "message"),
+    [
+        ({"digests": {"sha256": "0" * 64}}, "sha256 is"),
+        ({"digests": {"md5": "012345"}}, "md5 is [0-9a-f]{32} instead of 012345\\.\\.\\."),
+        ({"size": 7}, "102400 bytes came instead of 7"),
+    ],
 )
 def test_a_wrong_file_is_refused_and_removed(tmp_path: Path, expected: dict[str, object], message: str) -> None:
     with serving({"/w.pth": CONTENT}) as server, pytest.raises(DownloadError, match=message):
@@ -115,7 +120,7 @@ def test_google_drive_is_asked_for_the_file_and_its_warning_confirmed(
         monkeypatch.setattr(downloads, "DRIVE_URL", f"{server.url}/download")
         server.page = lambda path: None if "confirm=t" in path else FORM.format(url=server.url)
         server.cuts = [32_768]
-        download(DRIVE, tmp_path / "w.pth", sha256=SHA256)
+        download(DRIVE, tmp_path / "w.pth", digests=KNOWN)
         assert server.log[0][1] == "/download?id=1aB-c_2&export=download"
         assert server.log[1][1] == "/download?id=1aB-c_2&export=download&confirm=t&uuid=x%26y"
         assert server.log[-1][2] == "bytes=32768-"
@@ -204,7 +209,6 @@ def test_no_model_is_built_under_the_lock(origin_file: Path, monkeypatch: pytest
     monkeypatch.setattr(weights, "WeakFileLock", noted)
     monkeypatch.setattr(hivit, "timm_model", built)
     monkeypatch.setattr(weights, "write_folder", written)
-    monkeypatch.setattr(store, "fetch_hub", lambda *args: (_ for _ in ()).throw(DownloadError("no")))
     with serving({"/o.pth": origin_file.read_bytes()}) as server:
         name = "hivit_atto.mae_cifar10"
         row = dataclasses.replace(
@@ -237,12 +241,12 @@ def test_the_local_store_is_searched_in_order(monkeypatch: pytest.MonkeyPatch, t
 SCRIPT = """
 import dataclasses, json, sys, timm, hiermim_zoo
 from hiermim_zoo.checkpoints import manifest
-from hiermim_zoo.checkpoints import store
-from hiermim_zoo.models import weights
-name, url = sys.argv[1:3]
+name, changes = sys.argv[1], json.loads(sys.argv[2])
 rows = dict(manifest.records())
-rows[name] = dataclasses.replace(rows[name], url=url, sha256="", bytes=0)
+rows[name] = dataclasses.replace(rows[name], **changes)
 manifest.records = lambda: rows
+cfgs = timm.models._registry._model_pretrained_cfgs
+cfgs[name] = dataclasses.replace(cfgs[name], hf_hub_id=rows[name].hub)
 try:
     model = timm.create_model(name, pretrained=True)
     print(json.dumps({"sum": sum(p.double().sum().item() for p in model.parameters()), "classes": model.num_classes}))
@@ -284,9 +288,9 @@ def hub(hub_server: Server, hub_cache: Path) -> Iterator[Server]:
     shutil.rmtree(hub_cache, ignore_errors=True)
 
 
-def create(process: Forks, name: str, url: str = "") -> tuple[dict[str, object], str]:
-    """Create a pretrained model in a fresh process; what it printed, and its stderr."""
-    done = process.run(SCRIPT, name, url)
+def create(process: Forks, name: str, **changes: object) -> tuple[dict[str, object], str]:
+    """Create a pretrained model in a fresh process, of a row with other values; what it printed, and its stderr."""
+    done = process.run(SCRIPT, name, json.dumps(changes))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -310,47 +314,105 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, float
     return (folder / "published.pth").read_bytes(), (folder / "out" / "model.safetensors").read_bytes(), total
 
 
+NEVER = "http://127.0.0.1:9/never"
+
+
+def resolved(hub: Server) -> list[tuple[str, str]]:
+    """What was asked about files; the client has other questions of its own."""
+    return [(verb, path) for verb, path, _ in hub.log if "/resolve/" in path]
+
+
 @pytest.mark.slow
-def test_the_hub_comes_before_the_origin_and_is_cached(
+def test_a_pinned_repository_is_asked_by_its_revision_before_the_origin_and_cached(
     small: tuple[bytes, bytes, float], hub: Server, online: Forks, offline: Forks
 ) -> None:
     hub.files = {f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}
-    found, said = create(online, NAME, "http://127.0.0.1:9/never")
+    digest = hashlib.sha256(small[1]).hexdigest()
+    pin = {"url": NEVER, "hub_revision": COMMIT, "hub_sha256": digest, "hub_bytes": len(small[1])}
+    found, said = create(online, NAME, **pin)
     assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
-    assert said.count("no licence") == 1
+    line = f"{NAME}: fetched from hf-hub:hiermim-zoo/{NAME}@{COMMIT}, {len(small[1])} bytes, sha256 {digest}; "
+    assert [text for text in said.splitlines() if NAME in text] == [
+        f"{line}the authors state no licence: ask them before commercial use"
+    ]
+    assert {path for _, path in resolved(hub)} == {f"/hiermim-zoo/{NAME}/resolve/{COMMIT}/model.safetensors"}
     hub.log.clear()
-    found, said = create(offline, NAME)
-    assert found["sum"] == pytest.approx(small[2])
-    assert "no licence" not in said
+    for process in (offline, online):
+        found, said = create(process, NAME, **pin)
+        assert found["sum"] == pytest.approx(small[2])
+        assert NAME not in said
     assert hub.log == []
+    assert "hub" in str(create(offline, NAME, **{**pin, "hub_sha256": "0" * 64})[0]["error"])  # also what is cached
 
 
 @pytest.mark.slow
-def test_the_origin_is_used_when_the_hub_has_nothing(
+@pytest.mark.parametrize("hides", [False, True])
+def test_a_pinned_repository_with_other_bytes_is_refused(
+    hides: bool, small: tuple[bytes, bytes, float], hub: Server, online: Forks
+) -> None:
+    """By what the Hub says of the file; and by the file itself, where the Hub says what is expected."""
+    right = hashlib.sha256(small[1]).hexdigest()
+    other = bytes([*small[1][:-1], small[1][-1] ^ 1])
+    hub.files = {f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": other}
+    hub.etag = right if hides else ""
+    error = str(create(online, NAME, url=NEVER, hub_revision=COMMIT, hub_sha256=right)[0]["error"])
+    hub.etag = ""
+    assert f"sha256 is {hashlib.sha256(other).hexdigest()} instead of {right}" in error
+    assert ("GET" in {verb for verb, _ in resolved(hub)}) == hides
+
+
+@pytest.mark.slow
+def test_a_repository_that_nobody_pinned_is_never_asked(
     small: tuple[bytes, bytes, float], hub: Server, online: Forks, offline: Forks, tmp_path: Path
 ) -> None:
+    """Whoever registers an unregistered name serves nothing, whether the origin has the file or not."""
+    hub.files = {f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}
+    assert "WeightsNotFound" in str(create(online, NAME, url=NEVER)[0]["error"])
+    half = {"url": NEVER, "hub_revision": COMMIT}
+    assert "WeightsNotFound" in str(create(online, NAME, **half)[0]["error"])
     with serving({"/small.pth": small[0]}) as origin:
         origin.cuts = [1 << 20]
-        found, said = create(online, NAME, f"{origin.url}/small.pth")
+        found, said = create(online, NAME, url=f"{origin.url}/small.pth")
         assert found["sum"] == pytest.approx(small[2])
-        assert said.count("no licence") == 1
-        assert [path for _, path, _ in hub.log if "resolve" in path] == [
-            f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors"
-        ]
+        assert said.count("no licence") == said.count(NAME + ":") == 1
         assert [asked for _, _, asked in origin.log] == [None, "bytes=1048576-"]
+    assert hub.log == []
     assert (tmp_path / "cache" / "hiermim_zoo" / NAME / "model.safetensors").is_file()
     found, _ = create(offline, NAME)  # from the local store
     assert found["sum"] == pytest.approx(small[2])
 
 
 @pytest.mark.slow
+def test_a_known_organisation_is_asked_after_the_origin(
+    small: tuple[bytes, bytes, float], hub: Server, online: Forks, tmp_path: Path
+) -> None:
+    hub.files = {"/timm/small/resolve/main/model.safetensors": small[1]}
+    with serving({"/small.pth": small[0]}) as origin:
+        url = f"{origin.url}/small.pth"
+        assert "sum" in create(online, NAME, url=url, hub="timm/small")[0]
+        assert hub.log == []
+    shutil.rmtree(tmp_path / "cache" / "hiermim_zoo" / NAME)
+    found, said = create(online, NAME, url=url, hub="timm/small")
+    assert found["sum"] == pytest.approx(small[2])
+    assert f"{NAME}: fetched from hf-hub:timm/small, " in said
+    record = json.loads((tmp_path / "cache" / "hiermim_zoo" / "fetched.json").read_text())
+    assert [record[address]["bytes"] for address in (url, "hf-hub:timm/small")] == [
+        len(content) for content in small[:2]
+    ]
+
+
+@pytest.mark.slow
 def test_a_wrong_origin_file_is_refused_with_all_places_named(hub: Server, online: Forks, tmp_path: Path) -> None:
     with serving({"/small.pth": CONTENT}) as origin:
-        error = str(create(online, NAME, f"{origin.url}/small.pth")[0]["error"])
-    assert error.startswith(f"WeightsNotFound: the weights {NAME} were not found. Tried: local store {tmp_path}")
-    assert "damaged or no PyTorch checkpoint" in error
-    assert f"Hub repository hiermim-zoo/{NAME} (404" in error
-    assert error.endswith(f"python -m hiermim_zoo.convert FILE --install {NAME}")
+        error = str(create(online, NAME, url=f"{origin.url}/small.pth", hub="timm/small")[0]["error"])
+    first, second, third = error.splitlines()
+    assert first == (
+        "WeightsNotFound: Try again later, or get the file by other means: "
+        f"python -m hiermim_zoo.convert FILE --install {NAME}"
+    )
+    assert f"The weights {NAME} are in none of {tmp_path}" in second
+    assert "damaged or no PyTorch checkpoint" in third
+    assert "hf-hub:timm/small (404" in third
     assert not (tmp_path / "cache" / "hiermim_zoo" / NAME).exists()
     assert not list((tmp_path / "cache" / "hiermim_zoo" / "downloads").iterdir())
 
@@ -358,7 +420,6 @@ def test_a_wrong_origin_file_is_refused_with_all_places_named(hub: Server, onlin
 ELSEWHERE = """
 import dataclasses, sys
 import hiermim_zoo
-from hiermim_zoo.checkpoints import store
 from hiermim_zoo.models import weights
 from hiermim_zoo.checkpoints.manifest import Weights
 row = Weights("hpvit_atto.toy", "hiermim-zoo/hpvit_atto.toy", "vit_timm", "cc-by-nc-4.0", "a test", "0000.00000")
@@ -403,10 +464,11 @@ def test_somebody_elses_repository_is_an_origin(
 
 @pytest.mark.slow
 def test_offline_nothing_is_asked_for(hub: Server, offline: Forks) -> None:
-    error = str(create(offline, NAME, f"{hub.url}/small.pth")[0]["error"])
+    error = str(create(offline, NAME, url=f"{hub.url}/small.pth", hub="timm/small")[0]["error"])
     assert hub.log == []
-    assert "offline mode" in error
-    assert "\n" not in error
+    assert error.startswith("WeightsNotFound: Unset HF_HUB_OFFLINE, or ")
+    assert error.count("offline mode") == 2
+    assert error.count("\n") == 2
 
 
 # ---- installing by hand

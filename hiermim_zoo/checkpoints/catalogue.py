@@ -128,6 +128,6 @@ def where(row: Weights, *, look: bool = True) -> str:
         return "embedded"
     if look and find_local(row) is not None:
         return "here"
-    if row.url.startswith("hf-hub:"):
+    if row.hub_pinned or row.url.startswith("hf-hub:"):
         return "Hub"
     return "Drive" if urlsplit(row.url).hostname == "drive.google.com" else "web"

@@ -6,13 +6,15 @@ import html
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from huggingface_hub.utils import tqdm
 
-from .files import sha256_of
+from .files import wrong_digest
 
 if TYPE_CHECKING:
     import requests  # what downloads nothing, such as a benchmark on a bare machine, does without it
@@ -28,7 +30,7 @@ class DownloadError(OSError):
     """The file could not be had; the message says why."""
 
 
-def download(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None:
+def download(url: str, target: Path, *, digests: Mapping[str, str] = MappingProxyType({}), size: int = 0) -> None:
     """Download ``url`` to ``target``.
 
     An interrupted download leaves ``target`` + ".part", from which the next call goes on (HTTP Range).
@@ -36,7 +38,7 @@ def download(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None
     Args:
         url: http(s), or a link to a file on Google Drive.
         target: where the complete file goes; written beside and renamed.
-        sha256: expected digest, where known.
+        digests: expected ones, where known, by kind ("sha256", "md5"): all hexadecimal digits or the first ones.
         size: expected bytes, where known.
 
     Raises:
@@ -55,9 +57,9 @@ def download(url: str, target: Path, *, sha256: str = "", size: int = 0) -> None
         got = part.stat().st_size
         part.unlink()
         raise DownloadError(f"{url}: {got} bytes came instead of {size}")
-    if sha256 and (digest := sha256_of(part)) != sha256:
+    if wrong := wrong_digest(part, digests):
         part.unlink()
-        raise DownloadError(f"{url}: sha256 is {digest} instead of {sha256}: not the file that the manifest means")
+        raise DownloadError(f"{url}: {wrong}: not the file that is meant")
     os.replace(part, target)
 
 

@@ -82,11 +82,35 @@ def _find_in(folder: Path) -> Path:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """A digest of a file ("sha256", "md5"), as hexadecimal digits."""
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def wrong_digest(path: Path, digests: Mapping[str, str]) -> str:
+    """What is wrong with a file of which digests are known, in words; empty: nothing.
+
+    Args:
+        path: of the file.
+        digests: by kind ("sha256", "md5"), all hexadecimal digits or the first ones.
+    """
+    for kind, expected in digests.items():
+        if not (digest := digest_of(path, kind)).startswith(expected.lower()):
+            dots = "" if len(expected) == len(digest) else "..."
+            return f"{kind} is {digest} instead of {expected}{dots}"
+    return ""
+
+
+def sha256_of_checkpoint(file: Path) -> str:
+    """SHA-256 as it stands in a card: of the file, or of a checkpoint in several files, whose index this is."""
+    return sha256_of_parts(file) if is_index(file) else sha256_of(file)
 
 
 def sha256_of_parts(index: Path) -> str:
@@ -130,7 +154,7 @@ def read_checkpoint(path: str | Path, key: str = "", prefix: str = "", *, allow_
         file,
         state,
         key,
-        sha256_of_parts(file) if is_index(file) else sha256_of(file),
+        sha256_of_checkpoint(file),
         config,
         prefix,
         {name: bare_names(found) for name, found in sets.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -34,7 +35,9 @@ class Weights:
     """One row of the manifest: a pretrained tag of an architecture."""
 
     name: str  # "arch.tag"
-    hub: str  # repository on the Hugging Face Hub under which this project hosts the weights
+    hub: (
+        str  # name of a repository on the Hugging Face Hub that timm's config shows; see ``places.sources`` for its use
+    )
     layout: str  # name of the checkpoint layout of the origin file
     license: str  # licence of the weights; "unstated" where the authors name none (see ``licenses``)
     source: str  # who trained them, in words
@@ -42,9 +45,14 @@ class Weights:
     url: str = (
         ""  # where the origin file can be downloaded; "hf-hub:ORG/NAME" for somebody else's repository on the Hub
     )
+    also: str = ""  # "hf-hub:ORG/NAME" that has the same weights in the same layout, asked after ``url``
     file: str = ""  # file name in weights/, for those that ship with the package
     sha256: str = ""  # of the origin file (or of the shipped one), where known
-    bytes: int = 0  # likewise
+    md5: str = ""  # of the origin file, or its first digits, where the authors publish them
+    bytes: int = 0  # of the origin file (or of the shipped one), where known
+    hub_revision: str = ""  # commit of ``hub``, 40 hexadecimal digits
+    hub_sha256: str = ""  # of model.safetensors in that commit
+    hub_bytes: int = 0  # likewise
     classes: int = 0  # classes of the head, 0 for an encoder alone
     data: str = ""  # what it was trained on
     top1: float | None = None  # top-1 accuracy in percent
@@ -76,6 +84,12 @@ class Weights:
     @property
     def family(self) -> str:
         return self.arch.partition("_")[0]
+
+    @property
+    def hub_pinned(self) -> bool:
+        """Whether the file in the repository on the Hub is known to the bit."""
+        known = ((self.hub_revision, 40), (self.hub_sha256, 64))
+        return all(re.fullmatch(f"[0-9a-f]{{{digits}}}", value) for value, digits in known)
 
     def pretrained_cfg(self) -> dict[str, Any]:
         """What timm should know of it."""

@@ -17,8 +17,9 @@ from ..checkpoints.catalogue import (
     use_of,
     where,
 )
+from ..checkpoints.hub import HUB
 from ..checkpoints.manifest import PARAMETERS, Table, Weights
-from ..checkpoints.store import HUB
+from ..checkpoints.places import origins, places
 from ..models.listing import architectures
 from ..models.measure import measure, parameters
 from .options import Outcome
@@ -30,9 +31,10 @@ INTRO = """# Model cards
 Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that file, not this one.
 
 Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the
-package), the Hub repository, the origin. A licence marked *unstated* means that the authors published the file without
-naming one: ask them before any use beyond research. Accuracies are top-1 on the validation or test set of the data
-named, as measured by whoever is named, with a crop of so much of the shorter side of an image.
+package), a repository on the Hub that is pinned to a revision and a digest, the origin, a repository that is not
+pinned. A licence marked *unstated* means that the authors published the file without naming one: ask them before any
+use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
+named, with a crop of so much of the shorter side of an image.
 """
 SUMMARY = """## All weights
 
@@ -184,16 +186,15 @@ def cell(value: str | float | Sequence[float] | None) -> str:
 
 def section(row: Weights) -> str:
     """One set of weights, in the words of the manifest."""
-    repository = row.url.removeprefix(HUB)
-    page = (
-        f"<{row.url}>" if repository == row.url else f"[{repository}](https://huggingface.co/{repository}), converted"
-    )
-    origin = f"`weights/{row.file}`, embedded in the package" if row.file else f"{page} (layout `{row.layout}`)"
+    origin = f"`weights/{row.file}`, embedded in the package"
+    if not row.file:
+        origin = ", else ".join(_link(place.address) for place in origins(row)) + f" (layout `{row.layout}`)"
+    asked = [place.address.removeprefix(HUB) for place in places(row) if place.ready]
     number = parameters(row.name)
     facts = {
         "trained by": row.source,
         "origin": origin,
-        "Hub": f"`{row.hub}`",
+        "Hub": "".join(f"`{name}`{'' if row.hub_pinned else ', not pinned'}" for name in asked),
         "size": f"{number:,} parameters, {size_of(row, number)}",
         "licence": row.license,
         "commercial use": use_of(row),
@@ -205,7 +206,13 @@ def section(row: Weights) -> str:
         "input": " x ".join(map(str, row.input_size)) if row.input_size else "",
         "crop": f"{row.crop_pct:g} of the shorter side" if row.crop_pct else "",
         "sha256": f"`{row.sha256}`" if row.sha256 else "",
+        "md5": f"`{row.md5}`..." if row.md5 else "",
         "note": row.note,
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
     return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n\n{CODE.format(row.name)}"
+
+
+def _link(address: str) -> str:
+    name = address.removeprefix(HUB)
+    return f"<{address}>" if name == address else f"[{name}](https://huggingface.co/{name})"

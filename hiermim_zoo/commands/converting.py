@@ -13,10 +13,12 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import torch
 
-from ..checkpoints import manifest, store
-from ..checkpoints.download import download
-from ..checkpoints.files import Checkpoint, read_checkpoint
+from ..checkpoints import manifest, places, store
+from ..checkpoints.download import DownloadError, download
+from ..checkpoints.fetched import confirm
+from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
 from ..checkpoints.folder import check_target, write_folder
+from ..checkpoints.hub import HUB, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
@@ -201,45 +203,80 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
 
 
 def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
-    """Bring a source of any kind onto the disk and read it.
+    """Bring a source of any kind onto the disk, compare its digest and read it.
 
     Args:
         options: name the source, and what of it is read.
         scratch: folder for what is downloaded.
 
     Raises:
-        ValueError, OSError: it cannot be had or read.
+        ValueError, OSError: it cannot be had or read, or is not what was asked for or came before.
     """
     try:
-        return read_checkpoint(
-            located(options.source, scratch),
-            options.key or "",
-            options.prefix or "",
-            allow_nonfinite=options.allow_nonfinite,
+        path = located(options.source, scratch, options.sha256 or "")
+        if options.sha256 and (digest := sha256_of_checkpoint(find_file(path))) != options.sha256:
+            raise ValueError(f"--sha256 {options.sha256}: {options.source} has {digest}")
+        checkpoint = read_checkpoint(
+            path, options.key or "", options.prefix or "", allow_nonfinite=options.allow_nonfinite
         )
     except ValueError as error:
         error.args = (str(error).replace(f"{scratch}{os.sep}", ""),)  # which is gone when the message is read
         raise
+    if known_row(options.source) is None and is_address(options.source):  # those of tags are compared when they come
+        size = checkpoint.path.stat().st_size
+        confirm(options.source, checkpoint.sha256, size, pinned=bool(options.sha256))
+    return checkpoint
 
 
-def located(source: str, scratch: Path) -> Path:
+def is_address(source: str) -> bool:
+    return source.startswith(HUB) or urlsplit(source).scheme in ("http", "https")
+
+
+def located(source: str, scratch: Path, sha256: str) -> Path:
     """The file or folder on the disk; what is downloaded goes to ``scratch`` or into the Hub's cache."""
     row = known_row(source)
     if row is not None:
         local = store.find_local(row) if row.file else None
-        return local or store.fetch_origin(row, scratch)
-    if source.startswith("hf-hub:"):
-        name, _, revision = source.removeprefix("hf-hub:").partition("@")
-        return store.fetch_repository(name, revision or None)
+        return local or from_origin(row, scratch, sha256)
+    if source.startswith(HUB):
+        return fetch_repository(source)
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
-    if urlsplit(source).scheme not in ("http", "https"):
+    if not is_address(source):
         return Path(source)
+    place = places.place_of(source)
+    check_open(place)
     target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
-    download(source, target)
+    download(source, target, digests=place.digests, size=place.bytes)
     for part in parts_of(target) if is_index(target) else ():
         download(urljoin(source, quote(part)), scratch / part)
     return target
+
+
+def from_origin(row: manifest.Weights, scratch: Path, sha256: str) -> Path:
+    """The file of a tag from the first of its origins that has it.
+
+    Raises:
+        DownloadError: none has; says why, of each.
+    """
+    reasons = []
+    for place in places.origins(row):
+        try:
+            check_open(place)
+            return places.fetch(place, scratch / row.name, sha256=sha256)
+        except DownloadError as error:
+            reasons.append(str(error))
+    raise DownloadError("; ".join(reasons) or f"{row.name}: the manifest names no origin")
+
+
+def check_open(place: places.Place) -> None:
+    """Refuse a place that cannot be reached now, before clients try for half a minute.
+
+    Raises:
+        DownloadError: it cannot; says why.
+    """
+    if reason := places.closed([place], None).get(place.address):
+        raise DownloadError(f"{place.address}: {reason}")
 
 
 def report(converted: Converted, every: bool) -> str:
@@ -252,6 +289,7 @@ def report(converted: Converted, every: bool) -> str:
         f"set     {checkpoint.top_key or 'the file itself'}; "
         + (f"--key reads another: {', '.join(others)}" if others else "there is no other"),
         f"layout  {native.layout.name}: {native.layout.about}",
+        f"sha256  {checkpoint.sha256}",
         f"licence {converted.license}",
     ]
     if converted.license_note:

@@ -78,9 +78,10 @@ def build_model(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         raise ValueError(f"{variant}.{tag} is not a known tag; {known}")
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, tag, overlay)
-        row = rows.get(f"{variant}.{cfg.tag}")
+        # By the repository, whatever else a caller has changed: timm must never ask for it by itself.
+        row = next((row for row in rows.values() if (row.arch, row.hub) == (variant, cfg.hf_hub_id)), None)
         named_by_caller = cfg.source or cfg.file or cfg.state_dict or cfg.url
-        if row is not None and not named_by_caller and cfg.hf_hub_id == row.hub:
+        if row is not None and not named_by_caller:
             overlay["file"] = str(locate(row, cache_dir=kwargs.get("cache_dir")))
         elif row is None and not named_by_caller and not cfg.hf_hub_id:
             raise ValueError(

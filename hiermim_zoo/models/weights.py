@@ -1,18 +1,23 @@
-"""Weights of a tag of the manifest: found in the local store or on the Hub, else fetched from their origin and
-converted.
-"""
+"""Weights of a tag of the manifest: found in the local store, else fetched from the first place that has them."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
-from ..checkpoints import store
-from ..checkpoints.files import Checkpoint, read_checkpoint
+from ..checkpoints import hub, places, store
+from ..checkpoints.download import DownloadError
+from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
 from ..checkpoints.folder import MODEL_FILE, write_folder
+from ..checkpoints.licenses import commercial_use
 from ..checkpoints.manifest import Weights
+from ..checkpoints.places import Place
 from .conversion import Wanted, convert
+
+_logger = logging.getLogger(__name__)
 
 
 def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
@@ -23,36 +28,63 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
         cache_dir: instead of the Hub's own cache and the user's.
 
     Raises:
-        hiermim_zoo.checkpoints.store.WeightsNotFound: naming every place tried and what to do.
+        hiermim_zoo.checkpoints.store.WeightsNotFound: what to do, and every place asked.
     """
     path = store.find_local(row, cache_dir)
     if path is not None:
         return path
-    tried = [f"local store {', '.join(map(str, store.folders(cache_dir)))} (not there)"]
-    places = ((f"Hub repository {row.hub}", store.fetch_hub), (f"origin {row.url or '(none)'}", _from_origin))
-    for place, fetch in places:
+    found = places.places(row)
+    closed = places.closed(found, cache_dir)
+    tried = []
+    for place in found:
         try:
-            return fetch(row, cache_dir)
+            if place.address in closed:
+                raise DownloadError(closed[place.address])
+            return _ready(row, place, cache_dir) if place.ready else install(row, cache_dir, place) / MODEL_FILE
         except (OSError, ValueError) as error:
-            tried.append(f"{place} ({store.first_line(error)})")
-    raise store.WeightsNotFound(
-        f"the weights {row.name} were not found. Tried: {'; '.join(tried)}. "
-        f"Get the origin file by other means and put it into the local store with: "
-        f"python -m hiermim_zoo.convert FILE --install {row.name}"
+            tried.append(f"{place.address} ({hub.first_line(error).removeprefix(f'{place.address}: ')})")
+    raise store.WeightsNotFound(_advice(row, found, closed) + _search(row, tried, cache_dir))
+
+
+def _advice(row: Weights, found: Sequence[Place], closed: Mapping[str, str]) -> str:
+    """What to do, as a line."""
+    if not found:  # weights that ship with the package
+        first = "Install hiermim-zoo again"
+    elif hub.offline():
+        first = "Unset HF_HUB_OFFLINE"
+    else:
+        first = "Connect to the internet" if len(closed) == len(found) else "Try again later"
+    return f"{first}, or get the file by other means: python -m hiermim_zoo.convert FILE --install {row.name}\n"
+
+
+def _search(row: Weights, tried: Sequence[str], cache_dir: str | Path | None) -> str:
+    """Where the weights were looked for, as two lines."""
+    folders = ", ".join(map(str, store.folders(cache_dir)))
+    return (
+        f"The weights {row.name} are in none of {folders} (HIERMIM_WEIGHTS names another folder)\n"
+        f"Asked: {'; '.join(tried) or 'nobody'}"
     )
 
 
-def _from_origin(row: Weights, cache_dir: str | Path | None) -> Path:
-    path = install(row, cache_dir) / MODEL_FILE
-    store.show_license(row)
+def _ready(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
+    """The file of a repository on the Hub that timm can load as it is."""
+    here = hub.cached(place.address, cache_dir)
+    path = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
+    if here is None:
+        _say(row, place, path.stat().st_size, sha256_of(path))
     return path
 
 
-def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
+def install(row: Weights, cache_dir: str | Path | None = None, place: Place | None = None) -> Path:
     """Fetch the origin file of a tag, verify it, convert it and put it into the local store.
 
     Processes that do so at the same time fetch it once: one downloads while the others wait. Nobody waits for a
     conversion; of several results that are equal the first one stays.
+
+    Args:
+        row: of the manifest.
+        cache_dir: instead of the Hub's own cache and the user's.
+        place: one of the tag's origins; default: the first.
 
     Returns:
         The folder "arch.tag" in the local store.
@@ -61,27 +93,30 @@ def install(row: Weights, cache_dir: str | Path | None = None) -> Path:
         hiermim_zoo.checkpoints.download.DownloadError: it cannot be had.
         ValueError: it does not hold what the manifest says.
     """
+    place = place or places.origins(row)[0]
     root = store.user_store(cache_dir)
     folder, lock = root / row.name, root / f"{row.name}.lock"
     root.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if (folder / MODEL_FILE).is_file():  # another process was faster
             return folder
-        checkpoint = _read_origin(row, root / "downloads", cache_dir)
+        checkpoint = _read_origin(row, place, root / "downloads", cache_dir)
+        size = checkpoint.path.stat().st_size
     try:
-        contents = convert(checkpoint, row.arch, Wanted(layout=row.layout), row=row).contents()
+        contents = convert(checkpoint, row.arch, Wanted(layout=row.layout), source=place.address, row=row).contents()
         with WeakFileLock(lock):
             if not (folder / MODEL_FILE).is_file():
                 write_folder(contents, folder)
+                _say(row, place, size, checkpoint.sha256)
     finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
         with WeakFileLock(lock):
             _tidy(checkpoint.path, root / "downloads")
     return folder
 
 
-def _read_origin(row: Weights, downloads: Path, cache_dir: str | Path | None) -> Checkpoint:
+def _read_origin(row: Weights, place: Place, downloads: Path, cache_dir: str | Path | None) -> Checkpoint:
     """The origin file, downloaded unless another process just did."""
-    raw = store.fetch_origin(row, downloads, cache_dir)
+    raw = places.fetch(place, downloads / row.name, cache_dir)
     try:
         return read_checkpoint(raw)
     except ValueError:
@@ -93,3 +128,14 @@ def _tidy(raw: Path, downloads: Path) -> None:
     """Remove a download; the Hub's cache is not ours to tidy."""
     if raw.parent == downloads:
         raw.unlink(missing_ok=True)
+
+
+def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
+    """The one line when weights are first fetched: what, from where, and what their licence says."""
+    license = f"licence {row.license}"
+    if row.license == "unstated":
+        license = "the authors state no licence: ask them before commercial use"
+    elif commercial_use(row.license) is False:
+        license += ", for non-commercial use only"
+    # A warning, since nothing less is shown by default.
+    _logger.warning("%s: fetched from %s, %d bytes, sha256 %s; %s", row.name, place.address, size, sha256, license)

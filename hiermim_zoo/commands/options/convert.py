@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,12 @@ from .values import PATH, TEXT, ValueKind, whole
 
 DTYPES = ("float32", "float16", "bfloat16")
 WHOLE, INTEGER = whole(0), ValueKind(int, "a whole number")
+DIGEST = ValueKind(
+    lambda value: str(value).lower(),
+    "the 64 hexadecimal digits of a SHA-256",
+    lambda digest: re.fullmatch("[0-9a-f]{64}", digest) is not None,
+    "0123456789abcdef" * 4,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +38,13 @@ class ConvertOptions(OptionSet):
     )
     prefix: str | None = option(
         "read the tensors alone whose names begin with P, without it", default=None, metavar="P", auto="none"
+    )
+    sha256: str | None = option(
+        "the digest that the source must have; of an address it replaces the one recorded when it was first fetched",
+        default=None,
+        kind=DIGEST,
+        metavar="HEX",
+        auto="that of the manifest or the one recorded, if any",
     )
     layout: str | None = option(
         "force a layout of checkpoints", default=None, metavar="NAME", auto="recognised by its names"
@@ -125,7 +139,7 @@ class ConvertOptions(OptionSet):
             yield "-o DIR is needed (or --install, or --dry-run)"
         if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             yield (
-                "--to goes with SOURCE, --model, --key, --prefix, --layout, --img-size (that of the source), "
+                "--to goes with SOURCE, --model, --key, --prefix, --sha256, --layout, --img-size (that of the source), "
                 "--num-classes, --dtype, --allow-nonfinite, --force and -o FILE alone"
             )
         if self.inflate and (self.mae or self.install or self.to):
