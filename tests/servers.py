@@ -46,10 +46,12 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"", body, headers)
             return
         content = server.files[path]
-        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        tag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": tag}
         if server.hub:
-            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
-        start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]) if self.headers.get("Range") else 0
+            headers |= {"X-Repo-Commit": COMMIT}
+        asked = self.headers.get("Range") if self.headers.get("If-Range", tag) == tag else None
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
         if start and start >= len(content):
             self.reply(416, b"", body, {"Content-Range": f"bytes */{len(content)}"})
             return
