@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -62,7 +63,8 @@ def download(
         if wanted and part.usable(wanted):
             said.part = part.path
         else:
-            part.remove()
+            with contextlib.suppress(OSError):  # what cannot be written cannot be removed
+                part.remove()
         raise said from error
 
 

@@ -41,8 +41,12 @@ def confirmed(page: str, url: str) -> str:
             fields[found["name"]] = found.get("value", "")
     if not action or "confirm" not in fields:
         return ""
-    address = urljoin(url, action)
-    return f"{address}?{urlencode(fields)}" if _site(address) == _site(url) else ""
+    try:
+        address = urljoin(url, action)
+        same = urlsplit(address).hostname is not None and _site(address) == _site(url)
+    except ValueError:
+        return ""
+    return f"{address}?{urlencode(fields)}" if same else ""
 
 
 def title(page: str) -> str:
@@ -54,9 +58,6 @@ def title(page: str) -> str:
 
 def _site(url: str) -> str:
     """The last two labels of the name of the host; of a number or a short name all of it."""
-    try:
-        host = (urlsplit(url).hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+    host = (urlsplit(url).hostname or "").rstrip(".")
     labels = host.split(".")
     return host if labels[-1].isdigit() or ":" in host else ".".join(labels[-2:])

@@ -94,7 +94,11 @@ class _Answer:
                 self.url, headers=headers, stream=True, timeout=_TIMEOUT, allow_redirects=False, auth=auth
             )
             self.first = b""
-            target = self._forwarded()
+            try:
+                target = self._forwarded()
+            except BaseException:
+                self.close()
+                raise
             if not target:
                 return
             self.close()

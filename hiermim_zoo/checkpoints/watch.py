@@ -117,7 +117,11 @@ def watched_session(watch: Watch) -> requests.Session:
                 manager.pool_classes_by_scheme = pools
             return manager
 
-    session = requests.Session()
+    class Session(requests.Session):
+        def get_redirect_target(self, resp: requests.Response) -> None:
+            """None: else requests prepares to follow, and reads the body of the redirect without a limit for that."""
+
+    session = Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, Adapter())
     return session
