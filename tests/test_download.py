@@ -150,7 +150,7 @@ BEHAVIOURS = {
         (lambda r: [cut(sent(ETag=f'"{time.monotonic_ns()}"'), HALF)],),
         "the connection was cut off",
         kept=True,
-        connections=4,
+        connections=5,
     ),
     # ---- a 206 that is not what was asked
     "206 unasked": Behaviour((part_of(0),), "the whole file was asked for"),

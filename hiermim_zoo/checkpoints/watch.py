@@ -32,6 +32,7 @@ class Watch:
         self._window, self._least, self._deadline = window, least, deadline
         self._came = 0
         self._sockets: list[socket.socket] = []
+        self._originals: list[socket.socket] = []  # urllib3 forgets to close some of those whose headers it refuses
         self._lock = threading.Lock()
         self._turn = threading.Event()  # something is over: the transfer, or what comes before its body
         self._over = False
@@ -49,11 +50,15 @@ class Watch:
         self._thread.join()
         for own in self._sockets:
             own.close()
+        for left in self._originals:
+            if left.fileno() >= 0:
+                socket.close(left.detach())  # also where an answer that nobody holds still reads from it
 
     def follow(self, connected: socket.socket) -> None:
         """Take a duplicate: it reaches the connection whatever TLS makes of the original."""
         with self._lock:
             self._sockets.append(connected.dup())
+            self._originals.append(connected)
             if self.reason:
                 self._hang_up()
 
