@@ -1,12 +1,16 @@
-"""Servers on loopback: one serves files as origins do, one speaks the part of the Hub's protocol for downloads."""
+"""Servers on loopback: one serves files as origins do, one speaks the part of the Hub's protocol for downloads, one
+sends whatever it is told.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -46,10 +50,12 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, b"", body, headers)
             return
         content = server.files[path]
-        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+        tag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": tag}
         if server.hub:
-            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{server.etag or hashlib.sha256(content).hexdigest()}"'}
-        start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0]) if self.headers.get("Range") else 0
+            headers |= {"X-Repo-Commit": COMMIT, "ETag": f'"{server.etag}"' if server.etag else tag}
+        asked = self.headers.get("Range") if self.headers.get("If-Range", tag) == tag else None
+        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
         if start and start >= len(content):
             self.reply(416, b"", body, {"Content-Range": f"bytes */{len(content)}"})
             return
@@ -119,3 +125,66 @@ def serving(files: dict[str, bytes], hub: bool = False) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+Reply = bytes | Callable[[dict[str, str]], Iterable[bytes]]
+
+
+class Scripted:
+    """A server that sends byte by byte what a test says: one reply for each connection, the last one again and again.
+
+    ``requests`` are the headers that came, in lower case, with the path under "path".
+    """
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        self.replies = replies
+        self.requests: list[dict[str, str]] = []
+        self.stop = threading.Event()  # replies that never end wait for it
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+
+    def run(self) -> None:
+        threads = []
+        while not self.stop.is_set():
+            threads.append(threading.Thread(target=self.serve, args=(self.socket.accept()[0],), daemon=True))
+            threads[-1].start()
+        for thread in threads:
+            thread.join()
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.settimeout(5)
+            self.answer(connection)
+
+    def answer(self, connection: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            got = connection.recv(1 << 16)
+            if not got:
+                return
+            head += got
+        first, *lines = head.decode("latin1").split("\r\n\r\n")[0].split("\r\n")
+        request = {"path": first.split()[1]} | {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+        self.requests.append(request)
+        reply = self.replies[min(len(self.requests), len(self.replies)) - 1]
+        for piece in [reply] if isinstance(reply, bytes) else reply(request | {"server": self.url}):
+            connection.sendall(piece)
+            if self.stop.is_set():
+                return
+
+
+@contextmanager
+def scripted(*replies: Reply) -> Iterator[Scripted]:
+    server = Scripted(replies)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop.set()
+        with contextlib.suppress(OSError):
+            socket.create_connection(server.socket.getsockname(), timeout=1).close()
+        thread.join()
+        server.socket.close()

@@ -2,155 +2,172 @@
 
 from __future__ import annotations
 
-import html
+import contextlib
+import errno
 import os
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlsplit
 
-from huggingface_hub.utils import tqdm
+from ..text import printable
+from . import drive
+from .files import digests_of
+from .part import Part, Wanted
+from .refused import Broken, Changed, DownloadError, Unreachable
 
-from .files import wrong_digest
-
-if TYPE_CHECKING:
-    import requests  # what downloads nothing, such as a benchmark on a bare machine, does without it
-
-DRIVE_URL = "https://drive.usercontent.google.com/download"  # what serves the files of drive.google.com
-_TIMEOUT = (10, 60)  # seconds to connect, seconds without a byte
-_BLOCK = 1 << 15  # bytes; what has come of an unfinished block is lost when a connection breaks
 _TRIES = 4  # connections in a row that bring nothing new before giving up
-_PAUSE = 1.0  # seconds before the second of them, twice that before the third, ...
+_CONNECTIONS = 50  # in all: each that brings one byte is no reason to go on for ever
+_PAUSE = 1.0  # seconds before the second of the tries, twice that before the third, ...
+_PATIENCE = 120.0  # seconds that a server may make us wait in all (Retry-After)
+_WHOLE = 86_400.0  # seconds that one download may take
+_DIGITS = {"sha256": 64, "md5": 32}
+_PREFIX = 6  # hexadecimal digits that say something; authors put so many, or 8, into names of files
 
 
-class DownloadError(OSError):
-    """The file could not be had; the message says why."""
-
-
-def download(url: str, target: Path, *, digests: Mapping[str, str] = MappingProxyType({}), size: int = 0) -> None:
+def download(
+    url: str, target: Path, *, sha256: str = "", size: int = 0, digests: Mapping[str, str] | None = None
+) -> None:
     """Download ``url`` to ``target``.
 
-    An interrupted download leaves ``target`` + ".part", from which the next call goes on (HTTP Range).
+    An interrupted download leaves ``target`` + ".part", from which the next call goes on (HTTP Range) if the server can
+    be asked whether its file is still the same (If-Range), or if a digest can tell in the end; and beside it a note of
+    which version of the file it is from. One process at a time may do this: the caller holds a lock.
 
     Args:
-        url: http(s), or a link to a file on Google Drive.
+        url: http(s), or a link to a file on Google Drive. USER:PASSWORD@ in it go to this host alone.
         target: where the complete file goes; written beside and renamed.
-        digests: expected ones, where known, by kind ("sha256", "md5"): all hexadecimal digits or the first ones.
-        size: expected bytes, where known.
+        sha256: expected digest, where known; the same as "sha256" among ``digests``.
+        size: expected bytes, where known. Nothing beyond them is read; without, nothing beyond what is announced.
+        digests: expected digests, from "sha256" or "md5" to hexadecimal digits: all, or at least the first 6.
 
     Raises:
-        DownloadError: unreachable, refused, cut off again and again, a page instead of a file, wrong size or digest.
+        DownloadError: unreachable, refused, too slow, cut off again and again, a page instead of a file, wrong size or
+            digest, no room on the disk; one line that begins with the address.
+        ValueError: what is expected is no digest.
     """
-    import requests
-
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    expected = _expected([("sha256", sha256), *(digests or {}).items()])
+    part = Part(target)
+    shown = printable(re.sub("//[^/?#]*@", "//", url, count=1), 300)
+    wanted = None
     try:
-        with requests.Session() as session:
-            _fetch(session, _direct(url), part)
-    except requests.RequestException as error:
-        raise DownloadError(f"{url}: {_reason(error)}") from error
-    if size and part.stat().st_size != size:
-        got = part.stat().st_size
-        part.unlink()
-        raise DownloadError(f"{url}: {got} bytes came instead of {size}")
-    if wrong := wrong_digest(part, digests):
-        part.unlink()
-        raise DownloadError(f"{url}: {wrong}: not the file that is meant")
-    os.replace(part, target)
+        address = _address(url)
+        wanted = Wanted(address, size, bool(expected))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _complete(wanted, part, expected)
+        os.replace(part.path, target)
+        part.remove()
+    except OSError as error:
+        said = DownloadError(f"{shown}: {_reason(error, part)}")
+        if wanted and part.usable(wanted):
+            said.part = part.path
+        else:
+            with contextlib.suppress(OSError):  # what cannot be written cannot be removed
+                part.remove()
+        raise said from error
 
 
-def _direct(url: str) -> str:
-    """The address that serves the bytes of a Google Drive link; any other address as it is."""
-    if urlsplit(url).hostname != "drive.google.com":
-        return url
-    match = re.search(r"/file/d/([\w-]+)|[?&]id=([\w-]+)", url)
-    if not match:
-        raise DownloadError(f"{url}: no file id in this Google Drive address")
-    return f"{DRIVE_URL}?{urlencode({'id': match[1] or match[2], 'export': 'download'})}"
+def _expected(known: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Digests in lower case, without those that say nothing.
+
+    Raises:
+        ValueError: not a digest.
+    """
+    for name, digest in known:
+        if name not in _DIGITS:
+            raise ValueError(f"digests: {printable(name, 40)} is none of {', '.join(_DIGITS)}")
+        if digest and not re.fullmatch(f"[0-9a-fA-F]{{{_PREFIX},{_DIGITS[name]}}}", digest):
+            raise ValueError(f"{name}: {printable(digest, 80)} is not {_PREFIX} to {_DIGITS[name]} hexadecimal digits")
+    return [(name, digest.lower()) for name, digest in known if digest]
 
 
-def _fetch(session: requests.Session, url: str, part: Path) -> None:
-    """Bring ``part`` to completion, reconnecting as long as each connection brings something."""
-    import requests
+def _address(url: str) -> str:
+    """The address that is asked for a file."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        known = False
+    if not known:
+        raise DownloadError("this is no address of http or https")
+    address = drive.direct(url)
+    if not address:
+        raise DownloadError("no file id in this Google Drive address: it should hold /file/d/ID or id=ID")
+    return address
 
-    broken = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-    fruitless = 0
-    while True:
-        before = part.stat().st_size if part.exists() else 0
+
+def _complete(wanted: Wanted, part: Part, expected: list[tuple[str, str]]) -> None:
+    """Bring ``part`` to completion and check it.
+
+    A file that was put together from several connections and is wrong is fetched once more, in one piece: the server's
+    file may have changed between them, unnoticed.
+    """
+    pieced = _fetch(wanted, part)
+    said = _wrong(wanted, part, expected)
+    if said and pieced:
+        _fetch(wanted, part)
+        said = _wrong(wanted, part, expected)
+    if said:
+        raise DownloadError(said)
+
+
+def _wrong(wanted: Wanted, part: Part, expected: list[tuple[str, str]]) -> str:
+    """What is wrong with a complete part, which is removed then; "" if nothing is."""
+    said = f"{part.size} bytes came instead of {wanted.size}" if wanted.size and part.size != wanted.size else ""
+    found = digests_of(part.path, {name for name, _ in expected}) if expected and not said else {}
+    for name, digest in expected if found else ():
+        if not found[name].startswith(digest):
+            said = said or f"{name} is {found[name]} instead of {digest}: not the file that is meant"
+    if said:
+        part.remove()
+    return said
+
+
+def _fetch(wanted: Wanted, part: Part) -> bool:
+    """Connect again and again, as long as that brings something; whether the file came in several pieces.
+
+    Raises:
+        DownloadError: it does not, or an answer is refused.
+    """
+    from .transfer import transfer  # what downloads nothing, such as a benchmark on a bare machine, needs no requests
+
+    deadline = time.monotonic() + _WHOLE
+    patience, best, fruitless, pieced, reason = _PATIENCE, part.size, 0, False, ""
+    for number in range(_CONNECTIONS):
+        wait = None
+        pieced = pieced or part.usable(wanted)
         try:
-            if _one_connection(session, url, part):
-                return
+            if transfer(wanted, part, deadline):
+                return pieced
             reason = "the connection was cut off"
-        except broken as error:
-            reason = _reason(error)
-        gained = (part.stat().st_size if part.exists() else 0) > before
-        fruitless = 0 if gained else fruitless + 1
-        if fruitless >= _TRIES:
-            raise DownloadError(f"{url}: {reason}; what has come so far is kept in {part}, run the same again to go on")
-        time.sleep(fruitless * _PAUSE)
+        except Changed:
+            part.remove()
+            best, reason = 0, "the file on the server changes again and again"
+        except Broken as error:
+            reason, wait = str(error), error.wait
+            if isinstance(error, Unreachable) and number == 0:  # no network: said at once
+                break
+        fruitless = 0 if part.size > best else fruitless + 1
+        best = max(best, part.size)
+        if fruitless >= _TRIES or time.monotonic() >= deadline:
+            break
+        patience = _paused(fruitless * _PAUSE, wait, patience, reason)
+    else:
+        reason = f"{_CONNECTIONS} connections did not bring the file, the last one: {reason}"
+    raise DownloadError(reason)
 
 
-def _one_connection(session: requests.Session, url: str, part: Path) -> bool:
-    """Append what one connection brings; True when the file is complete."""
-    have = part.stat().st_size if part.exists() else 0
-    # identity: a compressed transfer would make byte ranges and sizes meaningless.
-    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
-    with session.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-        if answer.status_code == 416:  # nothing behind what we have: complete, or the file has changed
-            total = _total(answer.headers.get("Content-Range", ""))
-            if have and total == have:
-                return True
-            part.unlink()
-            return False
-        answer.raise_for_status()
-        if answer.headers.get("Content-Type", "").startswith("text/html"):
-            return _one_connection(session, _confirmed(answer.text, url), part)
-        if answer.status_code != 206:
-            have = 0  # the server starts from the beginning
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(
-                total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, name="hiermim_zoo.download"
-            ) as bar,
-        ):
-            for block in answer.iter_content(_BLOCK):
-                file.write(block)
-                bar.update(len(block))
-                have += len(block)
-    return total is None or have == total
+def _paused(pause: float, told: float | None, patience: float, reason: str) -> float:
+    """Wait before the next connection, as told where the server tells; the patience that is left."""
+    if told is not None and told > patience:
+        raise DownloadError(f"{reason} and asks for {told:.0f} s of patience: run the same again then")
+    time.sleep(pause if told is None else told)
+    return patience - (told or 0.0)
 
 
-def _total(content_range: str) -> int | None:
-    match = re.fullmatch(r"bytes \*/(\d+)", content_range)
-    return int(match[1]) if match else None
-
-
-def _confirmed(page: str, url: str) -> str:
-    """The address behind Google Drive's "too large to scan for viruses, download anyway?" page."""
-    form = re.search(r'<form[^>]*id="download-form"[^>]*action="([^"]+)"', page)
-    fields = dict(re.findall(r'<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"', page))
-    if not form or "confirm" not in fields or "confirm=" in url:  # the last: asked, and asked again
-        title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
-        said = f" ({html.unescape(title[1]).strip()})" if title else ""
-        raise DownloadError(f"{url}: a web page came instead of a file{said}")
-    return urljoin(url, html.unescape(form[1])) + "?" + urlencode({k: html.unescape(v) for k, v in fields.items()})
-
-
-def _reason(error: Exception) -> str:
-    import requests
-
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection was cut off"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return str(error)
+def _reason(error: OSError, part: Part) -> str:
+    if isinstance(error, DownloadError):
+        return str(error)
+    help_ = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{error.filename or part.path} cannot be written: {error.strerror or error}{help_}"

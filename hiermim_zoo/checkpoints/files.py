@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,17 @@ def _find_in(folder: Path) -> Path:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, as hexadecimal digits."""
-    return digest_of(path, "sha256")
+    return digests_of(path, {"sha256"})["sha256"]
 
 
-def digest_of(path: Path, kind: str) -> str:
-    """A digest of a file ("sha256", "md5"), as hexadecimal digits."""
-    digest = hashlib.new(kind, usedforsecurity=False)
+def digests_of(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """Digests of a file as hexadecimal digits, by the names that hashlib gives them, in one pass over the file."""
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in names}
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            for digest in digests.values():
+                digest.update(block)
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def wrong_digest(path: Path, digests: Mapping[str, str]) -> str:
@@ -101,8 +102,9 @@ def wrong_digest(path: Path, digests: Mapping[str, str]) -> str:
         path: of the file.
         digests: by kind ("sha256", "md5"), all hexadecimal digits or the first ones.
     """
+    found = digests_of(path, digests)
     for kind, expected in digests.items():
-        if not (digest := digest_of(path, kind)).startswith(expected.lower()):
+        if not (digest := found[kind]).startswith(expected.lower()):
             dots = "" if len(expected) == len(digest) else "..."
             return f"{kind} is {digest} instead of {expected}{dots}"
     return ""

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from . import download as downloads
-from . import hub, manifest
+from . import drive, hub, manifest
 from .download import DownloadError, download
 from .fetched import confirm
 from .files import sha256_of, wrong_digest
@@ -85,7 +84,7 @@ def closed(found: Iterable[Place], cache_dir: str | Path | None) -> dict[str, st
 def _server(address: str) -> str:
     if address.startswith(HUB):
         return hub.endpoint()
-    return downloads.DRIVE_URL if urlsplit(address).hostname == "drive.google.com" else address
+    return drive.DRIVE_URL if urlsplit(address).hostname == "drive.google.com" else address
 
 
 def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sha256: str = "") -> Path:
