@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..mae import MaskedAutoencoder
 from .precision import autocast
@@ -17,29 +17,35 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def kept_bytes(mae: MaskedAutoencoder, amp: str) -> int:
-    """Bytes that autograd keeps of the forward pass of one sample; draws no random numbers that anyone else draws.
+    """Bytes that autograd keeps of the forward pass for each sample; draws no random numbers that anyone else draws.
 
     Args:
         amp: in which it is computed.
     """
+    was_training = mae.training
+    mae.eval()
+    one, two = (_kept_of(mae, amp, samples) for samples in (1, 2))  # what both have are weights, cast or not
+    mae.train(was_training)
+    return two - one
+
+
+def _kept_of(mae: MaskedAutoencoder, amp: str, samples: int) -> int:
+    """Bytes that autograd keeps of a batch."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     device = next(mae.parameters()).device
-    images = torch.zeros(1, mae.in_chans, *mae.input_size, device=device)
-    visible = torch.arange(mae.kept, device=device)[None]
-    was_training = mae.training
-    mae.eval()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, amp):
+    images = torch.zeros(samples, mae.in_chans, *mae.input_size, device=device)
+    visible = torch.arange(mae.kept, device=device).expand(samples, -1)
+    half = "none" if amp == "none" else "bf16"  # as many bytes as fp16, which CPUs cannot compute everything in
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, half):
         loss = mae(images, visible).loss  # the graph holds what was kept, so no address comes twice
     total = sum(kept.values())
     del loss
-    mae.train(was_training)
     return total
 
 
