@@ -137,6 +137,10 @@ def test_a_wide_encoder_keeps_the_papers_decoder(photos: Path, tmp_path: Path) -
     found = explained(data=photos, output=tmp_path / "out", model="hivit_base")
     assert found["decoder_dim"] == ("512", "recipe")
     assert explained(data=photos, output=tmp_path / "out")["decoder_dim"] == ("96", "recipe small")
+    some = explained(data=photos, output=tmp_path / "out", decoder_heads=7)
+    assert [some[f"decoder_{name}"][0] for name in ("depth", "dim", "heads")] == ["2", "112", "7"], (
+        "the rest is the rule's"
+    )
 
 
 # ---- first runs
@@ -238,6 +242,27 @@ def test_a_run_goes_on_as_it_began(photos: Path, tmp_path: Path, monkeypatch: py
         pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", lr=0.5, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", **MODEL)
     assert largest_difference(weights(whole), weights(tmp_path / "halves")) == 0
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_run_of_the_paper_goes_on_with_what_it_was_told(photos: Path, tmp_path: Path) -> None:
+    """Though it is only told the recipe again."""
+    told: dict[str, Any] = {"batch_size": 5, "epochs": 2, "warmup": 0, "lr": 1e-3, "recipe": "paper"}
+    pretrain.run(data=photos, output=tmp_path / "whole", **told, **MODEL)
+    pretrain.run(data=photos, output=tmp_path / "halves", stop_after=3, **told, **MODEL)
+    pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", recipe="paper", **MODEL)
+    assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "halves")) == 0
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_fresh_decoder_follows_the_rule(photos: Path, tmp_path: Path) -> None:
+    start = pretrain.run(data=photos, output=tmp_path / "start", decoder_dim=128, mask_ratio=0.5, **MODEL)
+    more: dict[str, Any] = {"data": photos, "checkpoint": str(start)}
+    found = explained(output=tmp_path / "out", **more)
+    assert (found["decoder_dim"], found["mask_ratio"]) == (("128", "checkpoint"), ("0.5", "checkpoint"))
+    assert explained(output=tmp_path / "out", decoder="fresh", **more)["decoder_dim"] == ("96", "recipe small")
+    encoder = pretrain.run(output=tmp_path / "out", decoder="fresh", **more, **MODEL)
+    assert create_mae("hivit_atto", checkpoint=encoder).recipe.dim == 96
 
 
 # ---- memory

@@ -18,7 +18,7 @@ from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
 from ..models.recipes import FineTuning, Pretraining, Recipe
 from ..training.autoencoder import undecayed
-from ..training.beginning import rows_of, sketched, with_recipe
+from ..training.beginning import rows_of, sketched, undecided, with_recipe
 from ..training.checks import check
 from ..training.defaults import Followed, family_values, pretraining_of
 from ..training.distributed import World, pick_device
@@ -60,12 +60,11 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     said = check(options)
     # Without values where no file of weights is to be looked into.
     rows = Followed({"imagenet": False} if options.pretrained else {}, pretraining_of(options.model))
-    sketch = sketched(said, rows)
+    sketch = sketched(undecided(said), rows)
     measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(said, name) == (AUTO,)}
     data = open_data(dataclasses.replace(said, **measured), sketch, None)
     size, device = Size(len(data.source), data.source.repeat, 1), pick_device(options.device).type
     chosen = with_recipe(said, size, device, sketch)
-    small = chosen.recipe == "small"
     row, mae = rows_of(chosen, rows).pretraining, sketched(chosen, rows)
     lines = [_recipe(options.recipe, chosen.recipe, size, device), *_schedule(options, chosen, row)]
     lines += [
@@ -76,7 +75,7 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
         lines.append(Line("accumulate", "what fits into memory", SMALL, "1"))
     else:
         lines.append(_line("accumulate", chosen.accumulate, 1, options.accumulate is not None))
-    lines += _autoencoder(options, mae, SMALL if small else "checkpoint")
+    lines += _autoencoder(options, chosen, mae)
     lines += [
         Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE),
     ]
@@ -121,10 +120,11 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         if field.name in ("source", "ahead"):
             continue
         given = option is not None and getattr(options, option) is not None
+        floor = field.name in ("min_lr", "start_lr")  # which follow from the batch
         if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
             lines.append(Line(field.name, _words(value), "rule: values cannot be blended", _words(own)))
-        elif not given and value != own and followed == "small" and field.name not in ("min_lr", "start_lr"):
-            lines.append(Line(option or field.name, _words(value), SMALL, _words(own)))
+        elif not given and followed == "small" and (value != own or field.name == "warmup") and not floor:
+            lines.append(Line(option or field.name, _words(value), SMALL, _words(own) if value != own else ""))
         elif not given and value != own:
             formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
             lines.append(Line(field.name, _words(value), formula))
@@ -150,7 +150,7 @@ def _recipe(said: str, followed: str, size: Size, device: str) -> Line:
     """Which one of the two, and why."""
     if said != RECIPES[0]:
         return Line("recipe", followed, f"{OPTION} --recipe")
-    why = f"{FEW:,} images or more, and no CPU" if followed == "paper" else f"less than {FEW:,} images, or a CPU"
+    why = f"{FEW:,} images or more, and no CPU" if followed == "paper" else f"fewer than {FEW:,} images, or a CPU"
     return Line("recipe", followed, f"{RULE}: {why} ({size.images} on {device})")
 
 
@@ -171,15 +171,17 @@ def _schedule(options: PretrainOptions, chosen: PretrainOptions, row: Pretrainin
     if chosen.blr is None and options.lr is None:
         yield Line("lr", _words(chosen.lr), SMALL, _words(row.blr * row.batch / 256))
     else:
-        rule = (chosen.blr or row.blr) * chosen.batch_size / 256
+        batch = row.batch if chosen.blr is None else chosen.batch_size
+        rule = (chosen.blr or row.blr) * batch / 256
         yield _ruled("lr", chosen.lr, rule, "blr * batch size / 256", options.lr is not None)
 
 
-def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder, otherwise: str) -> Iterable[Line]:
+def _autoencoder(options: PretrainOptions, chosen: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[Line]:
     """What is hidden, and what predicts it.
 
     Args:
-        otherwise: where values are from that are neither of the family nor of an option.
+        options: as they were said.
+        chosen: with what the small recipe chose.
     """
     own: Recipe = recipe_of(options.model, {})
     said = {
@@ -193,7 +195,8 @@ def _autoencoder(options: PretrainOptions, mae: MaskedAutoencoder, otherwise: st
     for name, option in said.items():
         value, usual = getattr(mae.recipe, name), getattr(own, name)
         if option is None and value != usual:
-            yield Line(shown.get(name, name), _words(value), otherwise, _words(usual))
+            origin = SMALL if getattr(chosen, shown.get(name, name)) is not None else "checkpoint"
+            yield Line(shown.get(name, name), _words(value), origin, _words(usual))
         else:
             yield _line(shown.get(name, name), value, usual, option is not None)
     yield Line("visible units", f"{mae.kept} of {mae.units}", "rule: int(units * (1 - mask_ratio))")

@@ -104,7 +104,7 @@ class Batching:
             clips = f"{self.repeat} clips of each of the {self.length} videos"
             what = clips if self.repeat > 1 else f"{self.length} images"
             most = self.length * self.repeat // parts * parts
-            hint = f"; --batch-size {most} would work" if most else ""
+            hint = f"; --batch-size {most} would work" if most else "; fewer processes, or a smaller --accumulate, help"
             raise ValueError(f"a batch of {self.batch} is more than the {what} of the data{hint}")
 
     @property

@@ -275,7 +275,9 @@ def cut(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]
     taken = _spread(_keys(data), fraction, numbers) if groups is None else whole_groups(groups, fraction, numbers)
     if not taken.any() or taken.all():
         what = f"{count} images" if groups is None else f"{int(groups.max()) + 1} groups of {count} images"
-        raise ValueError(f"--split-fraction {fraction:g} of the {what} of {data.spec} leaves nothing on one side")
+        raise ValueError(
+            f"--split-fraction {fraction:g} of the {what} of {data.spec} leaves nothing on one side; give --train DATA"
+        )
     whole = replace(data, measured=fraction)
     test, train = _part(whole, taken, "measured"), _part(whole, ~taken, "trained")
     _check_known(train, test)
@@ -290,8 +292,8 @@ def check_told_apart(test: Labelled) -> None:
     """
     if test.kind == "classes" and len(_keys(test).unique()) < 2:
         raise ValueError(
-            f"--split-fraction {test.measured or 0:g} measures on {len(test.source)} images of {test.spec}, all of one "
-            "class; try a larger one, such as 0.5, or --train DATA"
+            f"a share of {test.measured or 0:g} of {test.spec} to measure on, {len(test.source)} images, has one class "
+            "alone; give --train DATA with images to train on, or try another --split-fraction or --seed"
         )
 
 

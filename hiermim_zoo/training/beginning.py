@@ -55,11 +55,11 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     if not begun:
         options.check_rate()
     data = open_data(chosen, sketch, begun)
-    size = Size(len(data.source), data.source.repeat, world.size)
+    size, said = Size(len(data.source), data.source.repeat, world.size), chosen
     chosen = with_recipe(chosen, size, world.device.type, sketch)
     rows = rows_of(chosen, rows)
     mae = sketch
-    if not _holds_weights(chosen):
+    if not _holds_weights(chosen) or chosen.decoder_dim != said.decoder_dim:
         torch.manual_seed(chosen.seed)
         mae = build_autoencoder(chosen, rows.recipe)
     if chosen.accumulate is None:
@@ -84,7 +84,14 @@ def _sketched(
     options, begun = begun_run(options, world, lock)
     rows = followed(options.model, begun.state if begun else None)
     torch.manual_seed(options.seed)
-    return options, begun, rows, sketched(options, rows)
+    return options, begun, rows, sketched(undecided(options), rows)
+
+
+def undecided(options: PretrainOptions) -> PretrainOptions:
+    """The options without what they say of a decoder, where the recipe may have to say the rest."""
+    if options.recipe == "paper" or options.checkpoint:
+        return options
+    return replace(options, decoder_depth=None, decoder_dim=None, decoder_heads=None)
 
 
 def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:

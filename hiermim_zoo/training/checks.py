@@ -99,7 +99,7 @@ def first_process() -> bool:
 def _complete(options: PretrainOptions) -> PretrainOptions:
     channels = said_channels(Path(options.checkpoint)) if options.checkpoint else 3
     values = dict(family_values(options.model))
-    if options.recipe != "paper":  # how many images there are is not known yet
+    if options.recipe != "paper" or options.resume:  # how many images there are, or how a run began, is not known yet
         values = {name: value for name, value in values.items() if name not in SCHEDULED}
     return options.filled({**values, "in_chans": channels})
 

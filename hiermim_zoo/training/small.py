@@ -112,16 +112,18 @@ def small_decoder(options: PretrainOptions, sketch: MaskedAutoencoder) -> Pretra
     """A decoder that is no wider than the encoder, where options say nothing of it.
 
     Args:
-        sketch: the autoencoder with its family's decoder; of a folder, with that of the folder.
+        sketch: the autoencoder with its family's decoder, or that of its folder.
     """
     recipe, encoder = sketch.recipe, cast(Any, sketch.encoder)
-    if options.checkpoint or (options.decoder_depth, options.decoder_dim, options.decoder_heads) != (None,) * 3:
+    loaded = options.checkpoint and options.decoder != "fresh" and not options.fresh_decoder
+    narrow = -(-encoder.num_features // HEAD) * HEAD
+    if loaded or narrow >= recipe.dim:
         return options
-    dim = min(recipe.dim, -(-encoder.num_features // HEAD) * HEAD)
-    if dim == recipe.dim:
-        return options
+    unit = 4 * (options.decoder_heads or 1)  # that a width must be a multiple of
+    dim = options.decoder_dim or -(-narrow // unit) * unit
+    heads = next(heads for heads in range(max(1, dim // HEAD), 0, -1) if dim % heads == 0)
     depth = min(recipe.depth, DECODER_DEPTH)
-    return replace(options, decoder_depth=depth, decoder_dim=dim, decoder_heads=dim // HEAD)
+    return options.filled({"decoder_depth": depth, "decoder_dim": dim, "decoder_heads": heads})
 
 
 def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> PretrainOptions:
@@ -135,7 +137,7 @@ def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> Pr
     if options.recipe == "paper":
         return options.filled({"save_steps": epoch, "look_every": PAPERS_LOOKS})
     looks = max(STEPS_OF_LOOK, total / LOOKS) / per_epoch
-    return options.filled({"save_steps": max(epoch, total // SNAPSHOTS), "look_every": looks})
+    return options.filled({"save_steps": max(epoch, -(-total // SNAPSHOTS)), "look_every": looks})
 
 
 def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float | None, parts: int = 1) -> FineTuning:

@@ -48,7 +48,7 @@ def amp(default: str | None = "none", **about: Any) -> Any:
 
 def recipe(default: str | None = RECIPES[0], **about: Any) -> Any:
     help = (
-        "batch, length and rate: paper, as published; small, for few images; auto: small for less than 100,000 "
+        "batch, length and rate: paper, as published; small, for few images; auto: small for fewer than 100,000 "
         "images or on a CPU"
     )
     return option(help, default=default, choices=RECIPES, auto=RECIPES[0], **about)
