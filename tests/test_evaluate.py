@@ -411,7 +411,10 @@ KNN, LINEAR, FINETUNE = (["--model", "hivit_atto", "--method", method] for metho
         (["digits", *FINETUNE, *SHORT, "--accumulate", "3", "-o", "{out}"], "must be a multiple of 3"),
         (["digits", *FINETUNE, *SHORT, "--warmup", "1", "-o", "{out}"], "--warmup less than --epochs"),
         (["digits", *FINETUNE, *SHORT, "--auto-augment", "rnd", "-o", "{out}"], "timm knows no augmentation 'rnd'"),
-        (["digits", *FINETUNE, "--color-jitter", "0.4", "--batch-size", "100"], "has no effect beside --auto-augment"),
+        (
+            ["digits", *FINETUNE, "--color-jitter", "0.4", "--batch-size", "100", "--recipe", "paper"],
+            "has no effect beside --auto-augment",
+        ),
         (["digits", *FINETUNE, *SHORT, "--crop-scale", "1", "0.5"], "the lower bound comes first"),
         (["digits", *FINETUNE, *SHORT, "--opt", "best"], "--opt 'best' is none of timm's optimisers"),
         (["digits", *FINETUNE, *SHORT, "--num-classes", "9"], "--num-classes 9, but digits has 10"),

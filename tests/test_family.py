@@ -227,7 +227,7 @@ def test_its_decoder_is_kept(published: Path, tmp_path: Path) -> None:
 
 def test_it_is_pretrained_and_evaluated(tmp_path: Path, toy: Family, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["digits", "--model", "toy_nano", "-o", str(tmp_path / "run"), "--workers", "0", "--steps", "3"]
-    pretrain.main([*arguments, "--look-every", "0"])
+    pretrain.main([*arguments, "--look-every", "0", "--recipe", "paper"])
     note = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
     assert note["step"] == 3
     assert "blocks.1.weight" in load_file(tmp_path / "run" / "encoder" / "model.safetensors")

@@ -31,7 +31,7 @@ from hiermim_zoo.commands.options import shared as shared_options
 from hiermim_zoo.commands.options.fields import option_of
 from hiermim_zoo.data import clips
 from hiermim_zoo.models.measure import Size
-from hiermim_zoo.training import precision
+from hiermim_zoo.training import precision, small
 from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
@@ -156,7 +156,8 @@ def test_words_for_defaults_are_true() -> None:
     settings = TuningSettings()
     for name in ("opt", "hflip", "color_jitter", "mix_prob", "accumulate"):
         assert about[name] == format(getattr(settings, name), "" if name == "opt" else "g"), name
-    assert about["crop_scale"] == " ".join(f"{bound:g}" for bound in settings.crop_scale)
+    crops = [" ".join(f"{bound:g}" for bound in bounds) for bounds in (settings.crop_scale, small.LIGHT_CROP)]
+    assert about["crop_scale"] == f"{crops[0]}; with --recipe small {crops[1]}"
     assert (settings.ema, settings.compile, settings.amp, settings.seed) == (
         None,
         None,
