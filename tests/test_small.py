@@ -263,6 +263,10 @@ def test_a_fresh_decoder_follows_the_rule(photos: Path, tmp_path: Path) -> None:
     assert explained(output=tmp_path / "out", decoder="fresh", **more)["decoder_dim"] == ("96", "recipe small")
     encoder = pretrain.run(output=tmp_path / "out", decoder="fresh", **more, **MODEL)
     assert create_mae("hivit_atto", checkpoint=encoder).recipe.dim == 96
+    deep = pretrain.run(data=photos, output=tmp_path / "deep", decoder_dim=128, decoder_depth=3, **MODEL)
+    more |= {"checkpoint": str(deep), "decoder": "fresh", "decoder_dim": 128}
+    encoder = pretrain.run(output=tmp_path / "same", **more, **MODEL)
+    assert create_mae("hivit_atto", checkpoint=encoder).recipe.depth == 2, "as it says, though the width is the same"
 
 
 # ---- memory

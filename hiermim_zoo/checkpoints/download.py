@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from ..text import printable
 from . import drive
-from .files import digests_of
+from .files import wrong_digest
 from .part import Part, Wanted
 from .refused import Broken, Changed, DownloadError, Unreachable
 
@@ -115,10 +115,8 @@ def _complete(wanted: Wanted, part: Part, expected: list[tuple[str, str]]) -> No
 def _wrong(wanted: Wanted, part: Part, expected: list[tuple[str, str]]) -> str:
     """What is wrong with a complete part, which is removed then; "" if nothing is."""
     said = f"{part.size} bytes came instead of {wanted.size}" if wanted.size and part.size != wanted.size else ""
-    found = digests_of(part.path, {name for name, _ in expected}) if expected and not said else {}
-    for name, digest in expected if found else ():
-        if not found[name].startswith(digest):
-            said = said or f"{name} is {found[name]} instead of {digest}: not the file that is meant"
+    if not said and (wrong := wrong_digest(part.path, expected)):
+        said = f"{wrong}: not the file that is meant"
     if said:
         part.remove()
     return said

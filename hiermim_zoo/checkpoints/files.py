@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,18 +95,18 @@ def digests_of(path: Path, names: Iterable[str]) -> dict[str, str]:
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
-def wrong_digest(path: Path, digests: Mapping[str, str]) -> str:
+def wrong_digest(path: Path, known: Collection[tuple[str, str]]) -> str:
     """What is wrong with a file of which digests are known, in words; empty: nothing.
 
     Args:
         path: of the file.
-        digests: by kind ("sha256", "md5"), all hexadecimal digits or the first ones.
+        known: kinds ("sha256", "md5"), each with all hexadecimal digits or the first ones; without any nothing is
+            read.
     """
-    found = digests_of(path, digests)
-    for kind, expected in digests.items():
+    found = digests_of(path, {kind for kind, _ in known}) if known else {}
+    for kind, expected in known:
         if not (digest := found[kind]).startswith(expected.lower()):
-            dots = "" if len(expected) == len(digest) else "..."
-            return f"{kind} is {digest} instead of {expected}{dots}"
+            return f"{kind} is {digest} instead of {expected}"
     return ""
 
 

@@ -106,7 +106,7 @@ def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sh
         whole = digests.get("sha256", "")
         path = hub.cached(place.address, cache_dir)
         path = path or hub.fetch_file(place.address, cache_dir, sha256=whole, size=place.bytes)
-        if wrong := wrong_digest(path, digests):
+        if wrong := wrong_digest(path, digests.items()):
             raise DownloadError(f"{place.address}: {wrong}: not the file that is meant; {path} can be removed")
     else:
         path = target.with_name(target.name + (Path(urlsplit(place.address).path).suffix or ".pth"))

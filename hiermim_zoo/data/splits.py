@@ -288,7 +288,7 @@ def check_told_apart(test: Labelled) -> None:
     """Refuse a part to measure on whose images all have the same class.
 
     Raises:
-        ValueError: naming a share that may have others.
+        ValueError: they do; names the share.
     """
     if test.kind == "classes" and len(_keys(test).unique()) < 2:
         raise ValueError(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.pretrain import DECODER, PretrainOptions
 from ..commands.options.problems import together
 from ..data.batches import Batching
 from ..mae import MaskedAutoencoder
@@ -59,7 +58,7 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     chosen = with_recipe(chosen, size, world.device.type, sketch)
     rows = rows_of(chosen, rows)
     mae = sketch
-    if not _holds_weights(chosen) or chosen.decoder_dim != said.decoder_dim:
+    if not chosen.checkpoint or any(getattr(chosen, name) != getattr(said, name) for name in DECODER):
         torch.manual_seed(chosen.seed)
         mae = build_autoencoder(chosen, rows.recipe)
     if chosen.accumulate is None:
@@ -91,7 +90,8 @@ def undecided(options: PretrainOptions) -> PretrainOptions:
     """The options without what they say of a decoder, where the recipe may have to say the rest."""
     if options.recipe == "paper" or options.checkpoint:
         return options
-    return replace(options, decoder_depth=None, decoder_dim=None, decoder_heads=None)
+    nothing: Any = dict.fromkeys(DECODER)
+    return replace(options, **nothing)
 
 
 def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:
@@ -100,12 +100,10 @@ def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:
     Raises:
         ValueError: it cannot be built so.
     """
-    with nullcontext() if _holds_weights(options) else without_memory():
-        return build_autoencoder(options if options.checkpoint else replace(options, pretrained=False), rows.recipe)
-
-
-def _holds_weights(options: PretrainOptions) -> bool:
-    return bool(options.checkpoint)
+    if options.checkpoint:
+        return build_autoencoder(options, rows.recipe)
+    with without_memory():
+        return build_autoencoder(replace(options, pretrained=False), rows.recipe)
 
 
 def with_recipe(options: PretrainOptions, size: Size, device: str, sketch: MaskedAutoencoder) -> PretrainOptions:

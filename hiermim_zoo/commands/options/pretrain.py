@@ -45,9 +45,8 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
 AUTO = "auto"  # --mean and --std
 MASKS = ("sample", "batch", "step")  # who shares one
 # What the recipe leaves to the number of images, where it is not the paper's: see training/small.py.
-SCHEDULED = (
-    "epochs", "batch_size", "accumulate", "blr", "lr", "warmup", "decoder_depth", "decoder_dim", "decoder_heads",
-)  # fmt: skip
+DECODER = ("decoder_depth", "decoder_dim", "decoder_heads")
+SCHEDULED = ("epochs", "batch_size", "accumulate", "blr", "lr", "warmup", *DECODER)
 REMEMBERED = "the checkpoint's, else the family's"
 
 _data = partial(option, group="data")
