@@ -17,8 +17,9 @@ from torch._dynamo.utils import counters
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hiermim_zoo import evaluate, masking, pretrain
+from hiermim_zoo import benchmark, evaluate, masking, pretrain
 from hiermim_zoo.commands.options.pretrain import PretrainOptions
+from hiermim_zoo.commands.options.shared import COMPILE
 from hiermim_zoo.data.batches import Batching
 from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import create_mae
@@ -28,7 +29,7 @@ from hiermim_zoo.training.beginning import Beginning
 from hiermim_zoo.training.defaults import family_values, followed
 from hiermim_zoo.training.distributed import World, restored
 from hiermim_zoo.training.finetuning import FineTune
-from hiermim_zoo.training.graphs import RECORDING, hold_gradients
+from hiermim_zoo.training.graphs import RECORDING, hold_gradients, how
 from hiermim_zoo.training.optimizer import decides_on_device, gradient_norm, make_optimizer, take_step
 from hiermim_zoo.training.precision import chosen_amp, train_in
 from hiermim_zoo.training.run_data import open_data
@@ -368,6 +369,26 @@ def test_gradients_of_several_passes_lie_outside_of_graphs(mode: str) -> None:
     assert [p.grad.data_ptr() for p in model.parameters() if p.grad is not None] == places
     assert model.bias.grad is not None
     assert model.bias.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (pretrain, "digits --model hivit_atto -o out --device cpu"),
+        (evaluate, "digits --train digits --model hivit_atto --method finetune --device cpu"),
+        (benchmark, "hivit_atto --device cpu"),
+    ],
+)
+def test_graphs_of_a_gpu_are_not_recorded_elsewhere(command: tuple[Any, str]) -> None:
+    """torch would run each step as it is, unnoticed."""
+    verb, words = command
+    with pytest.raises(ValueError, match="--compile cudagraphs records what a GPU does, and cpu is none"):
+        verb.main([*words.split(), "--compile", "cudagraphs"])
+
+
+def test_modes_are_those_of_torch_and_its_backend() -> None:
+    assert [how(mode) for mode in COMPILE] == [*({"mode": mode} for mode in COMPILE[:-1]), {"backend": "cudagraphs"}]
+    assert set(RECORDING) < set(COMPILE)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hiermim_zoo import benchmark
-from hiermim_zoo.commands import loader_rate, steps, suite_run, suites, turns
+from hiermim_zoo.commands import loader_rate, steps, suite_jobs, suite_row, suite_run, suites, turns
 from hiermim_zoo.commands.judging import judged, same_way, speed, tflops, value_of
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.commands.step_costs import flop_of
@@ -59,8 +59,9 @@ def test_every_row_is_rehearsed(name: str, tmp_path: Path, monkeypatch: pytest.M
     known = {side.spec for row in suites.GPU if isinstance(row, Comparison) for side in row.sides}
     new = [row for row in suites.CPU if isinstance(row, Comparison) and {side.spec for side in row.sides} - known]
     assert len(new) > 1
-    without = tuple(row for row in suites.GPU if row not in map(suites.compiled, suites.EAGER))
-    assert len(suites.GPU) == len(without) + len(suites.EAGER)
+    again = {*map(suites.compiled, suites.EAGER), *map(suites.recorded, suites.STEPS), suites.HIERA_COMPILED}
+    without = tuple(row for row in suites.GPU if row not in again)
+    assert len(suites.GPU) == len(without) + len(again)
     for suite, rows in (("cpu", tuple(new)), ("gpu", without)):
         monkeypatch.setitem(suites.SUITES, suite, suites.SUITES[suite]._replace(rows=rows))
     folder = benchmark.run(suite=name, rehearse=True, device="cpu", minutes=60, output=tmp_path / "new" / "out")
@@ -144,14 +145,14 @@ def test_files_hold_all_that_was_measured(small: list[Any], tmp_path: Path, caps
 def test_a_run_that_is_cut_off_has_what_it_has(
     small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = suite_run.Measuring.measure
+    measure = suite_row.Measuring.measure
 
-    def cut(self: suite_run.Measuring, row: Comparison) -> None:
+    def cut(self: suite_row.Measuring, row: Comparison) -> None:
         if row.title == "Other":
             raise KeyboardInterrupt
         measure(self, row)
 
-    monkeypatch.setattr(suite_run.Measuring, "measure", cut)
+    monkeypatch.setattr(suite_row.Measuring, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         benchmark.run(suite="cpu", output=tmp_path)
     content, text = results(tmp_path)
@@ -184,13 +185,13 @@ def test_a_row_that_is_cut_off_has_the_rounds_that_were_complete(
 
 
 def test_no_row_begins_when_time_is_up(small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = suite_run.Measuring.measure
+    measure = suite_row.Measuring.measure
 
-    def slow(self: suite_run.Measuring, row: Comparison) -> None:
+    def slow(self: suite_row.Measuring, row: Comparison) -> None:
         measure(self, row)
         self.clock.started -= 3600
 
-    monkeypatch.setattr(suite_run.Measuring, "measure", slow)
+    monkeypatch.setattr(suite_row.Measuring, "measure", slow)
     benchmark.run(suite="cpu", output=tmp_path, minutes=30)
     content, text = results(tmp_path)
     assert [entry["missing"] for entry in content["comparisons"]] == ["", "the 30 minutes were used up"]
@@ -198,7 +199,7 @@ def test_no_row_begins_when_time_is_up(small: list[Any], tmp_path: Path, monkeyp
 
 
 def test_a_model_that_would_take_too_long_is_not_begun() -> None:
-    clock = suite_run.Clock(minutes=1)
+    clock = suite_row.Clock(minutes=1)
     assert clock.fits(True)
     clock.note(True, 61)
     assert clock.fits(False)
@@ -211,6 +212,41 @@ def test_rows_are_those_that_were_asked_for(small: list[Any], tmp_path: Path) ->
     small[:] = [LITTLE._replace(title=title) for title in ("One", "Two", "Three")]
     benchmark.run(suite="cpu", output=tmp_path, rows=(3, 1, 3))
     assert [entry["title"] for entry in results(tmp_path)[0]["comparisons"]] == ["One", "Three"]
+
+
+@pytest.mark.slow
+def test_processes_get_ready_together_and_measure_one_after_the_other(small: list[Any], tmp_path: Path) -> None:
+    """What needs no compiler is measured first, by the command itself."""
+    compiled = tuple(Side(name, steps.TRACED + "default") for name in ("hivit_atto", "hiera_atto"))
+    small[:] = [
+        LITTLE._replace(title=title, ours=compiled[:1], peers=compiled[1:]) for title in ("One", "Two", "Three")
+    ]
+    small.insert(1, OTHER)
+    benchmark.run(suite="gpu", output=tmp_path, jobs=2, device="cpu")
+    content, text = results(tmp_path)
+    assert [entry["title"] for entry in content["comparisons"]] == ["One", "Other", "Two", "Three"]
+    for entry in content["comparisons"]:
+        assert [len(row["seconds"]) for row in entry["rows"]] == [2, 2]
+    assert text.count("compiled (traced default)") >= 6
+
+
+def test_a_process_that_dies_is_named(small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite_jobs, "work", divmod)  # which takes other arguments
+    small[:] = [LITTLE._replace(ours=(Side("hivit_atto", "default"),), peers=()), OTHER]
+    benchmark.run(suite="gpu", output=tmp_path, jobs=2, device="cpu")
+    died, other = results(tmp_path)[0]["comparisons"]
+    assert died["missing"] == "its process ended with exit code 1"
+    assert not other["missing"]
+
+
+def test_what_is_not_ready_in_time_is_left_out(
+    small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite_jobs, "SHARE", 0.0)
+    small[:] = [LITTLE._replace(ours=(Side("hivit_atto", "default"),), peers=())]
+    benchmark.run(suite="gpu", output=tmp_path, jobs=2, device="cpu", minutes=7)
+    [entry] = results(tmp_path)[0]["comparisons"]
+    assert entry["missing"] == "the 7 minutes were used up"
 
 
 def test_what_cannot_be_counted_is_measured_all_the_same(
@@ -253,7 +289,7 @@ def test_what_fails_is_named_and_the_rest_goes_on(
         made = ready(row, *args, **kwargs)
         return made._replace(step=lambda: 1 / 0) if row.model == "hpvit_atto" else made
 
-    monkeypatch.setattr(suite_run, "make_ready", failing)
+    monkeypatch.setattr(suite_row, "make_ready", failing)
     benchmark.run(suite="cpu", output=tmp_path)
     content, text = results(tmp_path)
     first, other = (entry["rows"] for entry in content["comparisons"])
@@ -278,7 +314,7 @@ def test_a_batch_that_does_not_fit_is_halved(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
         return ready(row, side, setup, *args, **kwargs)
 
-    monkeypatch.setattr(suite_run, "make_ready", crowded)
+    monkeypatch.setattr(suite_row, "make_ready", crowded)
     benchmark.run(suite="cpu", output=tmp_path)
     [entry] = results(tmp_path)[0]["comparisons"]
     assert entry["batch_size"] == batch
@@ -296,6 +332,8 @@ def test_a_batch_that_does_not_fit_is_halved(
         (["--suite", "cpu"], "--suite cpu needs -o, the folder"),
         (["hivit_atto", "--suite", "cpu", "-o", "out"], "leave out hivit_atto"),
         (["--suite", "cpu", "-o", "out", "--versus", "hivit_atto"], "--versus: --suite cpu decides this itself"),
+        (["--suite", "cpu", "-o", "out", "--jobs", "2"], "--jobs: goes with --suite gpu alone"),
+        (["hivit_atto", "--jobs", "2"], "--jobs: goes with --suite alone"),
         (["--suite", "cpu", "-o", "out", "--rounds", "15"], "--rounds: --suite cpu decides this itself"),
         (["--suite", "cpu", "-o", "out", "--warmup", "3"], "--warmup: --suite cpu decides"),
         (["--suite", "cpu", "-o", "out", "--batch-size", "8"], "--batch-size: --suite cpu decides"),

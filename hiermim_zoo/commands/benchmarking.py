@@ -15,6 +15,7 @@ from timm.layers import to_2tuple
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
 from ..training.distributed import pick_device, restored
+from ..training.graphs import check_graphs
 from ..training.precision import chosen_amp
 from ..version import __version__
 from .baselines import is_peer
@@ -37,6 +38,7 @@ def benchmark(options: BenchmarkOptions) -> Outcome:
     with restored():
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         pick_device(device)
+        check_graphs(options.compile, device)
         if options.threads:
             torch.set_num_threads(options.threads)
         rows = measured(options, device)

@@ -12,6 +12,7 @@ from ..models.family import check_arch
 from ..models.saved import check_folder
 from ..training.checks import check_form, first_process
 from ..training.distributed import World, pick_device
+from ..training.graphs import check_graphs
 from ..training.optimizer import check_optimizer
 from ..training.run_log import LOG
 from .options.evaluate import EvaluateOptions
@@ -47,6 +48,7 @@ def checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
         found.append(partial(check_optimizer, said["opt"]))
     if said.get("device"):
         found.append(partial(pick_device, said["device"]))
+    found.append(partial(check_graphs, said.get("compile"), said.get("device")))
     if said.get("output") and first_process():
         found.append(partial(check_target, said["output"], bool(said.get("force")), (LOG,)))
     for name in ("json", "predictions", "confusion"):

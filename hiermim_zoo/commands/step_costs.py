@@ -43,9 +43,12 @@ def kernel_seconds_of(step: Callable[[], object], device: str) -> float:
     """
     if not device.startswith("cuda"):
         return 0.0
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        step()
-        torch.cuda.synchronize()
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            step()
+            torch.cuda.synchronize()
+    except RuntimeError:  # another profiler may be at work
+        return 0.0
     return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
 
 

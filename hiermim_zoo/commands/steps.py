@@ -13,7 +13,7 @@ from torch import nn
 from ..mae import check_compilable, create_mae
 from ..models.build import input_shape, make_model
 from ..models.family import check_arch
-from ..training.graphs import begin_pass
+from ..training.graphs import begin_pass, how
 from ..training.precision import autocast
 from .baselines import is_peer, make_peer
 from .options.benchmark import MODES
@@ -118,4 +118,4 @@ def compiled(model: nn.Module, mode: str | None) -> Any:
         return model
     if mode.startswith(TRACED):
         return torch.compile(model, backend="eager", dynamic=False)
-    return torch.compile(model, mode=mode, dynamic=False)
+    return torch.compile(model, dynamic=False, **how(mode))

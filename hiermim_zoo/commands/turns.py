@@ -98,7 +98,6 @@ def make_ready(row: Row, side: Side, setup: Setup, warmup: int, count: bool = Fa
     else:
         warm_up()
         row.peak_mib = peak_of(step, setup.device)
-    row.kernel_seconds = kernel_seconds_of(step, setup.device)
     once = seconds_of(step, setup.device) if sample else math.inf
     return Contender(row, step, min(MOST_STEPS, max(1, math.ceil(sample / once))))
 
@@ -114,7 +113,7 @@ def take_turns(
     setup: Setup,
     failed: Callable[[Row, Exception], None] = raised,
 ) -> None:
-    """Every model runs once a round.
+    """Every model runs once a round; before the first one it is seen how long a GPU computes in a step of each.
 
     Args:
         failed: is told of a step that fails; the model then takes part no more.
@@ -124,6 +123,8 @@ def take_turns(
         for contender in list(remaining):
             row, step, steps = contender
             try:
+                if not row.seconds:
+                    row.kernel_seconds = kernel_seconds_of(step, setup.device)
                 row.seconds.append(seconds_of(step, setup.device, steps))
                 row.images_per_second = setup.batch_size / row.median
             except Exception as error:  # compilers and models of strangers fail in all ways

@@ -21,6 +21,7 @@ from .autoencoder import build_autoencoder
 from .defaults import family_values
 from .distributed import World, pick_device, restored
 from .drawing import shown_of
+from .graphs import check_graphs
 from .image_form import form_of
 from .optimizer import check_optimizer
 
@@ -63,6 +64,7 @@ def cheap_checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         checks["device"] = pick_device
     found: list[Callable[[], object]] = [partial(f, said[name]) for name, f in checks.items() if said.get(name)]
+    found.append(partial(check_graphs, said.get("compile"), said.get("device")))
     channels = said.get("in_chans") or (0 if said.get("checkpoint") else 3)
     return [*found, partial(check_form, said, channels)]
 

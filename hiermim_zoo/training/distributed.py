@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.seeds import random_states, set_random_states
+from .graphs import how
 from .watch import PATIENCE, Watch, patience
 
 # One may finish hours before another; torchrun and the watch, not a timeout, end those that wait in vain.
@@ -232,17 +233,17 @@ def parallelize(
         model: on the device, unless its weights are to be spread too.
         blocks: the parts whose weights are gathered and let go one after the other.
         fsdp: spread weights and optimiser, not only the batch; there are several processes.
-        compiled: mode of torch.compile; None: eager.
+        compiled: mode of ``--compile``; None: eager.
     """
     if fsdp:
         for block in blocks:
             if compiled:
-                block.compile(mode=compiled)
+                block.compile(**how(compiled))
             fully_shard(block)
         fully_shard(model)
         return model
     if compiled:
-        model.compile(fullgraph=True, mode=compiled)
+        model.compile(fullgraph=True, **how(compiled))
     if world.size == 1:
         return model
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)

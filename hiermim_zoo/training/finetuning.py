@@ -31,7 +31,7 @@ from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
-from .graphs import begin_pass, hold_gradients
+from .graphs import begin_pass, hold_gradients, how
 from .optimizer import gradient_norm, make_optimizer
 from .precision import autocast, train_in
 from .run_log import Forecast, say
@@ -224,7 +224,7 @@ class FineTune:
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
-        self.net: Any = torch.compile(self.parallel, mode=settings.compile) if settings.compile else self.parallel
+        self.net: Any = torch.compile(self.parallel, **how(settings.compile)) if settings.compile else self.parallel
 
     @property
     def result(self) -> nn.Module:

@@ -1,13 +1,35 @@
-"""CUDA graphs, which some modes of torch.compile record: what they compute lies in the same place every time."""
+"""CUDA graphs, which some modes of ``--compile`` record: what they compute lies in the same place every time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-RECORDING = ("reduce-overhead", "max-autotune")  # modes of torch.compile
+CUDAGRAPHS = "cudagraphs"  # torch's backend that records kernels as they are; the other modes are torch.compile's
+RECORDING = ("reduce-overhead", "max-autotune", CUDAGRAPHS)
+
+
+def how(mode: str) -> dict[str, Any]:
+    """The arguments of torch.compile for a mode of ``--compile``."""
+    return {"backend": CUDAGRAPHS} if mode == CUDAGRAPHS else {"mode": mode}
+
+
+def check_graphs(mode: str | None, device: str | None) -> None:
+    """Refuse to record graphs of what is no GPU.
+
+    Args:
+        mode: of ``--compile``; None: eager.
+        device: None: a GPU where there is one.
+
+    Raises:
+        ValueError: torch would run each step as it is, unnoticed.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if mode == CUDAGRAPHS and not device.startswith("cuda"):
+        raise ValueError(f"--compile {mode} records what a GPU does, and {device} is none: --compile alone would work")
 
 
 def begin_pass(mode: str | None) -> None:
@@ -20,7 +42,7 @@ def hold_gradients(parameters: Iterable[nn.Parameter], mode: str | None, accumul
     """Give gradients a place of their own where those of one pass would lie where the graph of the next one writes.
 
     Args:
-        mode: of torch.compile; None: eager.
+        mode: of ``--compile``; None: eager.
         accumulate: passes of a step.
 
     Returns:

@@ -23,7 +23,7 @@ SUITE = "everything that the project claims, in one run"
 # What None becomes in `filled`. A suite decides these itself, so there it matters whether they were given.
 _DEFAULTS = {"rounds": 15, "warmup": 3, "batch_size": 8, "amp": "none"}
 _DECIDED = ("versus", *_DEFAULTS, "img_size", "threads", "compile")
-_OF_SUITES = ("minutes", "rows", "rehearse")
+_OF_SUITES = ("minutes", "rows", "jobs", "rehearse")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,14 @@ class BenchmarkOptions(OptionSet):
         auto="all",
         group=SUITE,
     )
+    jobs: int | None = option(
+        "processes that make what needs a compiler ready at the same time, to be measured one after the other",
+        default=None,
+        kind=whole(1),
+        metavar="N",
+        auto="none: one comparison after the other",
+        group=SUITE,
+    )
     rehearse: bool = flag(
         "try on any device whether all comparisons run: tiny models, 2 images, one round; the figures mean nothing",
         group=SUITE,
@@ -109,6 +117,8 @@ class BenchmarkOptions(OptionSet):
         if self.models is not None:
             yield f"--suite {self.suite} says itself which models are measured: leave out {self.models[0]}"
         yield from self._refused(_DECIDED, f"--suite {self.suite} decides this itself: leave it out")
+        if self.suite != "gpu":
+            yield from self._refused(("jobs",), "goes with --suite gpu alone, as nothing else needs a compiler")
         if "output" not in self.given():
             yield f"--suite {self.suite} needs -o, the folder for its results"
 

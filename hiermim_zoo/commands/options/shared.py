@@ -11,7 +11,7 @@ from .values import POSITIVE, WORDS, or_word, whole
 WORKERS = min(4, os.cpu_count() or 1)
 LARGEST_SEED = 2**64 - 1  # that torch takes
 AMP = ("auto", "none", "bf16", "fp16")
-COMPILE = ("default", "reduce-overhead", "max-autotune")  # modes of torch.compile
+COMPILE = ("default", "reduce-overhead", "max-autotune", "cudagraphs")  # the last one is a backend of torch.compile
 RECIPES = ("auto", "paper", "small")
 BY_PAPER = " with --recipe paper"  # behind a value
 FILES = ("--files",)  # a table of files is DATA; whoever looks for a flag finds this one
