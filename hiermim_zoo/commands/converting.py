@@ -29,6 +29,7 @@ from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
+from ..models.weights import keeps_decoder
 from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
@@ -149,13 +150,14 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
+    row = known_row(options.install) if options.install else None
     return Wanted(
         layout=options.layout,
         img_size=options.img_size,
         num_classes=options.num_classes,
         dtype=getattr(torch, options.dtype),
         license=options.license,
-        decoder=options.mae,
+        decoder=options.mae or (row is not None and keeps_decoder(row)),
         model_args=options.chosen(),
         inflate=options.inflate,
     )

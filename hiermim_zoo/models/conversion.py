@@ -103,7 +103,7 @@ class Converted:
         """Values of the autoencoder's recipe that are not the family's, as the source says; None: it cannot be told."""
         config = self.checkpoint.config
         recipe: Mapping[str, Any] | None = config.get(CONFIG_KEY, {}).get("recipe", {})
-        return recipe if recipe is None else {**decoder_beside(config), **recipe}
+        return recipe if recipe is None else {**self.native.layout.recipe, **decoder_beside(config), **recipe}
 
 
 @dataclass(frozen=True)

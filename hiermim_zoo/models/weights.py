@@ -12,8 +12,9 @@ from ..checkpoints import hub, places, store
 from ..checkpoints.download import DownloadError
 from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
 from ..checkpoints.folder import MODEL_FILE, write_folder
+from ..checkpoints.layouts import find_layout
 from ..checkpoints.licenses import commercial_use
-from ..checkpoints.manifest import Weights
+from ..checkpoints.manifest import Weights, records
 from ..checkpoints.places import Place
 from .conversion import Wanted, convert
 
@@ -103,7 +104,8 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
         checkpoint = _read_origin(row, place, root / "downloads", cache_dir)
         size = checkpoint.path.stat().st_size
     try:
-        contents = convert(checkpoint, row.arch, Wanted(layout=row.layout), source=place.address, row=row).contents()
+        wanted = Wanted(layout=row.layout, decoder=keeps_decoder(row))
+        contents = convert(checkpoint, row.arch, wanted, source=place.address, row=row).contents()
         with WeakFileLock(lock):
             if not (folder / MODEL_FILE).is_file():
                 write_folder(contents, folder)
@@ -112,6 +114,25 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
         with WeakFileLock(lock):
             _tidy(checkpoint.path, root / "downloads")
     return folder
+
+
+def keeps_decoder(row: Weights) -> bool:
+    """Whether the folder of a tag has the decoder of its origin, too: those of timm's architectures, for which the
+    encoder alone is timm's business.
+    """
+    return row.timm and bool(find_layout(row.layout).decoder)
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of a tag of an architecture of timm, fetched and converted if need be; None for all other names.
+
+    timm knows no such tag, but loads the folder.
+
+    Raises:
+        hiermim_zoo.checkpoints.store.WeightsNotFound: see :func:`locate`.
+    """
+    row = records().get(name)
+    return locate(row).parent if row is not None and row.timm else None
 
 
 def _read_origin(row: Weights, place: Place, downloads: Path, cache_dir: str | Path | None) -> Checkpoint:
@@ -135,6 +156,8 @@ def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
     license = f"licence {row.license}"
     if row.license == "unstated":
         license = "the authors state no licence: ask them before commercial use"
+    elif row.license_also:
+        license += f" or {row.license_also}: ask the authors before commercial use"
     elif commercial_use(row.license) is False:
         license += ", for non-commercial use only"
     # A warning, since nothing less is shown by default.
