@@ -208,7 +208,6 @@ def tag(by_mae: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         name = f"{VIT}.toy"
         row = Weights(name, "o/n", "vit_mae_pixels", "mit", "a test", "0", timm=True, url=f"{server.url}/o.pth")
         monkeypatch.setattr(manifest, "records", lambda: {name: row})
-        monkeypatch.setattr("hiermim_zoo.models.weights.records", lambda: {name: row})
         yield name, server
 
 

@@ -29,7 +29,7 @@ from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
-from ..models.weights import keeps_decoder
+from ..models.weights import keeps_decoder, put
 from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
@@ -69,6 +69,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
     row = known_row(options.install or options.source)
     arch = architecture(options, row)
     target = target_of(options, row)
+    into_store = row if options.install and target is not None else None
+    if into_store:
+        store.writable_store()
     if options.to:
         check_file(options.output or Path(), options.force)
     elif target is not None:
@@ -87,7 +90,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
         if options.to:
             write_back(converted, options.to, target, options.force)
             return target
-        write_folder(converted.contents(), target, options.force)
+        if into_store:
+            put(converted.contents(), into_store, force=options.force)
+        else:
+            write_folder(converted.contents(), target, options.force)
     print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
     if options.verify:
         print("\n".join(filter(None, (verify(converted, target), found))))

@@ -12,7 +12,7 @@ from timm.models import create_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..checkpoints.manifest import records
+from ..checkpoints import manifest
 from .build import input_shape
 from .shapes import without_memory
 
@@ -44,7 +44,7 @@ def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: 
 def parameters(name: str) -> int:
     """Parameters of an architecture, or of "arch.tag" with the classes of that tag, on the meta device."""
     args: dict[str, Any] = {}
-    row = records().get(name)
+    row = manifest.records().get(name)
     if row is not None and row.timm:  # whose tags timm does not know
         size = {"img_size": row.input_size[1:]} if row.input_size else {}
         name, args = row.arch, {"num_classes": row.classes, **size}
