@@ -30,6 +30,7 @@ from hiermim_zoo.checkpoints.download import DownloadError, download
 from hiermim_zoo.checkpoints.folder import Contents
 from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.models import hivit, weights
+from hiermim_zoo.models.saved import blank
 
 from .forks import Forks, forks
 from .servers import COMMIT, Server, serving
@@ -205,6 +206,7 @@ def test_no_model_is_built_under_the_lock(origin_file: Path, monkeypatch: pytest
         events.append("written under the lock" if held else "written")
         write(contents, folder, force)
 
+    blank("hivit_atto")  # built once in a process
     build, write = hivit.timm_model, weights.write_folder
     monkeypatch.setattr(weights, "WeakFileLock", noted)
     monkeypatch.setattr(hivit, "timm_model", built)

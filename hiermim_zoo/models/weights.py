@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
@@ -16,10 +16,11 @@ from ..checkpoints.folder import MODEL_FILE, Contents, remove_parts, write_folde
 from ..checkpoints.layouts import find_layout
 from ..checkpoints.licenses import commercial_use
 from ..checkpoints.manifest import Weights
-from ..checkpoints.part import Part
 from ..checkpoints.places import Place
 from ..checkpoints.refused import CannotWrite
 from .conversion import Wanted, convert
+
+DOWNLOADS = "downloads"  # folder in the store
 
 _logger = logging.getLogger(__name__)
 
@@ -105,34 +106,26 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
     with _locked(root, row):
         if (folder / MODEL_FILE).is_file():  # another process was faster
             return folder
-        checkpoint = _read_origin(row, place, root / "downloads", cache_dir)
+        checkpoint = _read_origin(row, place, root, cache_dir)
         size = checkpoint.path.stat().st_size
     try:
         wanted = Wanted(layout=row.layout, decoder=keeps_decoder(row))
         contents = convert(checkpoint, row.arch, wanted, source=place.address, row=row).contents()
     except BaseException:  # also a file that turned out to be another one: kept, it would be taken for the right one
         with _locked(root, row):
-            _tidy(checkpoint.path, root / "downloads")
+            _clear(root, row)
         raise
-    if put(contents, row, cache_dir, checkpoint.path):
+    if put(contents, row, cache_dir):
         _say(row, place, size, checkpoint.sha256)
     return folder
 
 
-def put(
-    contents: Contents,
-    row: Weights,
-    cache_dir: str | Path | None = None,
-    origin: Path | None = None,
-    *,
-    force: bool = False,
-) -> bool:
+def put(contents: Contents, row: Weights, cache_dir: str | Path | None = None, *, force: bool = False) -> bool:
     """Write a model into the folder of a tag in the local store, unless it is there.
 
-    The download goes first: whoever is killed in between leaves nothing that nobody would ever look at again.
+    What was downloaded goes first: whoever is killed in between leaves nothing that nobody would look at again.
 
     Args:
-        origin: the file that it was made of, removed if it was downloaded into the store.
         force: replace one that is there.
 
     Returns:
@@ -145,8 +138,7 @@ def put(
     root = store.writable_store(cache_dir)
     folder = root / row.name
     with _locked(root, row):
-        if origin is not None:
-            _tidy(origin, root / "downloads")
+        _clear(root, row)
         if (folder / MODEL_FILE).is_file() and not force:
             return False
         try:
@@ -183,21 +175,22 @@ def folder_of(name: str) -> Path | None:
     return locate(row).parent if row is not None and row.timm else None
 
 
-def _read_origin(row: Weights, place: Place, downloads: Path, cache_dir: str | Path | None) -> Checkpoint:
+def _read_origin(row: Weights, place: Place, root: Path, cache_dir: str | Path | None) -> Checkpoint:
     """The origin file, downloaded unless another process just did."""
-    raw = places.fetch(place, downloads / row.name, cache_dir)
+    raw = places.fetch(place, root / DOWNLOADS / row.name, cache_dir)
     try:
         return read_checkpoint(raw)
     except ValueError:
-        _tidy(raw, downloads)
+        _clear(root, row)
         raise
 
 
-def _tidy(raw: Path, downloads: Path) -> None:
-    """Remove a download, and what is noted of it; the Hub's cache is not ours to tidy."""
-    if raw.parent == downloads:
-        Part(raw).remove()
-        raw.unlink(missing_ok=True)
+def _clear(root: Path, row: Weights) -> None:
+    """Remove what was downloaded of a tag, whole, in part, or by processes that were killed."""
+    for pattern in (f"{row.name}.*", f".{row.name}.*.part"):
+        for file in (root / DOWNLOADS).glob(pattern):
+            with suppress(OSError):
+                file.unlink()
 
 
 def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
