@@ -11,6 +11,7 @@ import os
 import pwd
 import resource
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -185,12 +186,18 @@ def test_what_the_killed_left_is_swept_when_the_tag_is_written(row: Weights, ser
 # ---- folders that nobody may write, or look into
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may look into; those of pytest are for one user."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def test_a_store_that_is_read_only_is_read(
-    row: Weights, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    row: Weights, server: Server, open_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in (tmp_path, *tmp_path.parents[:-2]):
-        folder.chmod(folder.stat().st_mode | 0o055)
-    root = tmp_path / "store"
+    root = open_folder / "store"
     monkeypatch.setenv("HIERMIM_WEIGHTS", str(root))
     here = weights.locate(row)
     other = dataclasses.replace(row, name="hivit_atto.other")
