@@ -32,6 +32,7 @@ from .models.family import families, family_of, view_of
 from .models.going_on import INSTEAD, fit_decoder, fit_stem
 from .models.recipes import Recipe
 from .models.saved import check_buildable, check_encoder, saved_args
+from .models.weights import folder_of
 from .protocol import MaskableEncoder, PlanningEncoder, Visible
 
 __all__ = ["MAEOutput", "MaskedAutoencoder", "Recipe", "create_mae"]
@@ -57,20 +58,22 @@ class MaskedAutoencoder(nn.Module):
         encoder: of the protocol, or a plain VisionTransformer of timm.
         recipe: of its family (``family_of(arch).mae(arch)``), or one of your own.
         mask_ratio: share of units that are hidden, in (0, 1), if not the recipe's; int(U (1 - ratio)) stay visible.
-        norm_pix: predict the pixels of a patch normalised by its own mean and (unbiased) variance.
+        norm_pix: predict the pixels of a patch normalised by its own mean and (unbiased) variance, if not as the recipe
+            says.
 
     Raises:
         ValueError: an encoder that cannot be masked, a ratio that hides nothing or everything.
     """
 
     def __init__(
-        self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool = True
+        self, encoder: nn.Module, recipe: Recipe, mask_ratio: float | None = None, norm_pix: bool | None = None
     ) -> None:
         super().__init__()
         self.encoder, self.view = encoder, view_of(encoder)
         self.plans = isinstance(encoder, PlanningEncoder)
-        self.recipe = recipe = recipe if mask_ratio is None else replace(recipe, mask_ratio=mask_ratio)
-        self.norm_pix = norm_pix
+        said: dict[str, Any] = {"mask_ratio": mask_ratio, "norm_pix": norm_pix}
+        self.recipe = recipe = replace(recipe, **{key: value for key, value in said.items() if value is not None})
+        self.norm_pix = recipe.norm_pix
         layout = self.maskable.mask_layout
         self.layout = layout
         self.units = math.prod(layout.units)
@@ -226,7 +229,7 @@ def create_mae(
     pretrained: bool = False,
     checkpoint: str | Path | None = None,
     mask_ratio: float | None = None,
-    norm_pix: bool = True,
+    norm_pix: bool | None = None,
     decoder: str = "load",
     recipe: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
@@ -238,12 +241,13 @@ def create_mae(
 
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
-        pretrained: start the encoder from pretrained weights; the decoder starts fresh.
+        pretrained: start the encoder from pretrained weights; the decoder starts fresh, unless the tag is of timm's
+            ViTs and has one ("vit_base_patch16_224.mae_in1k").
         checkpoint: a folder written by ``convert --mae`` or by pre-training; its encoder and decoder are loaded, and
             what it says of image size, channels and recipe holds where the arguments say nothing.
         mask_ratio: share of units that are hidden; default: that of the run which made the checkpoint, else the
             family's.
-        norm_pix: see MaskedAutoencoder.
+        norm_pix: see MaskedAutoencoder; default: as the checkpoint says, else True.
         decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
         recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe.
         **model_kwargs: of the encoder (img_size, in_chans, drop_path_rate, ...).
@@ -254,6 +258,9 @@ def create_mae(
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
     folder = None if checkpoint is None else Path(checkpoint)
+    if pretrained and folder is None and (folder := folder_of(name)):
+        name, pretrained = name.partition(".")[0], False
+        decoder = decoder if (folder / DECODER_FILE).is_file() else "fresh"
     saved = NOTHING if folder is None else _saved(name, folder)
     chosen = recipe_of(name, {**saved.recipe, **(recipe or {})})
     args = {"num_classes": 0, **chosen.encoder, **saved.args, **model_kwargs}

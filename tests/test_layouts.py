@@ -280,7 +280,8 @@ def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
 
 def test_every_kind_is_of_one_layout(case: tuple[str, Kind]) -> None:
     family, kind = case
-    assert [layout.name for layout in all_layouts() if layout.fits(file_of(family, kind))] == [kind.layout]
+    known = [layout for layout in all_layouts() if not layout.by_name]
+    assert [layout.name for layout in known if layout.fits(file_of(family, kind))] == [kind.layout]
     reader = family_named({"vit": "hpvit", "hivit": "hivit"}[family])
     assert reader.layout_of(file_of(family, kind)).name == kind.layout
 

@@ -30,6 +30,7 @@ from hiermim_zoo.checkpoints.download import DownloadError, download
 from hiermim_zoo.checkpoints.folder import Contents
 from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.models import hivit, weights
+from hiermim_zoo.models.saved import blank
 
 from .forks import Forks, forks
 from .servers import COMMIT, Server, serving
@@ -201,10 +202,11 @@ def test_no_model_is_built_under_the_lock(origin_file: Path, monkeypatch: pytest
         events.append("built under the lock" if held else "built")
         return build(*args, **kwargs)
 
-    def written(contents: Contents, folder: Path) -> None:
+    def written(contents: Contents, folder: Path, force: bool) -> None:
         events.append("written under the lock" if held else "written")
-        write(contents, folder)
+        write(contents, folder, force)
 
+    blank("hivit_atto")  # built once in a process
     build, write = hivit.timm_model, weights.write_folder
     monkeypatch.setattr(weights, "WeakFileLock", noted)
     monkeypatch.setattr(hivit, "timm_model", built)
@@ -329,6 +331,7 @@ def test_a_pinned_repository_is_asked_by_its_revision_before_the_origin_and_cach
     hub.files = {f"/hiermim-zoo/{NAME}/resolve/main/model.safetensors": small[1]}
     digest = hashlib.sha256(small[1]).hexdigest()
     pin = {"url": NEVER, "hub_revision": COMMIT, "hub_sha256": digest, "hub_bytes": len(small[1])}
+    pin["license"] = "unstated"
     found, said = create(online, NAME, **pin)
     assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
     line = f"{NAME}: fetched from hf-hub:hiermim-zoo/{NAME}@{COMMIT}, {len(small[1])} bytes, sha256 {digest}; "
@@ -372,9 +375,10 @@ def test_a_repository_that_nobody_pinned_is_never_asked(
     assert "WeightsNotFound" in str(create(online, NAME, **half)[0]["error"])
     with serving({"/small.pth": small[0]}) as origin:
         origin.cuts = [1 << 20]
-        found, said = create(online, NAME, url=f"{origin.url}/small.pth")
+        found, said = create(online, NAME, url=f"{origin.url}/small.pth", license_also="cc-by-nc-4.0")
         assert found["sum"] == pytest.approx(small[2])
-        assert said.count("no licence") == said.count(NAME + ":") == 1
+        licence = "licence mit or cc-by-nc-4.0: ask the authors before commercial use"
+        assert said.count(licence) == said.count(NAME + ":") == 1
         assert [asked for _, _, asked in origin.log] == [None, "bytes=1048576-"]
     assert hub.log == []
     assert (tmp_path / "cache" / "hiermim_zoo" / NAME / "model.safetensors").is_file()

@@ -4,7 +4,9 @@ part.
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +25,18 @@ def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str,
     try:
         save_file(dict(state), path, metadata=dict(metadata))
     except SafetensorError as error:
-        raise OSError(f"{path.name} cannot be written: {error}") from error
+        said = OSError(f"{path.name} cannot be written: {error}")
+        number = re.search(r"os error (\d+)", str(error))
+        said.errno = int(number[1]) if number else None
+        raise said from error
+
+
+def sweep(path: Path) -> None:
+    """Remove what processes that were killed left of :func:`replacing`. All who write ``path`` hold a lock, the caller
+    too.
+    """
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def chosen(
         for row in records().values()
         if family in (None, row.family)
         and (license is None or fnmatch.fnmatchcase(row.license, license.lower()))
-        and (commercial is None or commercial_use(row.license) is commercial)
+        and (commercial is None or commercial_use(row.license, row.license_also) is commercial)
         and (here is None or (find_local(row) is not None) is here)
     ]
 
@@ -58,7 +58,7 @@ def record(row: Weights) -> dict[str, Any]:
         "parameters": parameters().get(row.name),
         "bytes": row.bytes or None,
         "license": row.license,
-        "commercial_use": commercial_use(row.license),
+        "commercial_use": commercial_use(row.license, row.license_also),
         "license_note": row.license_note,
         "accuracies": [{"top1": one.top1, "by": one.by, "crop": one.crop} for one in row.accuracies],
         "embedded": bool(row.file),
@@ -103,8 +103,8 @@ def license_of(row: Weights) -> str:
 
 
 def use_of(row: Weights) -> str:
-    """Whether the licence allows commercial use: yes, no, or not stated."""
-    return WORDS[commercial_use(row.license)]
+    """Whether the licence allows commercial use: yes, no, or ask."""
+    return WORDS[commercial_use(row.license, row.license_also)]
 
 
 def accuracy_words(one: Accuracy) -> str:

@@ -15,7 +15,7 @@ from ..text import printable
 from . import drive
 from .files import wrong_digest
 from .part import Part, Wanted
-from .refused import Broken, Changed, DownloadError, Unreachable
+from .refused import Broken, CannotWrite, Changed, DownloadError, Unreachable
 
 _TRIES = 4  # connections in a row that bring nothing new before giving up
 _CONNECTIONS = 50  # in all: each that brings one byte is no reason to go on for ever
@@ -44,7 +44,7 @@ def download(
 
     Raises:
         DownloadError: unreachable, refused, too slow, cut off again and again, a page instead of a file, wrong size or
-            digest, no room on the disk; one line that begins with the address.
+            digest; one line that begins with the address. CannotWrite: likewise, no room on the disk.
         ValueError: what is expected is no digest.
     """
     expected = _expected([("sha256", sha256), *(digests or {}).items()])
@@ -59,7 +59,8 @@ def download(
         os.replace(part.path, target)
         part.remove()
     except OSError as error:
-        said = DownloadError(f"{shown}: {_reason(error, part)}")
+        kind = type(error) if isinstance(error, DownloadError) else CannotWrite
+        said = kind(f"{shown}: {_reason(error, part)}")
         if wanted and part.usable(wanted):
             said.part = part.path
         else:

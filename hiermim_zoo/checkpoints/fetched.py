@@ -8,10 +8,11 @@ from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
-from .atomic import replacing
+from .atomic import replacing, sweep
 from .configs import read_json
 from .download import DownloadError
-from .store import user_store
+from .refused import CannotWrite
+from .store import writable_store
 
 FILE = "fetched.json"  # in the user's store: address -> sha256, bytes
 
@@ -31,15 +32,16 @@ def confirm(address: str, sha256: str, size: int, *, pinned: bool = False, cache
     Raises:
         DownloadError: it differs, or the record cannot be read. The message says what to do.
     """
-    path = user_store(cache_dir) / FILE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = writable_store(cache_dir) / FILE
         with WeakFileLock(path.with_name(f"{FILE}.lock")):
             _compare_or_record(path, address, {"sha256": sha256, "bytes": size}, pinned)
+    except CannotWrite as error:  # no reason to do without the weights
+        _logger.warning("the digest of %s is not recorded: %s", address, error)
     except DownloadError:
         raise
-    except OSError as error:  # a store that is read-only is no reason to do without the weights
-        _logger.warning("%s cannot be written (%s): the digest of %s is not recorded", path, error.strerror, address)
+    except OSError as error:  # likewise
+        _logger.warning("the digest of %s is not recorded: %s", address, error.strerror or error)
 
 
 def _compare_or_record(path: Path, address: str, found: dict[str, str | int], pinned: bool) -> None:
@@ -54,5 +56,6 @@ def _compare_or_record(path: Path, address: str, found: dict[str, str | int], pi
             f"know that the new file is right, add --sha256 {found['sha256']} to python -m hiermim_zoo.convert"
         )
     if record.get(address) != found:
+        sweep(path)
         with replacing(path) as part:
             part.write_text(json.dumps({**record, address: found}, indent=2) + "\n", encoding="utf-8")

@@ -4,6 +4,7 @@ card).
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -29,6 +30,7 @@ DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencod
 CONFIG_FILE, CARD = "config.json", "README.md"
 OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
 PART = ".hiermim-part-"  # begins the names of folders that are being written
+_TOKEN = 8  # bytes that end them
 
 
 @dataclass
@@ -141,7 +143,7 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
     states = ((MODEL_FILE, contents.state()), (DECODER_FILE, contents.decoder_state()))
     folder = folder.absolute()
     place = folder if folder.is_dir() else folder.parent
-    part = place / f"{PART}{secrets.token_hex(8)}"
+    part = place / f"{PART}{'' if place == folder else f'{folder.name}-'}{secrets.token_hex(_TOKEN)}"
     part.mkdir(parents=True)
     try:
         _write_config(contents, part / CONFIG_FILE)
@@ -158,6 +160,14 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
         else:
             part.rename(folder)
     finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed left of writing a new folder. The caller holds a lock that all who write
+    it hold.
+    """
+    for part in folder.parent.glob(f"{PART}{glob.escape(folder.name)}-{'?' * 2 * _TOKEN}"):
         shutil.rmtree(part, ignore_errors=True)
 
 

@@ -36,6 +36,8 @@ class Layout:
     # Of timm's config, where the architecture's default is wrong.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     warning: str = ""  # said whenever such a file is read
+    # Values of the autoencoder's recipe that its decoders were trained with, where they are not the family's.
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     license_note: str = ""  # of the licence of such files, where others say another; for report and card
     own: bool = False  # the files of this package
     prefix: str = ""  # names that begin with it lose it before ``has``, ``lacks``, ``rules`` and ``decoder`` see them

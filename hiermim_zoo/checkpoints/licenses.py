@@ -18,9 +18,15 @@ COMMERCIAL: dict[str, bool | None] = {
     "cc-by-nc-nd-4.0": False,
     "cc-by-nc-sa-4.0": False,
 }
-WORDS = {True: "yes", False: "no", None: "not stated"}
+WORDS = {True: "yes", False: "no", None: "ask"}
 
 
-def commercial_use(license: str) -> bool | None:
-    """Whether a licence allows commercial use; None where the authors name none, or it is not in the table."""
-    return COMMERCIAL.get(license.lower())
+def commercial_use(*licenses: str) -> bool | None:
+    """Whether commercial use is allowed; None where the authors name no licence, it is not in the table, or of several
+    that may hold one does not allow it.
+
+    Args:
+        licenses: that may hold; empty ones are none.
+    """
+    found = {COMMERCIAL.get(license.lower()) for license in licenses if license}
+    return found.pop() if len(found) == 1 else None

@@ -42,6 +42,7 @@ class Weights:
     license: str  # licence of the weights; "unstated" where the authors name none (see ``licenses``)
     source: str  # who trained them, in words
     paper: str  # arXiv number
+    timm: bool = False  # the architecture is timm's own, which knows no tags but its own: see ``models.weights``
     url: str = (
         ""  # where the origin file can be downloaded; "hf-hub:ORG/NAME" for somebody else's repository on the Hub
     )
@@ -60,6 +61,7 @@ class Weights:
     top1_crop: float | None = None  # of the shorter side, with which they did
     top1_also: tuple[Accuracy, ...] = ()  # what others measured
     note: str = ""
+    license_also: str = ""  # another licence that may hold for the weights, by what their authors say
     license_note: str = ""  # where the licence is not said plainly, or others say another
     input_size: tuple[int, int, int] | None = None  # where it differs from the architecture's
     mean: tuple[float, ...] | None = None

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from .atomic import replacing
+from .atomic import replacing, sweep
 
 _STRONG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')  # an ETag that changes with every byte; weak ones begin with W/
 _NOTE = 1 << 14  # bytes; no note is longer
@@ -67,6 +67,7 @@ class Part:
     def begin(self, version: Version) -> None:
         """Start anew. The old bytes go before the new note comes: bytes never stand under the note of others."""
         self.remove()
+        sweep(self.note)
         with replacing(self.note) as file:
             file.write_text(json.dumps(asdict(version)), encoding="utf-8")
 

@@ -18,6 +18,10 @@ class DownloadError(OSError):
         return f"{message}; {kept} bytes are kept in {self.part}: run the same again to go on"
 
 
+class CannotWrite(DownloadError):
+    """The disk does not take it, wherever it comes from."""
+
+
 class Broken(Exception):
     """A connection ended before the file did; another one may bring the rest."""
 

@@ -46,11 +46,12 @@ def run_config(content: Any) -> dict[str, Any]:
 
 def _recipe(content: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any] | None:
     """Values of the autoencoder's recipe that are not the family's."""
+    raw = {"norm_pix": False} if options.get("raw_pixels") is True else {}  # older snapshots say it there alone
     if isinstance(content.get("recipe"), dict):
-        return content["recipe"]
+        return {**raw, **content["recipe"]}
     if options.get("checkpoint"):
         return None
-    recipe = {to: options[name] for name, to in _SAID.items() if options.get(name) is not None}
+    recipe = raw | {to: options[name] for name, to in _SAID.items() if options.get(name) is not None}
     return recipe | ({"shared_mask": options["masks"] == "batch"} if options.get("masks") else {})
 
 

@@ -17,7 +17,7 @@ from huggingface_hub.utils import tqdm
 from ..text import printable
 from . import drive
 from .part import Part, Version, Wanted, date, validator
-from .refused import Broken, Changed, DownloadError, Unreachable
+from .refused import Broken, CannotWrite, Changed, DownloadError, Unreachable
 from .watch import Watch, watched_session
 
 _TIMEOUT = (4, 60)  # seconds to connect, seconds without a byte
@@ -257,7 +257,9 @@ def _written(answer: _Answer, part: Part, have: int, limit: int, watch: Watch) -
 def _check_room(part: Part, more: int) -> None:
     free = shutil.disk_usage(part.path.parent).free
     if more > free:
-        raise DownloadError(f"{more} more bytes are needed and {free} are free in {part.path.parent}: make room")
+        # What is announced beyond any bound may be a lie of this server, and another one has the file.
+        kind = CannotWrite if more <= _UNANNOUNCED else DownloadError
+        raise kind(f"{more} more bytes are needed and {free} are free in {part.path.parent}: make room")
 
 
 def _length(headers: Mapping[str, str]) -> int:

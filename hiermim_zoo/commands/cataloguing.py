@@ -22,6 +22,7 @@ from ..checkpoints.manifest import PARAMETERS, Table, Weights
 from ..checkpoints.places import origins, places
 from ..models.listing import architectures
 from ..models.measure import measure, parameters
+from ..models.weights import keeps_decoder
 from .options import Outcome
 from .options.cards import CardsOptions
 
@@ -32,9 +33,9 @@ Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that 
 
 Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the
 package), a repository on the Hub that is pinned to a revision and a digest, the origin, a repository that is not
-pinned. A licence marked *unstated* means that the authors published the file without naming one: ask them before any
-use beyond research. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
-named, with a crop of so much of the shorter side of an image.
+pinned. Where a file names no licence, that of its authors' code is taken, and *about the licence* says so. Accuracies
+are top-1 on the validation or test set of the data named, as measured by whoever is named, with a crop of so much of
+the shorter side of an image.
 """
 SUMMARY = """## All weights
 
@@ -44,17 +45,28 @@ authors' own server (web).
 """
 COMMERCIAL = """## Weights you may use commercially
 
-The licences of these weights allow it. They say nothing of the images that the weights were trained on. This is what
-the authors state, and no legal advice.
+The licences of these weights allow it: those that the authors state, or, where a file names none, those of the authors'
+code; *about the licence* of each says so. They say nothing of the images that the weights were trained on. This is no
+legal advice.
 """
 ASK = """
-Of these nothing is stated, so ask their authors first: {}. All others are for non-commercial use only.
+Of these it is not clear, so ask their authors first: {}. All others are for non-commercial use only.
 """
 CODE = """```python
 import timm
 import hiermim_zoo  # registers the architecture
 
 model = timm.create_model("{}", pretrained=True)
+```
+"""
+FOLDER_CODE = """```bash
+python -m hiermim_zoo.convert {} {}-o DIR
+```
+
+```python
+import timm
+
+model = timm.create_model("local-dir:DIR", pretrained=True)
 ```
 """
 COLUMNS = {  # of Measurement -> their heading
@@ -152,7 +164,7 @@ def commercial() -> str:
     for row in chosen(commercial=True):
         facts = (link(row), millions(parameters(row.name)), row.license, row.source, row.data)
         lines.append(f"| {' | '.join(facts)} |")
-    unknown = [link(row) for row in manifest.records().values() if use_of(row) == "not stated"]
+    unknown = [link(row) for row in manifest.records().values() if use_of(row) == "ask"]
     return "\n".join(lines) + "\n" + (ASK.format(", ".join(unknown)) if unknown else "")
 
 
@@ -196,7 +208,7 @@ def section(row: Weights) -> str:
         "origin": origin,
         "Hub": "".join(f"`{name}`{'' if row.hub_pinned else ', not pinned'}" for name in asked),
         "size": f"{number:,} parameters, {size_of(row, number)}",
-        "licence": row.license,
+        "licence": " or ".join(filter(None, (row.license, row.license_also))),
         "commercial use": use_of(row),
         "about the licence": row.license_note,
         "paper": f"[arXiv {row.paper}](https://arxiv.org/abs/{row.paper})",
@@ -210,7 +222,8 @@ def section(row: Weights) -> str:
         "note": row.note,
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
-    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n\n{CODE.format(row.name)}"
+    code = FOLDER_CODE.format(row.name, "--mae " if keeps_decoder(row) else "") if row.timm else CODE.format(row.name)
+    return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n\n{code}"
 
 
 def _link(address: str) -> str:

@@ -29,6 +29,7 @@ from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
+from ..models.weights import keeps_decoder, put
 from ..text import printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
@@ -68,6 +69,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
     row = known_row(options.install or options.source)
     arch = architecture(options, row)
     target = target_of(options, row)
+    into_store = row if options.install and target is not None else None
+    if into_store:
+        store.writable_store()
     if options.to:
         check_file(options.output or Path(), options.force)
     elif target is not None:
@@ -86,7 +90,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
         if options.to:
             write_back(converted, options.to, target, options.force)
             return target
-        write_folder(converted.contents(), target, options.force)
+        if into_store:
+            put(converted.contents(), into_store, force=options.force)
+        else:
+            write_folder(converted.contents(), target, options.force)
     print(f"wrote {target}: timm.create_model({f'local-dir:{target}'!r}, pretrained=True)")
     if options.verify:
         print("\n".join(filter(None, (verify(converted, target), found))))
@@ -149,13 +156,14 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
+    row = known_row(options.install) if options.install else None
     return Wanted(
         layout=options.layout,
         img_size=options.img_size,
         num_classes=options.num_classes,
         dtype=getattr(torch, options.dtype),
         license=options.license,
-        decoder=options.mae,
+        decoder=options.mae or (row is not None and keeps_decoder(row)),
         model_args=options.chosen(),
         inflate=options.inflate,
     )

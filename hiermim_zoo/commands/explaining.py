@@ -205,8 +205,10 @@ def _autoencoder(options: PretrainOptions, chosen: PretrainOptions, mae: MaskedA
     size = _line("img_size", mae.input_size[-2:], usual_size, options.img_size is not None)
     same = options.img_size or mae.input_size[-2:] == usual_size
     yield size if same else size._replace(origin="checkpoint")
-    raw = options.raw_pixels
-    yield Line("pixels", "raw", f"{OPTION} --raw-pixels", "normalised") if raw else Line("pixels", "normalised", RECIPE)
+    if mae.norm_pix:
+        yield Line("pixels", "normalised", RECIPE)
+    else:
+        yield Line("pixels", "raw", f"{OPTION} --raw-pixels" if options.raw_pixels else "checkpoint", "normalised")
     if own.fixed_positions or mae.recipe.fixed_positions:
         value, usual = (POSITIONS[recipe.fixed_positions] for recipe in (mae.recipe, own))
         yield Line("positions", value, RECIPE) if value == usual else Line("positions", value, "checkpoint", usual)

@@ -23,10 +23,11 @@ from .options import Outcome
 from .options.listing import ListOptions
 from .options.problems import BadOptions
 
-HEADS = ("weights", "params", "size", "licence", "commercial", "top-1", "crop", "by", "from")
+HEADS = ("weights", "params", "size", "licence", "use", "top-1", "crop", "by", "from")
 TO_THE_RIGHT = ("params", "size", "top-1", "crop")
 LEGEND = (
     "size: of the file; ~: of the parameters in float32, where the size of the file is not known.",
+    "use: whether the licence allows commercial use; ask: it is not clear, the authors know.",
     "top-1 in percent; crop: the part of the shorter side that is seen; -: none, or not stated.",
     "from: embedded or here (nothing is fetched), or the Hub, Google Drive or the authors' own server (web).",
 )

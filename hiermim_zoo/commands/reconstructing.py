@@ -44,7 +44,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
         options.model,
         checkpoint=options.checkpoint,
         mask_ratio=options.mask_ratio,
-        norm_pix=not options.raw_pixels,
+        norm_pix=False if options.raw_pixels else None,
     ).eval()
     said = said_in(options.checkpoint) if options.checkpoint else {}
     beside = said.get(IMAGES_KEY, {})

@@ -15,17 +15,22 @@ from ..checkpoints.layouts import Native
 GELU = ("gelu", "gelu_python")
 FAR = 1e-4  # of the epsilon of norms: nearer ones change outputs by rounding
 # How transformers calls what a decoder is like, and what recipes do.
-_DECODER = {
-    "depth": ("decoder_num_hidden_layers", "decoder_depth"),
-    "dim": ("decoder_hidden_size",),
-    "heads": ("decoder_num_attention_heads", "decoder_num_heads"),
+_DECODER: dict[str, tuple[type, tuple[str, ...]]] = {
+    "depth": (int, ("decoder_num_hidden_layers", "decoder_depth")),
+    "dim": (int, ("decoder_hidden_size",)),
+    "heads": (int, ("decoder_num_attention_heads", "decoder_num_heads")),
+    "norm_pix": (bool, ("norm_pix_loss", "normalize_pixel_loss")),
 }
 
 
 def decoder_beside(config: Mapping[str, Any]) -> dict[str, Any]:
     """Values of an autoencoder's recipe that transformers' configuration says."""
-    found = {to: next((config[name] for name in names if name in config), None) for to, names in _DECODER.items()}
-    return {key: value for key, value in found.items() if type(value) is int}
+    found = {}
+    for to, (kind, names) in _DECODER.items():
+        value = next((config[name] for name in names if name in config), None)
+        if type(value) is kind:
+            found[to] = value
+    return found
 
 
 def pool_beside(config: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from ..checkpoints import manifest
 from ..checkpoints.inspection import BROKEN
 from .family import check_arch, family_of
 from .saved import check_folder
-from .weights import locate
+from .weights import folder_of, locate
 
 
 def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -103,6 +103,8 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
     """
     if ":" not in name:
         check_arch(name)
+        if kwargs.get("pretrained") and (folder := folder_of(name)):
+            name = f"local-dir:{folder}"
     if name.startswith("local-dir:"):
         check_folder(Path(name.removeprefix("local-dir:")))
     try:

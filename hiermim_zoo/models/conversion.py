@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,12 @@ from ..checkpoints.card import LICENSE_NOTE
 from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
-from ..checkpoints.layouts import Native
+from ..checkpoints.layouts import Native, find_layout
 from ..checkpoints.licenses import UNSTATED
 from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
+from ..checkpoints.wrappers import unwrapped
 from ..text import printable
 from ..version import __version__
 from .beside import check_beside, decoder_beside, pool_beside
@@ -103,7 +104,7 @@ class Converted:
         """Values of the autoencoder's recipe that are not the family's, as the source says; None: it cannot be told."""
         config = self.checkpoint.config
         recipe: Mapping[str, Any] | None = config.get(CONFIG_KEY, {}).get("recipe", {})
-        return recipe if recipe is None else {**decoder_beside(config), **recipe}
+        return recipe if recipe is None else {**self.native.layout.recipe, **decoder_beside(config), **recipe}
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,7 @@ def convert(
     """
     wanted = wanted or Wanted()
     family = family_of(arch)
+    wanted = replace(wanted, layout=wanted.layout or _layout_of(row, checkpoint))
     native = _read(checkpoint, arch, family, wanted)
     check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
     known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
@@ -181,6 +183,12 @@ def convert(
         initial,
         notes,
     )
+
+
+def _layout_of(row: Weights | None, checkpoint: Checkpoint) -> str | None:
+    """The layout that the manifest says, where names alone do not tell and a file has them; else None."""
+    table = find_layout(row.layout) if row else None
+    return table.name if table and table.by_name and table.fits(unwrapped(checkpoint.state)) else None
 
 
 def _built(checkpoint: Checkpoint, build: Callable[[], nn.Module]) -> nn.Module:

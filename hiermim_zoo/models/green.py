@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from timm.layers import resize_rel_pos_bias_table
+from timm.layers import resize_rel_pos_bias_table, to_2tuple
 from torch import Tensor, nn
 
 from ..checkpoints.layouts import Native
@@ -119,20 +119,13 @@ SWINS: dict[str, dict[str, Any]] = {
     "green_swin_tiny": {**_SWIN, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "green_swin_small": {**_SWIN, "embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "green_swin_base": {**_SWIN, "embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    "green_swin_base_win14": {
-        "window_size": 14,
-        "patch_size": 4,
-        "embed_dim": 128,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (4, 8, 16, 32),
-    },
-    "green_swin_large_win14": {
-        "window_size": 14,
-        "patch_size": 4,
-        "embed_dim": 192,
-        "depths": (2, 2, 18, 2),
-        "num_heads": (6, 12, 24, 48),
-    },
+}
+_BASE, _LARGE = SWINS["green_swin_base"], {**SWINS["green_swin_base"], "embed_dim": 192, "num_heads": (6, 12, 24, 48)}
+SWINS |= {
+    "green_swin_base_win6": {**_BASE, "img_size": 192, "window_size": 6},  # as SimMIM pre-trains it
+    "green_swin_base_win14": {**_BASE, "window_size": 14},
+    "green_swin_large_win12": {**_LARGE, "img_size": 192, "window_size": 12},  # as SimMIM pre-trains it
+    "green_swin_large_win14": {**_LARGE, "window_size": 14},
 }
 _TWINS = {"patch_size": 4, "mlp_ratios": (4, 4, 4, 4), "sr_ratios": (8, 4, 2, 1), "wss": (7, 7, 7, 7)}
 TWINS: dict[str, dict[str, Any]] = {
@@ -244,7 +237,7 @@ FAMILY = add_family(
                 **dict.fromkeys(TWINS, _TWINS_PRE),
             },
         ),
-        fine_tuning=Rows(_TUNE, {"green_swin_large_win14": _TUNE_LARGE}),
+        fine_tuning=Rows(_TUNE, dict.fromkeys(("green_swin_large_win12", "green_swin_large_win14"), _TUNE_LARGE)),
     )
 )
 checkpoint_filter_fn = FAMILY.load_filter  # where timm's users look for it
@@ -252,12 +245,12 @@ checkpoint_filter_fn = FAMILY.load_filter  # where timm's users look for it
 default_cfgs = default_cfgs_for(
     {
         name: {
-            "input_size": (3, 128, 128) if name == "green_swin_atto" else (3, 224, 224),
+            "input_size": (3, *to_2tuple(args.get("img_size", 224))),
             "crop_pct": 0.875,  # of SimMIM, data/data_finetune.py: 256 pixels, of which the middle 224 are seen
             "first_conv": "patch_embed.proj" if name in SWINS else "patch_embeds.0.proj",
             "classifier": "head.fc" if name in SWINS else "head",
         }
-        for name in VARIANTS
+        for name, args in VARIANTS.items()
     }
 )
 
@@ -287,9 +280,21 @@ def green_swin_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 @FAMILY.register
+def green_swin_base_win6(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Swin-B with windows of 6 for 192 x 192 images, maskable."""
+    return build_model("green_swin_base_win6", pretrained, **kwargs)
+
+
+@FAMILY.register
 def green_swin_base_win14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Swin-B with windows of 14, maskable."""
     return build_model("green_swin_base_win14", pretrained, **kwargs)
+
+
+@FAMILY.register
+def green_swin_large_win12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Swin-L with windows of 12 for 192 x 192 images, maskable."""
+    return build_model("green_swin_large_win12", pretrained, **kwargs)
 
 
 @FAMILY.register

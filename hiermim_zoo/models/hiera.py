@@ -40,6 +40,7 @@ _ATTO: dict[str, Any] = {"img_size": 96, "embed_dim": 24, "depths": (1, 1, 3, 1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "hiera_atto": _ATTO,
     "hiera_atto_video": {**_ATTO, "img_size": 64, "num_frames": 8},
+    "hiera_lite": {"embed_dim": 46, "depths": (1, 2, 7, 2), "num_heads": 1},  # of MAE-Lite (arXiv 2404.12210)
     **_IMAGES,
     **{f"{name}_video": {**_IMAGES[name], "num_frames": 16} for name in list(_IMAGES)[2:]},  # from base on
 }
@@ -148,6 +149,10 @@ _MAE = Recipe(
 # The paper names 8 decoder heads for video, the released code builds 16 for the same files; outputs follow the code.
 _MAE_VIDEO = replace(_MAE, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
 
+_MAE_LITE = replace(
+    _MAE, depth=1, dim=96, heads=3, mask_ratio=0.4, source="projects/mae_lite/hiera_mae.py of wangsr126/MAE-Lite"
+)
+
 # No training code was released. The paper's learning rates are those of a whole batch (it does not say so, but its
 # figures for detection are); a row has the 256th part of a batch: 8e-4 * 256 / 4096 for images, 8e-4 * 256 / 512 for
 # clips.
@@ -186,6 +191,9 @@ _TUNE_VIDEO = FineTuning(
 )
 _TUNE_LARGE = replace(_TUNE_VIDEO, epochs=100, layer_decay=0.875, dropout=0.5, source=f"{_CONFIGS}L_16x4_FT.yaml")
 PRETRAINING = {
+    "hiera_lite": replace(
+        _PRE, blr=1.5e-4, epochs=400, crop_scale=(0.08, 1.0), source="MAE-Lite projects/mae_lite/hiera_mae_exp.py"
+    ),
     **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_PRE, drop_path=0.2)),
     "hiera_huge": replace(_PRE, drop_path=0.3),
     "hiera_atto_video": _PRE_VIDEO,
@@ -194,6 +202,17 @@ PRETRAINING = {
     "hiera_huge_video": replace(_PRE_VIDEO, blr=1.6e-4, drop_path=0.4),
 }
 FINE_TUNING = {
+    "hiera_lite": replace(
+        _TUNE,
+        blr=1e-3,
+        layer_decay=0.85,
+        drop_path=0.0,
+        auto_augment="rand-m10-mstd0.5-inc1",
+        mixup=0.2,
+        cutmix=0.0,
+        smoothing=0.0,
+        source="MAE-Lite projects/eval_tools/finetuning_exp.py",
+    ),
     "hiera_small": replace(_TUNE, epochs=200),
     "hiera_base": replace(_TUNE, epochs=100, layer_decay=0.7),
     "hiera_base_plus": replace(_TUNE, epochs=100, blr=2.5e-4, layer_decay=0.7),
@@ -216,7 +235,10 @@ FAMILY = add_family(
         fit=fit,
         checkpoint_args=checkpoint_args,
         inflate=inflate,
-        mae=Rows(_MAE, {name: _MAE_VIDEO for name, args in VARIANTS.items() if "num_frames" in args}),
+        mae=Rows(
+            _MAE,
+            {"hiera_lite": _MAE_LITE, **{name: _MAE_VIDEO for name, args in VARIANTS.items() if "num_frames" in args}},
+        ),
         pretraining=Rows(_PRE, PRETRAINING),
         fine_tuning=Rows(_TUNE, FINE_TUNING),
         fine_tuning_args={"q_pool": 3},
@@ -249,6 +271,12 @@ def hiera_atto(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def hiera_atto_video(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hiera of a million parameters for 64 x 64 clips of 8 frames."""
     return build_model("hiera_atto_video", pretrained, **kwargs)
+
+
+@FAMILY.register
+def hiera_lite(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MAE-Lite's Hiera, half as wide as Hiera-T: 6.7 M parameters, 1.2 GMACs at 224."""
+    return build_model("hiera_lite", pretrained, **kwargs)
 
 
 @FAMILY.register

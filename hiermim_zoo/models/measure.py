@@ -12,6 +12,7 @@ from timm.models import create_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..checkpoints import manifest
 from .build import input_shape
 from .shapes import without_memory
 
@@ -42,8 +43,13 @@ def measure(arch: str, img_size: tuple[int, int] | None = None, **model_kwargs: 
 @functools.cache
 def parameters(name: str) -> int:
     """Parameters of an architecture, or of "arch.tag" with the classes of that tag, on the meta device."""
+    args: dict[str, Any] = {}
+    row = manifest.records().get(name)
+    if row is not None and row.timm:  # whose tags timm does not know
+        size = {"img_size": row.input_size[1:]} if row.input_size else {}
+        name, args = row.arch, {"num_classes": row.classes, **size}
     with without_memory():
-        return sum(p.numel() for p in create_model(name).parameters())
+        return sum(p.numel() for p in create_model(name, **args).parameters())
 
 
 def sketch(model: nn.Module, inputs: Tensor) -> tuple[Any, int]:

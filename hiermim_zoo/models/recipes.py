@@ -51,6 +51,7 @@ class Recipe:
     learned_positions: bool = False  # of the decoder; else fixed sine-cosine
     pixel_order: str = "hwc"  # of the values of a patch: row, column, colour; "chw": colour, row, column
     first_frame: bool = False  # of the frames under a token, predict the first alone
+    norm_pix: bool = True  # predict the pixels of a patch normalised by its own mean and (unbiased) variance
     mask_ratio: float = 0.75
     encoder: dict[str, Any] = field(default_factory=dict)  # arguments of the encoder in pre-training
     masks: str = "sample"  # each image has a mask of its own; "batch": one of a micro-batch, "step": of a step

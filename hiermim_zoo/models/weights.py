@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
-from ..checkpoints import hub, places, store
+from ..checkpoints import hub, manifest, places, store
 from ..checkpoints.download import DownloadError
 from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
-from ..checkpoints.folder import MODEL_FILE, write_folder
+from ..checkpoints.folder import MODEL_FILE, Contents, remove_parts, write_folder
+from ..checkpoints.layouts import find_layout
 from ..checkpoints.licenses import commercial_use
 from ..checkpoints.manifest import Weights
 from ..checkpoints.places import Place
+from ..checkpoints.refused import CannotWrite
 from .conversion import Wanted, convert
+
+DOWNLOADS = "downloads"  # folder in the store
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +46,8 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
             if place.address in closed:
                 raise DownloadError(closed[place.address])
             return _ready(row, place, cache_dir) if place.ready else install(row, cache_dir, place) / MODEL_FILE
+        except CannotWrite as error:  # wherever it comes from
+            raise store.WeightsNotFound(f"{row.name}: {error}") from error
         except (OSError, ValueError) as error:
             tried.append(f"{place.address} ({hub.first_line(error).removeprefix(f'{place.address}: ')})")
     raise store.WeightsNotFound(_advice(row, found, closed) + _search(row, tried, cache_dir))
@@ -94,40 +101,96 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
         ValueError: it does not hold what the manifest says.
     """
     place = place or places.origins(row)[0]
-    root = store.user_store(cache_dir)
-    folder, lock = root / row.name, root / f"{row.name}.lock"
-    root.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
+    root = store.writable_store(cache_dir)
+    folder = root / row.name
+    with _locked(root, row):
         if (folder / MODEL_FILE).is_file():  # another process was faster
             return folder
-        checkpoint = _read_origin(row, place, root / "downloads", cache_dir)
+        checkpoint = _read_origin(row, place, root, cache_dir)
         size = checkpoint.path.stat().st_size
     try:
-        contents = convert(checkpoint, row.arch, Wanted(layout=row.layout), source=place.address, row=row).contents()
-        with WeakFileLock(lock):
-            if not (folder / MODEL_FILE).is_file():
-                write_folder(contents, folder)
-                _say(row, place, size, checkpoint.sha256)
-    finally:  # also a file that turned out to be another one: kept, it would be taken for the right one next time
-        with WeakFileLock(lock):
-            _tidy(checkpoint.path, root / "downloads")
+        wanted = Wanted(layout=row.layout, decoder=keeps_decoder(row))
+        contents = convert(checkpoint, row.arch, wanted, source=place.address, row=row).contents()
+    except BaseException:  # also a file that turned out to be another one: kept, it would be taken for the right one
+        with _locked(root, row):
+            _clear(root, row)
+        raise
+    if put(contents, row, cache_dir):
+        _say(row, place, size, checkpoint.sha256)
     return folder
 
 
-def _read_origin(row: Weights, place: Place, downloads: Path, cache_dir: str | Path | None) -> Checkpoint:
+def put(contents: Contents, row: Weights, cache_dir: str | Path | None = None, *, force: bool = False) -> bool:
+    """Write a model into the folder of a tag in the local store, unless it is there.
+
+    What was downloaded goes first: whoever is killed in between leaves nothing that nobody would look at again.
+
+    Args:
+        force: replace one that is there.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        hiermim_zoo.checkpoints.refused.CannotWrite: the disk does not take it.
+        ValueError: the model cannot be written, see :func:`hiermim_zoo.checkpoints.folder.write_folder`.
+    """
+    root = store.writable_store(cache_dir)
+    folder = root / row.name
+    with _locked(root, row):
+        _clear(root, row)
+        if (folder / MODEL_FILE).is_file() and not force:
+            return False
+        try:
+            remove_parts(folder)
+            write_folder(contents, folder, force)
+        except OSError as error:
+            raise store.not_written(folder, error) from error
+    return True
+
+
+@contextmanager
+def _locked(root: Path, row: Weights) -> Iterator[None]:
+    """One process at a time writes what belongs to a tag; a lock of one that was killed is free."""
+    with WeakFileLock(root / f"{row.name}.lock"):
+        yield
+
+
+def keeps_decoder(row: Weights) -> bool:
+    """Whether the folder of a tag has the decoder of its origin, too: those of timm's architectures, for which the
+    encoder alone is timm's business.
+    """
+    return row.timm and bool(find_layout(row.layout).decoder)
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder of a tag of an architecture of timm, fetched and converted if need be; None for all other names.
+
+    timm knows no such tag, but loads the folder.
+
+    Raises:
+        hiermim_zoo.checkpoints.store.WeightsNotFound: see :func:`locate`.
+    """
+    row = manifest.records().get(name)
+    return locate(row).parent if row is not None and row.timm else None
+
+
+def _read_origin(row: Weights, place: Place, root: Path, cache_dir: str | Path | None) -> Checkpoint:
     """The origin file, downloaded unless another process just did."""
-    raw = places.fetch(place, downloads / row.name, cache_dir)
+    raw = places.fetch(place, root / DOWNLOADS / row.name, cache_dir)
     try:
         return read_checkpoint(raw)
     except ValueError:
-        _tidy(raw, downloads)
+        _clear(root, row)
         raise
 
 
-def _tidy(raw: Path, downloads: Path) -> None:
-    """Remove a download; the Hub's cache is not ours to tidy."""
-    if raw.parent == downloads:
-        raw.unlink(missing_ok=True)
+def _clear(root: Path, row: Weights) -> None:
+    """Remove what was downloaded of a tag, whole, in part, or by processes that were killed."""
+    for pattern in (f"{row.name}.*", f".{row.name}.*.part"):
+        for file in (root / DOWNLOADS).glob(pattern):
+            with suppress(OSError):
+                file.unlink()
 
 
 def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
@@ -135,6 +198,8 @@ def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
     license = f"licence {row.license}"
     if row.license == "unstated":
         license = "the authors state no licence: ask them before commercial use"
+    elif row.license_also:
+        license += f" or {row.license_also}: ask the authors before commercial use"
     elif commercial_use(row.license) is False:
         license += ", for non-commercial use only"
     # A warning, since nothing less is shown by default.

@@ -32,7 +32,7 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
             options.pretrained,
             options.checkpoint,
             options.mask_ratio,
-            not options.raw_pixels,
+            False if options.raw_pixels else None,  # else as the checkpoint says
             "fresh" if options.fresh_decoder else options.decoder,
             recipe={**_changes(options), **(recipe or {})},
             **kwargs,

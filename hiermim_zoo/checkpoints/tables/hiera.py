@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ..layout import HEAD, MAE_DECODER, MAE_DECODER_BACK, Layout
 from ..rules import Copy, Drop, Number, Refuse, Rename, Rule, Unnumber
 
@@ -69,31 +72,37 @@ _HF_HIERA_DECODER_BACK: tuple[Rule, ...] = (
 )
 _HF_HIERA_SIGNATURE = (r"(hiera\.)?embeddings\.position_embeddings", _HF_HIERA_LAYER + r"attn\.qkv\.weight")
 
+_CLASSIFIER = Layout(
+    "hiera",
+    "Hiera authors, classifiers of images and clips; their Hub repositories",
+    has=(*_HIERA_SIGNATURE, r"norm\.weight", r"head\.projection\.weight"),
+    lacks=("cls_token", "mask_token"),
+    rules=(
+        *_HIERA_ENCODER,
+        Rename(r"norm\.(weight|bias)", r"fc_norm.\1"),
+        Rename(r"head\.projection\.(weight|bias)", r"head.\1"),
+    ),
+    back=(Rename(r"fc_norm\.(weight|bias)", r"norm.\1"), Rename(r"head\.(weight|bias)", r"head.projection.\1")),
+    top_key="model_state",
+)
+_MAE = Layout(
+    "hiera_mae",
+    "Hiera authors, masked pre-training: encoder, fusion, decoder (mae_hiera_*.pth)",
+    has=(*_HIERA_SIGNATURE, r"encoder_norm\.weight", "mask_token"),
+    lacks=("cls_token",),
+    rules=_HIERA_ENCODER,
+    may_be_missing=(_HIERA_NORM,),
+    decoder=_HIERA_DECODER,
+    back=_HIERA_DECODER_BACK,
+    top_key="model_state",
+)
+_LITE: dict[str, Any] = {"prefix": "model.", "bare": False, "back": (), "top_key": "model"}
+
 LAYOUTS = (
-    Layout(
-        "hiera",
-        "Hiera authors, classifiers of images and clips; their Hub repositories",
-        has=(*_HIERA_SIGNATURE, r"norm\.weight", r"head\.projection\.weight"),
-        lacks=("cls_token", "mask_token"),
-        rules=(
-            *_HIERA_ENCODER,
-            Rename(r"norm\.(weight|bias)", r"fc_norm.\1"),
-            Rename(r"head\.projection\.(weight|bias)", r"head.\1"),
-        ),
-        back=(Rename(r"fc_norm\.(weight|bias)", r"norm.\1"), Rename(r"head\.(weight|bias)", r"head.projection.\1")),
-        top_key="model_state",
-    ),
-    Layout(
-        "hiera_mae",
-        "Hiera authors, masked pre-training: encoder, fusion, decoder (mae_hiera_*.pth)",
-        has=(*_HIERA_SIGNATURE, r"encoder_norm\.weight", "mask_token"),
-        lacks=("cls_token",),
-        rules=_HIERA_ENCODER,
-        may_be_missing=(_HIERA_NORM,),
-        decoder=_HIERA_DECODER,
-        back=_HIERA_DECODER_BACK,
-        top_key="model_state",
-    ),
+    _CLASSIFIER,
+    _MAE,
+    replace(_CLASSIFIER, name="hiera_lite", about="MAE-Lite's classifiers: Hiera's names under model.", **_LITE),
+    replace(_MAE, name="hiera_mae_lite", about="MAE-Lite's masked pre-training: Hiera's names under model.", **_LITE),
     Layout(
         "hiera_timm",
         "timm's names of a Hiera classifier",

@@ -68,6 +68,10 @@ _BACKBONE = Layout(
 _MMPRETRAIN_DECODER = (
     f"{DECODER_REASON}; mmpretrain's takes the first visible token for a class token, which no decoder here does"
 )
+# ---- HiViT of SAR images (https://github.com/waterdisappear/SARATR-X)
+
+_GRADIENTS = r"sarfeature\d\.weight_[xy][12]"  # box filters
+_GRADIENT_DECODER = "decoder of gradients of SAR images, which no autoencoder here predicts"
 _FINE_TUNED = (*_ENCODER, *HEAD, _INDICES)
 LAYOUTS = (
     Layout(
@@ -93,11 +97,24 @@ LAYOUTS = (
         "HiViT authors, masked pre-training: encoder (trained without relative bias), norm of the joined levels, "
         "decoder",
         has=(*_SIGNATURE, _NORM),
-        lacks=(*_NOT, _BLOCK_INDEX, _INDEX),
+        lacks=(*_NOT, _BLOCK_INDEX, _INDEX, _GRADIENTS),
         rules=_ENCODER,
         may_be_missing=(_TABLES, _UNTRAINED),
         decoder=(Rename(r"norm\.(weight|bias)", r"fusion.norm.\1"), *MAE_DECODER),
         back=(Rename(r"fusion\.norm\.(weight|bias)", r"norm.\1"), *MAE_DECODER_BACK),
+    ),
+    Layout(
+        "hivit_saratrx",
+        "SARATR-X, masked pre-training on SAR images, with a decoder that predicts gradients instead of pixels",
+        has=(*_SIGNATURE, _NORM, _GRADIENTS),
+        lacks=(*_NOT, _BLOCK_INDEX, _INDEX),
+        rules=(
+            *_ENCODER,
+            Drop(_GRADIENTS, "fixed filters of the target"),
+            Drop(r"norm\.(weight|bias)|mask_token|decoder_.+", _GRADIENT_DECODER),
+        ),
+        may_be_missing=(_TABLES, _UNTRAINED),
+        preprocessing={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
     ),
     Layout(
         "hivit_encoder",

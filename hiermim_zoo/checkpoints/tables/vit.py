@@ -5,6 +5,7 @@ layouts of plain ViTs; what HPViT takes of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -109,17 +110,26 @@ _TIMM = Layout(
     back=_ENCODER,
 )
 
+_MAE = Layout(
+    "vit_mae",
+    "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth)",
+    has=(*_SIGNATURE, "mask_token"),
+    lacks=(_FC_NORM, _HEAD),
+    rules=(*_ENCODER, *NO_SUCH_VIT),
+    may_be_missing=UNTRAINED,
+    decoder=MAE_DECODER,
+    back=(*_ENCODER, *MAE_DECODER_BACK),
+    preprocessing=MAE_PREPROCESSING,
+)
+
 LAYOUTS = (
-    Layout(
-        "vit_mae",
-        "MAE authors, masked pre-training with decoder (mae_pretrain_vit_*_full.pth, mae_visualize_vit_*.pth)",
-        has=(*_SIGNATURE, "mask_token"),
-        lacks=(_FC_NORM, _HEAD),
-        rules=(*_ENCODER, *NO_SUCH_VIT),
-        may_be_missing=UNTRAINED,
-        decoder=MAE_DECODER,
-        back=(*_ENCODER, *MAE_DECODER_BACK),
-        preprocessing=MAE_PREPROCESSING,
+    _MAE,
+    replace(
+        _MAE,
+        name="vit_mae_pixels",
+        about="MAE authors, for pictures (mae_visualize_vit_*.pth): vit_mae's names, the decoder predicts raw pixels",
+        recipe={"norm_pix": False},
+        by_name=True,
     ),
     Layout(
         "vit_mae_class_token",

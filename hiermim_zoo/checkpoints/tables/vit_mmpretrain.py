@@ -33,7 +33,7 @@ _ENCODER: tuple[Rule, ...] = (
     Rename(r"patch_embed\.projection\.(weight|bias)", r"patch_embed.proj.\1"),
     *_blocks(r"layers\.(\d+)\.", r"blocks.\1."),
     Rename(r"ln1\.(weight|bias)", r"norm.\1"),
-    Rename(r"ln2\.(weight|bias)", r"fc_norm.\1"),
+    Rename(r"(?:ln2|fc_norm)\.(weight|bias)", r"fc_norm.\1"),  # the second: in mmselfsup, from which it grew
 )
 _ENCODER_BACK: tuple[Rule, ...] = (
     Rename("(cls_token|pos_embed)", r"backbone.\1"),
@@ -58,7 +58,7 @@ _DECODER_BACK: tuple[Rule, ...] = (
 _HEAD = r"head\.(?:layers\.head|fc)\.(weight|bias)"
 _BATCH_NORM = r"neck\.bn\.(running_mean|running_var|num_batches_tracked)"
 _SIGNATURE = ("cls_token", r"patch_embed\.projection\.weight", r"layers\.0\.ln1\.weight")
-_NORM, _FC_NORM = r"ln1\.weight", r"ln2\.weight"
+_NORM, _FC_NORM = r"ln1\.weight", r"(ln2|fc_norm)\.weight"
 
 LAYOUTS = (
     Layout(
