@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
-from ..checkpoints import hub, places, store
+from ..checkpoints import hub, mirrors, places, store
 from ..checkpoints.download import DownloadError
 from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
 from ..checkpoints.folder import MODEL_FILE, write_folder
@@ -33,7 +33,7 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
     path = store.find_local(row, cache_dir)
     if path is not None:
         return path
-    found = places.places(row)
+    found = [*mirrors.mirrored(row), *places.places(row)]
     closed = places.closed(found, cache_dir)
     tried = []
     for place in found:
@@ -67,11 +67,25 @@ def _search(row: Weights, tried: Sequence[str], cache_dir: str | Path | None) ->
 
 
 def _ready(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
-    """The file of a repository on the Hub that timm can load as it is."""
+    """A file that timm can load as it is: of the Hub in its cache, of a bundle in the local store."""
+    if not place.on_hub:
+        return _from_bundle(row, place, cache_dir)
     here = hub.cached(place.address, cache_dir)
     path = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
     if here is None:
         _say(row, place, path.stat().st_size, sha256_of(path))
+    return path
+
+
+def _from_bundle(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
+    root = store.user_store(cache_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(root / f"{row.name}.lock"):
+        path = store.find_local(row, cache_dir)
+        if path is None:  # else another process was faster
+            place = mirrors.described(place, row)
+            path = places.fetch(place, root / row.name, cache_dir)
+            _say(row, place, path.stat().st_size, place.digests["sha256"])
     return path
 
 
