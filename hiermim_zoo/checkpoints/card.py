@@ -16,7 +16,11 @@ from .licenses import UNSTATED, commercial_use
 LICENSE_NOTE = "license note"  # a row of the provenance
 # The end of the line that makes the model, in the card of a folder.
 _HERE = '"local-dir:THIS_FOLDER", pretrained=True)  # or "hf-hub:ORG/NAME" after an upload'
-_PERMISSION = "## Permission"
+_GOLDEN, _PERMISSION = "## Golden outputs", "## Permission"  # sections of the card of a publication
+_GOLDEN_TEXT = """\
+`golden.safetensors` has photographs and what the model computed for them when it was published. Whether it still
+computes that, with other versions or on another machine: `hiermim_zoo.checkpoints.golden.check_golden(FOLDER, model)`.
+"""
 
 
 def model_card(
@@ -97,11 +101,12 @@ def published_card(card: str, repository: str, license: str, permission: str = "
         raise ValueError("no licence stands between two lines of --- at its beginning; without the file one is written")
     if said[1] != hub_license(license):
         raise ValueError(f"its licence is {printable(said[1], 60)}, that of config.json is {printable(license, 60)}")
-    card = re.sub(rf"\n{_PERMISSION}\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL)  # of an earlier publication
+    for section in (_GOLDEN, _PERMISSION):  # of an earlier publication
+        card = re.sub(rf"\n{section}\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL)
     card = card.replace(_HERE, f'"hf-hub:{repository}", pretrained=True)')
+    card = f"{card.rstrip()}\n\n{_GOLDEN}\n\n{_GOLDEN_TEXT}"
     if permission:
-        said_so = f"Whoever published these weights here says: {printable(permission)}"
-        card = f"{card.rstrip()}\n\n{_PERMISSION}\n\n{said_so}\n"
+        card += f"\n{_PERMISSION}\n\nWhoever published these weights here says: {printable(permission)}\n"
     return card
 
 

@@ -5,6 +5,7 @@ What goes wrong is one line, and nothing is published by halves: a commit is the
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import sys
@@ -85,6 +86,17 @@ class Repository:
             raise ValueError("the token has characters that no token has; it is not shown here")
         self._api = HfApi(token=self.token)
         self.user = printable(self._ask(self._api.whoami).get("name"), 60)
+
+    def at(self, name: str) -> Repository:
+        """Another repository of the same user, who is not asked for again.
+
+        Raises:
+            ValueError: this can be no name.
+        """
+        check_name(name)
+        other = copy.copy(self)
+        other.name = name
+        return other
 
     @property
     def url(self) -> str:
