@@ -313,6 +313,15 @@ def test_a_record_holds_digests_and_sizes(sha256: Any, size: Any, tmp_path: Path
         mirrors.read_record(tmp_path)
 
 
+def test_without_a_network_a_folder_that_lacks_a_tag_is_no_network(
+    tmp_path: Path, nothing_embedded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = dataclasses.replace(manifest.records()[TAG], url="http://127.0.0.1:9/never")
+    monkeypatch.setenv("HIERMIM_MIRROR", str(tmp_path))
+    with pytest.raises(store.WeightsNotFound, match=r"^Connect to the internet, or get the file"):
+        weights.locate(row)
+
+
 SCRIPT = """
 import json, pathlib, sys, timm, torch
 from hiermim_zoo.checkpoints import store

@@ -21,6 +21,7 @@ from hiermim_zoo.checkpoints.card import model_card, published_card
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.checkpoints.golden import check_golden
 from hiermim_zoo.checkpoints.licenses import COMMERCIAL, redistribution
+from hiermim_zoo.commands import publication
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.mae import create_mae, decoder_state, recipe_changes
 
@@ -243,6 +244,23 @@ def test_tags_without_a_licence_are_refused_before_they_are_fetched(
 ) -> None:
     assert "no licence is stated" in failed(capsys, "hivit_base.mae_in1k", "--to", NAME)
     assert here.log == []
+
+
+def test_a_store_that_says_something_else_than_the_manifest_is_not_published(
+    here: Hub, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what agrees is published as it lies there."""
+    folder = folders("mit")
+    monkeypatch.setattr(publication, "locate", lambda row: folder / "model.safetensors")
+    line = failed(capsys, TAG, "--to", NAME)
+    assert "says hivit_atto and mit, the manifest hivit_atto and apache-2.0: remove it from the store" in line
+    monkeypatch.setattr(publication, "locate", lambda row: folders("apache-2.0") / "model.safetensors")
+    publish.run(source=TAG, to=NAME)
+    files = here.repos[NAME].files
+    for name in ("model.safetensors", "config.json"):
+        assert files[name] == (folders("apache-2.0") / name).read_bytes()
+    assert "decoder.safetensors" not in files
+    assert "| source | `a test` |" in files["README.md"].decode()
 
 
 def test_card_and_configuration_must_name_the_same_licence(

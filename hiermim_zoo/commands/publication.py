@@ -118,6 +118,9 @@ def prepared(source: str, scratch: Path, repository: str, permission: str = "") 
     config = check_folder(scratch)
     arch = config["architecture"]
     license = said_license(scratch, config)
+    if row and (arch, license) != (row.arch, row.license):
+        said = f"{arch} and {license}, the manifest {row.arch} and {row.license}"
+        raise ValueError(f"{row.name}: the configuration in the local store says {said}: remove it from the store")
     model = make_model(f"local-dir:{scratch}", pretrained=True).eval()
     written = Path(source) / CARD
     try:

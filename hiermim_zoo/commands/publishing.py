@@ -46,8 +46,9 @@ def publish(options: PublishOptions) -> Outcome:
         pin = {"hub": options.to, **pin}
         text += f"\nfor {row.name} in weights/manifest.toml:\n" + "\n".join(f"  {line}" for line in pins.lines(pin))
         if options.manifest:
+            print(text)  # also if the file cannot be written
             pins.write_pin(options.manifest, row.name, pin)
-            text += f"\nwritten into {options.manifest}"
+            text = f"written into {options.manifest}"
     return Outcome(found, text)
 
 

@@ -53,7 +53,8 @@ def _advice(row: Weights, found: Sequence[Place], closed: Mapping[str, str]) -> 
     elif hub.offline():
         first = "Unset HF_HUB_OFFLINE"
     else:
-        first = "Connect to the internet" if len(closed) == len(found) else "Try again later"
+        away = [place for place in found if not place.local]
+        first = "Connect to the internet" if len(closed) == len(away) > 0 else "Try again later"
     return f"{first}, or get the file by other means: python -m hiermim_zoo.convert FILE --install {row.name}\n"
 
 
