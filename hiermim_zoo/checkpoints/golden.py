@@ -45,7 +45,7 @@ class GoldenCheck:
         return self.difference <= self.tolerance
 
 
-def write_golden(folder: str | Path, model: nn.Module) -> Path:
+def write_golden(folder: str | Path, model: Any) -> Path:
     """Write golden.safetensors.
 
     Args:
@@ -65,8 +65,7 @@ def write_golden(folder: str | Path, model: nn.Module) -> Path:
     images = photographs(COUNT)
     tensors = {"images": images}
     if _masked(model):
-        masked: Any = model
-        tensors["keep"] = random_keep(COUNT, masked.units, masked.kept, generator=torch.Generator().manual_seed(0))
+        tensors["keep"] = random_keep(COUNT, model.units, model.kept, generator=torch.Generator().manual_seed(0))
     found = outputs(model, images, tensors.get("keep"))
     for name, values in found.items():
         if not values.isfinite().all():
