@@ -12,7 +12,7 @@ import pytest
 import timm
 import tomllib
 import torch
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file
 
 from hiermim_zoo import publish
@@ -406,6 +406,30 @@ def test_a_commit_whose_answer_is_not_understood_is_found_again(here: Hub, monke
     monkeypatch.setattr(here.RequestHandlerClass, "commit", elsewhere)
     found = publish.run(source=TAG, to=NAME)
     assert [commit for commit, _ in here.repos[NAME].commits] == [found["commit"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "xet", "said"),
+    [
+        (ConnectionError("Network error: no-url"), True, "if it has no Xet storage"),
+        (ConnectionError("Network error: no-url"), False, "(ConnectionError: Network error: no-url); nothing was"),
+        (OSError(28, "No space left on device"), True, f"{NAME}: [Errno 28] No space left on device"),
+    ],
+)
+def test_errors_of_this_machine_are_told_from_those_of_a_storage(
+    error: OSError,
+    xet: bool,
+    said: str,
+    here: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
+    monkeypatch.setattr(HfApi, "create_commit", broken)
+    assert said in failed(capsys, TAG, "--to", NAME)
 
 
 def test_a_commit_of_somebody_else_meanwhile_is_not_ours(here: Hub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -236,10 +236,10 @@ class Repository:
         status = _status(answered)
         if status is None and _request(answered) is not None:
             return _Unsure(f"{self.name}: the connection was cut off ({_line(answered)})")
-        if status is None and isinstance(answered, OSError):
-            return NotPublished(f"{self.name}: {printable(hub.first_line(answered), 200)}")
+        if status is None and getattr(answered, "errno", None) is not None:  # of this machine: a full disk
+            return NotPublished(f"{self.name}: {printable(answered, 200)}")
         if status is None:
-            xet = "" if constants.HF_HUB_DISABLE_XET else "; for a Hub without Xet storage set HF_HUB_DISABLE_XET=1"
+            xet = "" if constants.HF_HUB_DISABLE_XET else "; if it has no Xet storage, set HF_HUB_DISABLE_XET=1"
             return _Unsure(f"{self.name}: what the Hub answers is not understood ({_line(answered)}){xet}")
         wait = _retry_after(answered)
         help = _HELP.get(status, "run the same again later")
