@@ -253,6 +253,8 @@ SHORTEST = {  # command lines
     "extract": "x --model x -o x",
     "reconstruct": "x --model x -o x",
     "convert": "x --model hivit_atto --dry-run",
+    "publish": "x --to a/b",
+    "mirror": "x --to a",
     "benchmark": "--suite cpu -o x",
     "stats": "x",
     "cards": "",

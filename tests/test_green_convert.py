@@ -19,7 +19,8 @@ from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.checkpoints.layouts import find_layout
 from hiermim_zoo.checkpoints.unconvert import to_published
-from hiermim_zoo.commands.verify import SAMPLE, sample, sample_folder
+from hiermim_zoo.commands.verify import SAMPLE, sample
+from hiermim_zoo.data.photographs import sample_folder
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green

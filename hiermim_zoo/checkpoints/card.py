@@ -14,6 +14,13 @@ from ..text import printable
 from .licenses import UNSTATED, commercial_use
 
 LICENSE_NOTE = "license note"  # a row of the provenance
+# The end of the line that makes the model, in the card of a folder.
+_HERE = '"local-dir:THIS_FOLDER", pretrained=True)  # or "hf-hub:ORG/NAME" after an upload'
+_GOLDEN, _PERMISSION = "## Golden outputs", "## Permission"  # sections of the card of a publication
+_GOLDEN_TEXT = """\
+`golden.safetensors` has photographs and what the model computed for them when it was published. Whether it still
+computes that, with other versions or on another machine: `hiermim_zoo.checkpoints.golden.check_golden(FOLDER, model)`.
+"""
 
 
 def model_card(
@@ -64,16 +71,43 @@ def model_card(
         import timm
         import hiermim_zoo  # registers the architecture
 
-        model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)  # or "hf-hub:ORG/NAME" after an upload
+        model = timm.create_model(HERE
         ```
 
         ## Provenance
 
-        """)
+        """).replace("HERE", _HERE)
         + f"{made}\n\n| | |\n| --- | --- |\n"
         + rows
         + "\n"
     )
+
+
+def published_card(card: str, repository: str, license: str, permission: str = "") -> str:
+    """The card of a folder, for the repository that it is published in.
+
+    Args:
+        card: of the folder; with front matter, which tells the Hub the licence.
+        repository: "ORG/NAME".
+        license: of the weights, as the configuration says.
+        permission: who allowed to pass them on, in words.
+
+    Raises:
+        ValueError: no front matter, or one that says another licence.
+    """
+    front = re.match(r"---\n(.*?)^---$", card, re.DOTALL | re.MULTILINE)
+    said = re.search(r"^license:\s*(\S.*?)\s*$", front[1], re.MULTILINE) if front else None
+    if said is None:
+        raise ValueError("no licence stands between two lines of --- at its beginning; without the file one is written")
+    if said[1] != hub_license(license):
+        raise ValueError(f"its licence is {printable(said[1], 60)}, that of config.json is {printable(license, 60)}")
+    for section in (_GOLDEN, _PERMISSION):  # of an earlier publication
+        card = re.sub(rf"\n{section}\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL)
+    card = card.replace(_HERE, f'"hf-hub:{repository}", pretrained=True)')
+    card = f"{card.rstrip()}\n\n{_GOLDEN}\n\n{_GOLDEN_TEXT}"
+    if permission:
+        card += f"\n{_PERMISSION}\n\nWhoever published these weights here says: {printable(permission)}\n"
+    return card
 
 
 def licensing(license: str, note: str) -> str:

@@ -27,8 +27,9 @@ from .manifest import MODEL_FILE
 from .soundness import in_type
 
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
+GOLDEN_FILE = "golden.safetensors"  # what the model computes for photographs, see golden.py
 CONFIG_FILE, CARD = "config.json", "README.md"
-OWN_FILES = (MODEL_FILE, DECODER_FILE, CONFIG_FILE, CARD)
+OWN_FILES = (MODEL_FILE, DECODER_FILE, GOLDEN_FILE, CONFIG_FILE, CARD)
 PART = ".hiermim-part-"  # begins the names of folders that are being written
 _TOKEN = 8  # bytes that end them
 
@@ -174,11 +175,11 @@ def remove_parts(folder: Path) -> None:
 def _move_into(folder: Path, part: Path) -> None:
     """Replace OWN_FILES by those of a part. config.json leaves first and comes last: without it there is no model."""
     (folder / CONFIG_FILE).unlink(missing_ok=True)
-    for name in (MODEL_FILE, DECODER_FILE, CARD, CONFIG_FILE):
+    for name in (MODEL_FILE, DECODER_FILE, GOLDEN_FILE, CARD, CONFIG_FILE):
         if (part / name).exists():
             (part / name).replace(folder / name)
         else:
-            (folder / name).unlink(missing_ok=True)  # of a model that had a decoder
+            (folder / name).unlink(missing_ok=True)  # of the model before: it had a decoder, or golden outputs
 
 
 def _write_config(contents: Contents, path: Path) -> None:

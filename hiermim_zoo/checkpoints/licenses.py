@@ -1,4 +1,4 @@
-"""Which licences of weights allow commercial use."""
+"""What licences of weights allow: commercial use, and passing the weights on."""
 
 from __future__ import annotations
 
@@ -30,3 +30,25 @@ def commercial_use(*licenses: str) -> bool | None:
     """
     found = {COMMERCIAL.get(license.lower()) for license in licenses if license}
     return found.pop() if len(found) == 1 else None
+
+
+def redistribution(license: str) -> bool | None:
+    """Whether a licence allows to pass weights on that were changed, and a conversion is a change; None where the
+    authors name none, or it is not in the table.
+    """
+    name = license.lower()
+    if name == UNSTATED or name not in COMMERCIAL:
+        return None
+    return "-nd-" not in name  # "no derivatives"
+
+
+def why_not_passed_on(license: str) -> str:
+    """Why weights of a licence must not be passed on, in words; empty where they may be."""
+    allowed = redistribution(license)
+    if allowed:
+        return ""
+    if allowed is False:
+        return f"the licence {license} forbids to pass on weights that were changed"
+    if license.lower() == UNSTATED:
+        return "no licence is stated for these weights, so nobody may pass them on"
+    return f"{license} is no licence that is known to allow passing weights on"

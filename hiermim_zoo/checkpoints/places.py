@@ -5,12 +5,14 @@ from there onto the disk.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import drive, hub, manifest
+from .atomic import replacing
 from .download import DownloadError, download
 from .fetched import confirm
 from .files import sha256_of, wrong_digest
@@ -28,7 +30,7 @@ _DIGITS = 64  # of a full SHA-256
 class Place:
     """One address, and what is known of the file there."""
 
-    address: str  # http(s), or "hf-hub:ORG/NAME[@REVISION]"
+    address: str  # http(s), or "hf-hub:ORG/NAME[@REVISION]", or a file on this machine
     digests: Mapping[str, str] = field(default_factory=dict)  # by kind, the first hexadecimal digits or all
     bytes: int = 0  # where known
     ready: bool = False  # loaded as it is; others are converted
@@ -37,6 +39,15 @@ class Place:
     def known(self) -> bool:
         """Whether its file is known to the bit."""
         return len(self.digests.get("sha256", "")) == _DIGITS
+
+    @property
+    def on_hub(self) -> bool:
+        return self.address.startswith(HUB)
+
+    @property
+    def local(self) -> bool:
+        """Whether no server has to be asked."""
+        return not self.on_hub and urlsplit(self.address).scheme not in ("http", "https")
 
 
 def origins(row: Weights) -> list[Place]:
@@ -73,7 +84,7 @@ def digests_of(url: str, sha256: str = "", md5: str = "") -> dict[str, str]:
 
 def closed(found: Iterable[Place], cache_dir: str | Path | None) -> dict[str, str]:
     """Of some places the addresses that cannot be asked now, each with the reason."""
-    absent = [place for place in found if not (place.address.startswith(HUB) and hub.cached(place.address, cache_dir))]
+    absent = [place for place in found if not (place.local or (place.on_hub and hub.cached(place.address, cache_dir)))]
     if hub.offline():
         return {place.address: "offline mode, HF_HUB_OFFLINE is set" for place in absent}
     servers = {place.address: _server(place.address) for place in absent}
@@ -102,12 +113,15 @@ def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sh
     if not sha256.startswith(known := place.digests.get("sha256", "")) and sha256:
         raise DownloadError(f"{place.address}: sha256 is known to be {known}, not {sha256}")
     digests = {**place.digests, **({"sha256": sha256} if sha256 else {})}
-    if place.address.startswith(HUB):
+    if place.on_hub:
         whole = digests.get("sha256", "")
         path = hub.cached(place.address, cache_dir)
         path = path or hub.fetch_file(place.address, cache_dir, sha256=whole, size=place.bytes)
         if wrong := wrong_digest(path, digests.items()):
             raise DownloadError(f"{place.address}: {wrong}: not the file that is meant; {path} can be removed")
+    elif place.local:
+        path = target.with_name(target.name + Path(place.address).suffix)
+        _copy(Path(place.address), path, digests)
     else:
         path = target.with_name(target.name + (Path(urlsplit(place.address).path).suffix or ".pth"))
         if not path.is_file():  # else another process just downloaded and verified it
@@ -121,3 +135,19 @@ def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sh
                 path.unlink()
             raise
     return path
+
+
+def _copy(source: Path, target: Path, digests: Mapping[str, str]) -> None:
+    """A file of this machine, checked after it was written.
+
+    Raises:
+        DownloadError: it is missing, or not the file that is meant.
+        OSError: the copy cannot be written.
+    """
+    if not source.is_file():
+        raise DownloadError(f"{source}: no such file")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as part:
+        shutil.copyfile(source, part)
+        if wrong := wrong_digest(part, digests.items()):
+            raise DownloadError(f"{source}: {wrong}: not the file that is meant")

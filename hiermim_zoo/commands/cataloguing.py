@@ -32,10 +32,10 @@ INTRO = """# Model cards
 Made by `python -m hiermim_zoo.cards` from `weights/manifest.toml`; change that file, not this one.
 
 Weights are found in this order: the local store (`$HIERMIM_WEIGHTS`, the user's cache, the weights that ship with the
-package), a repository on the Hub that is pinned to a revision and a digest, the origin, a repository that is not
-pinned. Where a file names no licence, that of its authors' code is taken, and *about the licence* says so. Accuracies
-are top-1 on the validation or test set of the data named, as measured by whoever is named, with a crop of so much of
-the shorter side of an image.
+package), your own mirror (`$HIERMIM_MIRROR`), a repository on the Hub that is pinned to a revision and a digest, the
+origin, a repository that is not pinned. Where a file names no licence, that of its authors' code is taken, and *about
+the licence* says so. Accuracies are top-1 on the validation or test set of the data named, as measured by whoever is
+named, with a crop of so much of the shorter side of an image.
 """
 SUMMARY = """## All weights
 

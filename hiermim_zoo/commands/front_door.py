@@ -13,7 +13,10 @@ from multiprocessing.process import parent_process
 
 PACKAGE = __name__.partition(".")[0]
 SCRIPT = "hiermim"  # the console script
-VERBS = ("list", "pretrain", "evaluate", "extract", "reconstruct", "convert", "stats", "benchmark", "cards")
+VERBS = (
+    "list", "pretrain", "evaluate", "extract", "reconstruct", "convert", "publish", "mirror", "stats", "benchmark",
+    "cards",
+)  # fmt: skip
 
 
 def started() -> str | None:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from ..data.batches import Batching, batches
 from ..data.kinds import open_images
+from ..data.photographs import sample_folder
 from ..data.transforms import random_part
 from .suites import Reading
-from .verify import sample_folder
 
 TILE = 50  # pixels along a side of a small photograph in a large one
 QUALITY = 96  # of JPEGs: files as large as those of ImageNet at this size, about 110 kB

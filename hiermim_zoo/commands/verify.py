@@ -16,6 +16,7 @@ from ..checkpoints.folder import MODEL_FILE
 from ..checkpoints.rules import check_fits
 from ..data.decoding import MODES
 from ..data.kinds import open_images
+from ..data.photographs import sample_folder
 from ..data.transforms import data_config
 from ..mae import create_mae
 from ..masking import random_keep
@@ -118,12 +119,6 @@ def better_reading(converted: Converted, readings: Mapping[str, Mapping[str, Ten
     ahead = int((losses[best] <= torch.stack([*losses.values()]).amin(0)).sum())
     values = ", ".join(f"{loss.mean().item():.4f} read as {name}" for name, loss in losses.items())
     return f"reconstruction loss on {len(images)} images: {values}; {best} is better, on {ahead} of them"
-
-
-def sample_folder() -> str:
-    """The package's own images: inside the wheel, or beside the package in a checkout."""
-    here = Path(__file__).parents[1]
-    return str(next(folder for folder in (here / "pictures", here.parent / "examples" / "pictures") if folder.is_dir()))
 
 
 def sample(data: str, model: Any) -> Tensor:

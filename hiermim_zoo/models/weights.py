@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import WeakFileLock
 
-from ..checkpoints import hub, manifest, places, store
+from ..checkpoints import hub, manifest, mirrors, places, store
 from ..checkpoints.download import DownloadError
 from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
 from ..checkpoints.folder import MODEL_FILE, Contents, remove_parts, write_folder
@@ -38,7 +38,7 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
     path = store.find_local(row, cache_dir)
     if path is not None:
         return path
-    found = places.places(row)
+    found = [*mirrors.mirrored(row), *places.places(row)]
     closed = places.closed(found, cache_dir)
     tried = []
     for place in found:
@@ -60,7 +60,8 @@ def _advice(row: Weights, found: Sequence[Place], closed: Mapping[str, str]) -> 
     elif hub.offline():
         first = "Unset HF_HUB_OFFLINE"
     else:
-        first = "Connect to the internet" if len(closed) == len(found) else "Try again later"
+        away = [place for place in found if not place.local]
+        first = "Connect to the internet" if len(closed) == len(away) > 0 else "Try again later"
     return f"{first}, or get the file by other means: python -m hiermim_zoo.convert FILE --install {row.name}\n"
 
 
@@ -74,11 +75,24 @@ def _search(row: Weights, tried: Sequence[str], cache_dir: str | Path | None) ->
 
 
 def _ready(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
-    """The file of a repository on the Hub that timm can load as it is."""
+    """A file that timm can load as it is: of the Hub in its cache, of a bundle in the local store."""
+    if not place.on_hub:
+        return _from_bundle(row, place, cache_dir)
     here = hub.cached(place.address, cache_dir)
     path = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
     if here is None:
         _say(row, place, path.stat().st_size, sha256_of(path))
+    return path
+
+
+def _from_bundle(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
+    root = store.writable_store(cache_dir)
+    with _locked(root, row):
+        path = store.find_local(row, cache_dir)
+        if path is None:  # else another process was faster
+            place = mirrors.described(place, row)
+            path = places.fetch(place, root / row.name, cache_dir)
+            _say(row, place, path.stat().st_size, place.digests["sha256"])
     return path
 
 
