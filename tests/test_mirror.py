@@ -15,7 +15,7 @@ import timm
 from huggingface_hub import constants
 
 from hiermim_zoo import mirror, publish
-from hiermim_zoo.checkpoints import manifest, mirrors, store
+from hiermim_zoo.checkpoints import licenses, manifest, mirrors, store
 from hiermim_zoo.checkpoints.download import DownloadError
 from hiermim_zoo.checkpoints.golden import check_golden
 from hiermim_zoo.commands import mirroring as mirror_module
@@ -29,6 +29,7 @@ from .servers import serving
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>'")  # the Hub's client warns of itself
 
 ROOT = Path(__file__).parents[1]
+UNSTATED = ("mae_in1k_ft_in1k", "mae_in1k", "saratrx")  # tags of HiViT-B; see unstated
 TAG, ENCODER = "hivit_atto.mae_cifar10_ft_cifar10", "hivit_atto.mae_cifar10"
 CONTENT = (ROOT / "weights" / f"{TAG}.safetensors").read_bytes()
 RECORD = "bundle.json"
@@ -124,13 +125,24 @@ def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path, capsys: pytest.Cap
     assert f"{tmp_path / RECORD} is no record of a bundle" in line
 
 
-def test_a_dry_run_writes_nothing_and_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of HiViT-B as if their authors named no licence."""
+    known = manifest.records()
+    rows = {
+        name: dataclasses.replace(row, license=licenses.UNSTATED) if row.arch == "hivit_base" else row
+        for name, row in known.items()
+    }
+    monkeypatch.setattr(mirror_module, "records", lambda: rows)
+
+
+def test_a_dry_run_writes_nothing_and_warns(unstated: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mirror.main(["hivit_base", TAG, "--to", str(tmp_path / "b"), "--dry-run"])
     out, err = capsys.readouterr()
     assert f"  {TAG}: 2.05 MB, licence apache-2.0\n" in out
     assert "dry run: nothing was written" in out
     warned = "no licence is stated for these weights, so nobody may pass them on: keep the bundle to yourself"
-    assert err.splitlines() == [f"warning: hivit_base.{tag}: {warned}" for tag in ("mae_in1k_ft_in1k", "mae_in1k")]
+    assert err.splitlines() == [f"warning: hivit_base.{tag}: {warned}" for tag in UNSTATED]
     assert not (tmp_path / "b").exists()
 
 
@@ -213,10 +225,10 @@ def test_an_organisation_gets_a_repository_for_each_tag(own_hub: Hub, capsys: py
 
 
 def test_licences_that_do_not_allow_it_are_all_said_and_nothing_is_sent(
-    own_hub: Hub, capsys: pytest.CaptureFixture[str]
+    unstated: None, own_hub: Hub, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = failed(capsys, "hivit_base", TAG, "--to", "hf-hub:ORG")
-    assert [line.partition(": ")[0] for line in lines] == ["hivit_base.mae_in1k_ft_in1k", "hivit_base.mae_in1k"]
+    assert [line.partition(": ")[0] for line in lines] == [f"hivit_base.{tag}" for tag in UNSTATED]
     assert all("no licence is stated for these weights" in line for line in lines)
     assert own_hub.log == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -240,8 +241,11 @@ def test_a_licence_that_does_not_allow_it_is_refused_before_anybody_is_asked(
 
 
 def test_tags_without_a_licence_are_refused_before_they_are_fetched(
-    here: Hub, capsys: pytest.CaptureFixture[str]
+    here: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    known = manifest.records()
+    row = dataclasses.replace(known["hivit_base.mae_in1k"], license="unstated")
+    monkeypatch.setattr(publication, "records", lambda: {**known, row.name: row})
     assert "no licence is stated" in failed(capsys, "hivit_base.mae_in1k", "--to", NAME)
     assert here.log == []
 
