@@ -233,7 +233,7 @@ def test_fine_tuning_is_explained(images: str) -> None:
     assert found["clip"] == ("5", "recipe", "")
     assert found["ema"] == ("0.9", "option --ema", "")
     assert found["steps"][0] == "120"
-    with pytest.raises(ValueError, match=r"a warm-up of 20 epochs leaves none of 3: .*; --warmup 0 would work"):
+    with pytest.raises(ValueError, match=r"--epochs 3 is no more than .* warm-up of 20 epochs; --warmup 0 would work"):
         evaluate.run(**options, epochs=3, pretrained=False)
     with pytest.raises(ValueError, match="--explain belongs to --method finetune, not to --method knn"):
         evaluate.run(data=images, model="green_swin_base", method="knn", explain=True)

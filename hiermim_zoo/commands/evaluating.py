@@ -18,12 +18,13 @@ from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_groups, abou
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..version import __version__
-from .evaluating_checks import check
+from .evaluating_checks import check, check_files
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
 from .evaluating_shared import Measured, headline, own_model_kwargs, understood
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
+from .options.problems import together
 
 ADVICE = {
     "finetune": "more --epochs, another --lr, a pre-trained encoder, or look at the labels",
@@ -39,8 +40,9 @@ def evaluate(options: EvaluateOptions) -> Outcome:
         ValueError: model, data, options or files do not go together.
     """
     began = time.perf_counter()
+    check(options)
     with processes(options.device) as world:
-        check(options, world)
+        together(*check_files(options) if world.first else ())
         amp = options.amp or ("auto" if options.method == "finetune" else "none")
         options = replace(options, amp=chosen_amp(amp, world.device))
         found, settings = METHODS[options.method](options, world)

@@ -19,7 +19,7 @@ from ..models.family import check_arch
 from ..models.recipes import FineTuning
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
-from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
+from ..training.finetuning import FineTune, TuningSettings, check_warmup, new_classifier, recipe_for
 from ..training.image_form import form_for, to_remember
 from ..training.probe import Inference, Shown, outputs
 from ..training.run_log import LOG, say
@@ -28,6 +28,7 @@ from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
 from .options.evaluate import EvaluateOptions
+from .options.problems import rate_of
 from .options.shared import BY_PAPER
 
 OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
@@ -149,7 +150,7 @@ def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = Non
         size: of few data, by which the small recipe goes; None: the recipe is the paper's.
 
     Raises:
-        ValueError: the architecture has no recipe.
+        ValueError: the architecture has no recipe, or options do not go with it.
     """
     said = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     said = {name: value for name, value in said.items() if value is not None}
@@ -160,12 +161,14 @@ def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = Non
     if size:
         row = small_tuning(row, size, options.batch_size, options.epochs, options.accumulate or 1)
     recipe = dataclasses.replace(row, **changes)
+    check_warmup(recipe, changes)
     if recipe.schedule == "simmim":  # floor and start are those of the row's batch, and scale with it
         scale = recipe.batch / recipe_for(arch).batch
         floor = said.get("min_lr", recipe.min_lr * scale)
         recipe = dataclasses.replace(recipe, min_lr=floor, start_lr=recipe.start_lr * scale)
     if options.lr:
         recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
+    rate_of(recipe.blr, recipe.batch)
     own = {field.name for field in dataclasses.fields(TuningSettings)}
     said = {"crop_scale": LIGHT_CROP, **said} if size else said
     return recipe, TuningSettings(**{name: value for name, value in said.items() if name in own})

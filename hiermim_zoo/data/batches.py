@@ -25,7 +25,7 @@ from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from ..text import printable
+from ..text import counted, printable
 from .readers import readings
 from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
@@ -96,13 +96,13 @@ class Batching:
         if self.batch % parts:
             each = f" and {self.repeat} clips of each video" if self.repeat > 1 else ""
             raise ValueError(
-                f"a batch of {self.batch} cannot be shared by {self.world} processes "
-                f"with {self.accumulate} accumulation steps{each}: it must be a multiple of {parts}; "
+                f"a batch of {self.batch} cannot be shared by {counted(self.world, 'processes')} "
+                f"with {counted(self.accumulate, 'accumulation steps')}{each}: it must be a multiple of {parts}; "
                 f"--batch-size {max(1, self.batch // parts) * parts} would work"
             )
         if self.batch > self.length * self.repeat:
             clips = f"{self.repeat} clips of each of the {self.length} videos"
-            what = clips if self.repeat > 1 else f"{self.length} images"
+            what = clips if self.repeat > 1 else counted(self.length, "images")
             most = self.length * self.repeat // parts * parts
             hint = f"; --batch-size {most} would work" if most else "; fewer processes, or a smaller --accumulate, help"
             raise ValueError(f"a batch of {self.batch} is more than the {what} of the data{hint}")

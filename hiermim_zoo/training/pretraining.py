@@ -10,7 +10,6 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -55,7 +54,7 @@ from .optimizer import (
     own_kernels,
     take_step,
 )
-from .precision import autocast, chosen_amp, train_in
+from .precision import autocast, train_in
 from .previews import look, probe
 from .run_log import Forecast, Meter, RunLog, peak_memory, read_log
 from .schedule import pretraining_schedule, set_lr
@@ -94,15 +93,15 @@ def pretrain(options: PretrainOptions) -> Path:
         world = stack.enter_context(processes(chosen.device, chosen.fsdp, AGAIN))
         caught = stack.enter_context(noted_signals())
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
-        chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         start = begin(options, chosen, world, lock)
         chosen, begun = start.options, start.begun
-        run = Run(start, world)
+        command = options.command("pretrain")
+        run = Run(start, world, begun.state.get("command", command) if begun else command)
         if begun:
             run.resume(begun)
             del begun, start  # which hold all weights
         if chosen.export_only:
-            return run.export(options.command("pretrain"))
+            return run.export()
         lock.take()
         with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
@@ -119,7 +118,7 @@ def pretrain(options: PretrainOptions) -> Path:
             run.writer.wait()
         if run.last < run.total:
             return gather_objects(run.writer.last)[0]
-        return run.export(options.command("pretrain"))
+        return run.export()
 
 
 # ---- the run
@@ -143,9 +142,14 @@ class StepOutcome(NamedTuple):
 
 
 class Run:
-    """A model, its optimiser, and where they stand."""
+    """A model, its optimiser, and where they stand.
 
-    def __init__(self, start: Beginning, world: World) -> None:
+    Args:
+        command: the command line that began the run, for the card.
+    """
+
+    def __init__(self, start: Beginning, world: World, command: str = "") -> None:
+        self.command = command
         options, rows, mae, batching = start.options, start.rows, start.mae, start.batching
         self.options, self.rows, self.world = options, rows, world
         self.mae, self.data, self.batching = mae, start.data, batching
@@ -392,7 +396,8 @@ class Run:
             "updates": self.updates,
             "epoch": list(divmod(step, self.batching.per_pass)),
             "micro_batches": self.world.size * self.options.accumulate,
-            "options": self.options.binding() | {"pictures": len(self.data.source)},
+            "options": self.options.binding() | {"pictures": len(self.data.source), "decoder": self.options.decoder},
+            "command": self.command,
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
             "rows": self.rows.described(self.mae.recipe),
@@ -430,11 +435,8 @@ class Run:
             return [NO_RATE]
         return about_training(step, self.updates, self.schedule.warmup, step <= self.schedule.warmup, losses, longer)
 
-    def export(self, command: str) -> Path:
+    def export(self) -> Path:
         """Write the encoder as it is now.
-
-        Args:
-            command: the command line of the run, for the card.
 
         Raises:
             ValueError: it has learned nothing, or its weights are not finite.
@@ -451,5 +453,5 @@ class Run:
             step = self.first if self.options.export_only else self.last
             images = to_remember(self.data.form)
             warn(lines := self.endings(step))
-            export(weights, self.options, self.mae.recipe, self.data.config, images, step, command, lines)
+            export(weights, self.options, self.mae.recipe, self.data.config, images, step, self.command, lines)
         return self.options.output / ENCODER
