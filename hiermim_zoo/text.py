@@ -24,11 +24,13 @@ def counted(number: float, things: str) -> str:
         things: their name in the plural, as code has it; words may stand before it.
     """
     words = f"{number:g}" if isinstance(number, float) else str(number)
-    return f"{words} {one_of(things) if number == 1 else things}"
+    return f"{words} {plural(things, number)}"
 
 
-def one_of(things: str) -> str:
-    """The name of one of some things: "batch" of "batches"."""
+def plural(things: str, number: float) -> str:
+    """The name of so many things, in the plural unless there is one: "batch" or "batches"."""
+    if number != 1:
+        return things
     if things.endswith("ies"):
         return f"{things[:-3]}y"
     return things[: -2 if things.endswith(("ches", "shes", "sses", "xes")) else -1]

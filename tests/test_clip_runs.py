@@ -94,7 +94,9 @@ def test_a_run_of_an_older_version_goes_on_as_it_began(data: str, whole: Path, t
     begun_long_ago(data, tmp_path / "out")
     wanted = "--epochs 6 --warmup 2 --frame-rate native"
     for options in ({"epochs": 3.0, "warmup": 1.0}, {**PLAN, "frame_rate": 30}, {**PLAN, "epochs": 12.0}):
-        with pytest.raises(ValueError, match=f"epochs opened every video once .* it goes on without .*, or with {wanted}$"):
+        with pytest.raises(
+            ValueError, match=f"epochs opened every video once .* it goes on without .*, or with {wanted}$"
+        ):
             pretrain.run(data=data, output=tmp_path / "out", **TINY, **options, resume="auto")
     later = pretrain.run(data=data, output=tmp_path / "out", model=TINY["model"], workers=0, resume="auto")
     expected = weights(whole)

@@ -12,7 +12,7 @@ import timm
 import torch
 
 from ..checkpoints.atomic import replacing
-from ..text import printable
+from ..text import counted, printable
 from ..training.distributed import gather_objects, processes
 from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_groups, about_model, about_score, chance_of, warn
 from ..training.image_form import form_for, to_remember
@@ -114,5 +114,5 @@ def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
 def in_words(options: EvaluateOptions, found: Measured) -> str:
     """The result as a line for people."""
     called, score, interval = headline(found)
-    said = f"{called} {score} of {len(found.truth)} {found.test.source.noun}{interval}"
+    said = f"{called} {score} of {counted(len(found.truth), found.test.source.noun)}{interval}"
     return printable(f"{options.model}, {options.method} on {options.data}: {said}")

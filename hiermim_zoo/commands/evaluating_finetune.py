@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.models._input import get_model_args
 
+from ..checkpoints.configs import TRAINING_KEY
 from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..checkpoints.licenses import UNSTATED
 from ..data.splits import Labelled, classes_by_label
@@ -17,10 +18,11 @@ from ..data.transforms import data_config
 from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
+from ..text import counted
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
 from ..training.finetuning import FineTune, TuningSettings, check_warmup, new_classifier, recipe_for
-from ..training.image_form import form_for, to_remember
+from ..training.image_form import form_for, said_of, to_remember
 from ..training.probe import Inference, Shown, outputs
 from ..training.run_log import LOG, say
 from ..training.small import LIGHT_CROP, Size, chosen_in_words, recipe_of_size, small_tuning
@@ -86,7 +88,7 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
 
 def chosen_by_size(tuning: FineTune, train: Labelled, world: World) -> str:
     """What the small recipe chose, in a line."""
-    images, recipe = f"{len(train.source)} {train.source.noun}", tuning.recipe
+    images, recipe = counted(len(train.source), train.source.noun), tuning.recipe
     parts = recipe.batch, tuning.settings.accumulate, tuning.schedule, recipe.epochs
     return chosen_in_words(images, world.device.type, *parts)
 
@@ -260,13 +262,19 @@ def export(
         key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
     }
     called, score, interval = headline(found)
+    peak = settings["blr"] * settings["batch"] / 256
+    training = {"recipe": settings["recipe"], "steps": settings["steps"], "batch": settings["batch"], "lr": peak}
+    before = said_of(options.model).get(TRAINING_KEY) if options.pretrained else None
+    measured_on = counted(len(found.truth), found.test.source.noun)
     provenance = {
         "start": options.model if options.pretrained else f"{options.model}, random weights",
-        "trained on": f"{train.spec} ({train.split}, {len(train.source)} images)",
+        "trained on": f"{train.spec} ({train.split}, {counted(len(train.source), train.source.noun)})",
+        TRAINING_KEY: training,
+        **({"training before": before} if before else {}),
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        called: f"{score} of {len(found.truth)} images of {options.data} ({part_measured(found)}){interval}",
+        called: f"{score} of {measured_on} of {options.data} ({part_measured(found)}){interval}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,

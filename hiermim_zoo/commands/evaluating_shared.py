@@ -18,6 +18,7 @@ from ..data.tables import SAME_SPLIT
 from ..data.targets import Targets
 from ..data.transforms import data_config
 from ..data.weights import weights_for
+from ..text import counted
 from ..training.distributed import World
 from ..training.image_form import form_for, told_by
 from ..training.linear import needed
@@ -217,7 +218,9 @@ def say(options: EvaluateOptions, test: Labelled) -> None:
             file=sys.stderr,
         )
     if test.told:
-        more = f"; {test.told.repeated} rows repeat others and count once" if test.told.repeated else ""
+        rows, alone = counted(test.told.repeated, "rows"), test.told.repeated == 1
+        more = f"; {rows} {'repeats another and counts' if alone else 'repeat others and count'} once"
+        more *= test.told.repeated > 0
         words = test.told.meaning.in_words(len(test.names or ()))
         print(f"labels of {test.told.file}: {words}{more}", file=sys.stderr)
 

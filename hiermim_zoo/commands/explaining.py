@@ -19,6 +19,7 @@ from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
 from ..models.build import input_shape
 from ..models.recipes import FineTuning, Pretraining, Recipe
+from ..text import counted
 from ..training.autoencoder import sketched, undecayed, undecided
 from ..training.beginning import rows_of, with_recipe
 from ..training.checks import check
@@ -166,12 +167,7 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
     elif options.blr is None:
         lines.append(_of_number("lr", rule, TUNING))
-    usual = TuningSettings()
-    for name in (field.name for field in dataclasses.fields(TuningSettings)):
-        value, own = getattr(settings, name), getattr(usual, name)
-        if value != own and name not in ("workers", "amp", "seed"):
-            given = getattr(options, name) is not None
-            lines.append(_line(name, value, value, True) if given else Line(name, _words(value), SMALL, _words(own)))
+    lines += _settings(options, settings)
     if train:
         parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
         count, noun = len(train.source), train.source.noun
@@ -183,6 +179,16 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
 
 
 # ---- parts
+
+
+def _settings(options: EvaluateOptions, settings: TuningSettings) -> Iterable[Line]:
+    """What recipes leave open, where it is not as usual."""
+    usual = TuningSettings()
+    for name in (field.name for field in dataclasses.fields(TuningSettings)):
+        value, own = getattr(settings, name), getattr(usual, name)
+        if value != own and name not in ("workers", "amp", "seed"):
+            given = getattr(options, name) is not None
+            yield _line(name, value, value, True) if given else Line(name, _words(value), SMALL, _words(own))
 
 
 def _recipe(said: str, followed: str, size: Size | None, device: str) -> Line:
@@ -342,18 +348,18 @@ def _steps(
 def _ahead(course: Schedule, batching: Batching, ahead: float) -> Line:
     """What a short run cannot be ahead it is not."""
     if ahead and not course.ahead:
-        return Line("ahead", "0 epochs", SMALL, f"{ahead:g} epochs")
+        return Line("ahead", "0 epochs", SMALL, counted(ahead, "epochs"))
     if course.shift == course.ahead:
-        return Line("ahead", f"{ahead:g} epochs", RECIPE)
-    rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {ahead:g} epochs)"
-    return Line("ahead", f"{course.shift / batching.per_epoch:g} epochs", rule)
+        return Line("ahead", counted(ahead, "epochs"), RECIPE)
+    rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {counted(ahead, 'epochs')})"
+    return Line("ahead", counted(course.shift / batching.per_epoch, "epochs"), rule)
 
 
 def _rates(course: Schedule) -> str:
     """Of the learning rate."""
     first, last = (_words(course.at(step)) for step in (0, course.total - 1))
     if course.warmup >= course.total:
-        return f"{first} at first, {last} at last: the run ends within the warm-up of {course.warmup} steps"
+        return f"{first} at first, {last} at last: the run ends within the warm-up of {counted(course.warmup, 'steps')}"
     return f"{first} at first, {_words(course.at(course.warmup))} after the warm-up, {last} at last"
 
 

@@ -23,7 +23,7 @@ from ..data.batches import MOST_STEPS, WANTED, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import recipe_changes
-from ..text import printable
+from ..text import counted, printable
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, freeze_unreached, undecayed
@@ -42,7 +42,7 @@ from .distributed import (
     unsynchronised,
 )
 from .endings import NO_RATE, about_training, warn
-from .export import ENCODER, export
+from .export import ENCODER, Course, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
 from .lock import FolderLock
@@ -196,13 +196,13 @@ class Run:
             snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
-            f"{options.model}: {len(source)} {source.noun}, steps {self.first} to {self.last} of {self.total}, "
+            f"{options.model}: {counted(len(source), source.noun)}, steps {self.first} to {self.last} of {self.total}, "
             f"{self.batching.per_epoch:g} an epoch; computed in {train_in(self.world.device, options.amp)}"
         )
         if source.repeat > 1:
             self.record.say(
-                f"an epoch shows {len(source)} clips; each time a video is opened it gives {source.repeat}, "
-                f"so {source.repeat} epochs open every video once"
+                f"an epoch shows {counted(len(source), 'clips')}; each time a video is opened it gives "
+                f"{source.repeat}, so {source.repeat} epochs open every video once"
             )
         if self.behind and not decides_on_device(self.optimizer):
             self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
@@ -243,9 +243,9 @@ class Run:
         """What the small recipe chose, in a line."""
         options, source = self.options, self.data.source
         parts = options.batch_size, options.accumulate, self.schedule, self.total / self.batching.per_epoch
-        sizes = options.decoder_depth, options.decoder_dim
-        decoder = "" if None in sizes else ", decoder of {} blocks and {} channels".format(*sizes)
-        return chosen_in_words(f"{len(source)} {source.noun}", self.world.device.type, *parts, decoder)
+        depth, dim = options.decoder_depth, options.decoder_dim
+        made = f", decoder of {counted(depth, 'blocks')} and {counted(dim, 'channels')}" if depth and dim else ""
+        return chosen_in_words(counted(len(source), source.noun), self.world.device.type, *parts, made)
 
     def complete(self, step: int) -> None:
         """Note that a step is done, and where the random numbers stand."""
@@ -378,7 +378,10 @@ class Run:
         self.record.say(self.forecast.after(step))
         self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
         if self.skipped > (most := self.options.max_nonfinite):
-            raise ValueError(f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {most})")
+            raise ValueError(
+                f"step {step}: {counted(self.skipped, 'steps')} in a row {'was' if self.skipped == 1 else 'were'} "
+                f"not finite (--max-nonfinite {most})"
+            )
 
     def is_to_save(self, step: int) -> bool:
         return step % self.options.save_steps == 0 or step == self.last
@@ -453,5 +456,6 @@ class Run:
             step = self.first if self.options.export_only else self.last
             images = to_remember(self.data.form)
             warn(lines := self.endings(step))
-            export(weights, self.options, self.mae.recipe, self.data.config, images, step, self.command, lines)
+            course = Course(step, self.total)
+            export(weights, self.options, self.mae.recipe, self.data.config, images, course, self.command, lines)
         return self.options.output / ENCODER

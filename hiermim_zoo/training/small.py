@@ -168,8 +168,9 @@ def check_warmup_of_rule(warmup: float | None, said_steps: int | None, steps: in
         return
     run = f"--steps {said_steps} are" if said_steps else f"the {counted(steps, 'steps')} that recipe small chose are"
     longer = "more --steps" if said_steps else f"--steps {math.ceil(10 * warmup * steps / epochs)} for a longer run"
+    length = counted(float(f"{epochs:.4g}"), "epochs")
     raise ValueError(
-        f"--warmup {warmup:g} epochs: {run} {epochs:.4g} epochs, and the warm-up must be shorter; "
+        f"--warmup {warmup:g} epochs: {run} {length}, and the warm-up must be shorter; "
         f"--warmup {epochs / 10:.3g} would work, or {longer}"
     )
 

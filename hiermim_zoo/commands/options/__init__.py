@@ -24,7 +24,7 @@ from dataclasses import MISSING, dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-from ...text import printable
+from ...text import counted, printable
 from ...version import __version__
 from .fields import Option, flag_of, long_flag, option_of
 from .problems import EXAMPLES, BadOptions, gathered, lines_of, names
@@ -185,7 +185,7 @@ def _checked(name: str, about: Option, value: Any) -> Any:
             raise ValueError(f"{called} {' '.join(map(str, found))}: one number, or height and width")
         return found[0], found[-1]
     if isinstance(about.many, int) and len(found) != about.many:
-        raise ValueError(f"{called} takes {about.many} values, got {len(found)}")
+        raise ValueError(f"{called} takes {counted(about.many, 'values')}, got {len(found)}")
     return found
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...text import counted
 from . import OptionSet
 from .fields import flag, img_size, model_kwargs, option
 from .problems import BOTH_RATES, rate_of, warmup_line
@@ -249,7 +250,7 @@ class PretrainOptions(OptionSet):
             if values is not None and AUTO in values and len(values) > 1:
                 yield f"--{name} {AUTO} measures all channels: give no numbers beside it"
             elif None not in (values, self.in_chans) and values != (AUTO,) and len(values) != self.in_chans:
-                yield f"--{name} has {len(values)} values, but --in-chans is {self.in_chans}: give as many"
+                yield f"--{name} has {counted(len(values), 'values')}, but --in-chans is {self.in_chans}: give as many"
         if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
             yield "--crop-scale {:g} {:g}: the lower end comes first, as in 0.2 1".format(*self.crop_scale)
         if None not in (self.epochs, self.warmup):

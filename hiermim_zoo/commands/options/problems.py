@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ...text import counted
+
 EXAMPLES = {  # option -> a value that works for most, where that of its kind would be odd
     "batch_size": "64", "betas": "0.9 0.95", "blr": "1.5e-4", "clip": "1", "color_jitter": "0.4",
     "crop_scale": "0.2 1", "cutmix": "1", "decoder_depth": "4", "decoder_dim": "128", "decoder_heads": "4",
@@ -46,9 +48,9 @@ def warmup_line(
         return ""
     works = f"--warmup {epochs // 10 if whole else epochs / 10:g} would work"
     if "warmup" not in given:
-        return f"--epochs {epochs:g} is no more than the recipe's warm-up of {warmup:g} epochs; {works}"
+        return f"--epochs {epochs:g} is no more than the recipe's warm-up of {counted(warmup, 'epochs')}; {works}"
     if "epochs" not in given:
-        return f"--warmup {warmup:g} is not less than the recipe's {epochs:g} epochs; {works}"
+        return f"--warmup {warmup:g} is not less than the recipe's {counted(epochs, 'epochs')}; {works}"
     return f"--epochs {epochs:g} with --warmup {warmup:g}: the warm-up must be shorter than the run; {works}"
 
 
