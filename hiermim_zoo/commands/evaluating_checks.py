@@ -27,7 +27,7 @@ from ..training.run_log import LOG
 from ..training.small import FEW, TUNING, Size, recipe_of_size
 from .evaluating_finetune import architecture_of, chosen_settings, without_weights
 from .evaluating_frozen import check_classifier
-from .evaluating_shared import own_model_kwargs
+from .evaluating_shared import OWN_ARGS, own_model_kwargs
 from .loading import model_errors, set_img_size
 from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, gathered
@@ -61,6 +61,7 @@ def check(options: EvaluateOptions) -> None:
 def checks(options: EvaluateOptions) -> list[Callable[[], object]]:
     """Checks of what needs neither data nor weights."""
     found: list[Callable[[], object]] = [partial(_one_process, options), partial(check_form, vars(options), 0)]
+    found.append(partial(own_model_kwargs, options))
     if options.opt:
         found.append(partial(check_optimizer, options.opt))
     if options.device and processes_of_run() == 1:
@@ -91,7 +92,9 @@ def check_sketch(options: EvaluateOptions) -> None:
         ValueError: with a line for each thing that is wrong.
     """
     check_model(options.model)
-    sketch: Any = without_weights(options.model, own_model_kwargs(options)).eval()
+    kwargs = {name: value for name, value in (options.model_kwargs or {}).items() if name not in OWN_ARGS}
+    options = options.having(model_kwargs=kwargs)  # of the others something is said anyway
+    sketch: Any = without_weights(options.model, kwargs).eval()
     looks: list[Callable[[], object]] = [partial(check_size, options, sketch)]
     if len(input_shape(sketch)) == 3:
         given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate, "--views": options.views}

@@ -18,6 +18,7 @@ from ..data.transforms import data_config
 from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
+from ..models.shapes import without_memory
 from ..text import counted
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
@@ -130,12 +131,12 @@ def recipe_of_kind(options: EvaluateOptions, recipe: FineTuning, kind: str) -> F
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
-    """A model on the meta device: what it is can be read from it, and nothing was loaded.
+    """A model without values: what it is can be read from it, and nothing was loaded.
 
     Raises:
         ValueError: there is no such model.
     """
-    with torch.device("meta"):
+    with without_memory():
         return make_model(name, pretrained=False, **kwargs)
 
 

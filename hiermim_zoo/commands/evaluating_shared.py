@@ -29,6 +29,7 @@ from .loading import model_errors, set_img_size
 from .options.evaluate import DEFAULT_SPLIT, TRAINED, EvaluateOptions
 from .predictions import draw_confusion, write_predictions
 
+OWN_ARGS = ("drop_path_rate", "drop_rate", "img_size", "num_classes")  # of models, with an option of their own
 MEASURED = 0.2  # share of the images of one split, where no option says it
 
 
@@ -260,7 +261,7 @@ def own_model_kwargs(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         ValueError: one has.
     """
-    return options.own_model_kwargs("drop_path_rate", "drop_rate", "img_size", "num_classes")
+    return options.own_model_kwargs(*OWN_ARGS)
 
 
 def place(model: Any, options: EvaluateOptions, world: World) -> dict[str, Any]:

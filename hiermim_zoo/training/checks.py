@@ -11,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..checkpoints.configs import read_config
+from ..checkpoints.configs import IMAGE_KINDS, read_config
 from ..checkpoints.folder import CONFIG_FILE
-from ..commands.options.pretrain import SCHEDULED, PretrainOptions
+from ..commands.options.pretrain import DECODER, OWN_ARGS, SCHEDULED, PretrainOptions
 from ..commands.options.problems import BadOptions, gathered
 from ..data.batches import Batching
 from ..data.clips import refuse_videos
+from ..data.decoding import Form
 from . import snapshots
 from .autoencoder import sketched_before_data
 from .defaults import family_values, filled_by_paper
@@ -26,6 +27,10 @@ from .image_form import form_of
 from .optimizer import check_optimizer
 from .small import PRETRAINING
 
+# Options of which each alone may be one that a model cannot be built with.
+SHAPING = (("img_size",), DECODER, ("mask_ratio",), ("compile",), ("grad_checkpointing",), ("in_chans",))
+KWARGS = ("model_kwargs",)
+
 
 def problems(said: Mapping[str, Any]) -> list[str]:
     """Lines about options that are right each by itself.
@@ -33,8 +38,9 @@ def problems(said: Mapping[str, Any]) -> list[str]:
     Args:
         said: options by name, as many as are known.
     """
-    options = PretrainOptions.unchecked(said)
-    output = [partial(_check_output, options)] if first_process() else []
+    known = {name: value for name, value in said.items() if value is not None}
+    options = PretrainOptions.unchecked({"data": "DATA", "output": Path("OUTPUT"), **known})  # that they lack is known
+    output = [partial(_check_output, options)] if first_process() and "output" in known else []
     return gathered(*quick_checks(options), partial(check_shape, options), *output)
 
 
@@ -93,13 +99,27 @@ def check_shape(options: PretrainOptions) -> None:
     """
     if options.resume or not options.model or gathered(partial(family_values, options.model)):
         return
-    with restored():
-        mae = sketched_before_data(options, device_type(options.device))
-    if len(mae.input_size) == 2:
+    device, sketches = device_type(options.device), []
+
+    def sketch(shown: PretrainOptions) -> None:
+        with restored():
+            sketches.append(sketched_before_data(shown, device))
+
+    kwargs = {name: value for name, value in (options.model_kwargs or {}).items() if name not in OWN_ARGS}
+    options = options.having(model_kwargs=kwargs)  # of the others something is said anyway
+    if lines := gathered(partial(sketch, options)):
+        # Which of the options it is, and whether others are wrong, too: each is tried without the others.
+        plain = options.having(**{name: None for names in SHAPING for name in names})
+        if gathered(partial(sketch, plain)):
+            plain = plain.having(model_kwargs=None)
+        alone = (plain.having(**{name: getattr(options, name) for name in names}) for names in (*SHAPING, KWARGS))
+        lines = gathered(*(partial(sketch, one) for one in alone)) or lines
+    if sketches and len(sketches[0].input_size) == 2:
         repeat = options.repeat not in (None, 1)
         said = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate, "--repeat": repeat}
-        if lines := gathered(*(partial(refuse_videos, {name: value}) for name, value in said.items())):
-            raise BadOptions(lines)
+        lines += gathered(*(partial(refuse_videos, {name: value}) for name, value in said.items()))
+    if lines:
+        raise BadOptions(lines)
 
 
 def device_type(name: str | None) -> str:
@@ -123,12 +143,19 @@ def check_form(said: Mapping[str, Any], channels: int) -> None:
         channels: of the model; 0: not known.
 
     Raises:
-        ValueError: naming it.
+        ValueError: with a line for each.
     """
-    options = SimpleNamespace(**{"max_pixels": None, "show_bands": None, **said})
-    form = form_of(options, channels, {})
-    if options.show_bands and channels:
-        shown_of(form, options.show_bands)
+    whole = {key: said.get(key) for key in IMAGE_KINDS}
+    ones: list[dict[str, Any]] = [{key: value} for key, value in whole.items()]
+    alone, together = (
+        [partial(form_of, SimpleNamespace(max_pixels=None, **form), channels, {}) for form in forms]
+        for forms in (ones, [whole])
+    )
+    lines = gathered(*alone) or gathered(*together)
+    if channels and (bands := said.get("show_bands")):
+        lines += gathered(partial(shown_of, Form(channels), bands))
+    if lines:
+        raise BadOptions(lines)
 
 
 def check_batch(options: PretrainOptions) -> None:

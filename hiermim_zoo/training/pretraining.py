@@ -95,7 +95,7 @@ def pretrain(options: PretrainOptions) -> Path:
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
         start = begin(options, chosen, world, lock)
         chosen, begun = start.options, start.begun
-        command = options.command("pretrain")
+        command = options.having(stop_after=None).command("pretrain")
         run = Run(start, world, begun.state.get("command", command) if begun else command)
         if begun:
             run.resume(begun)
