@@ -568,10 +568,16 @@ def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("empty", "holds no images|cannot be read as images"), ("missing", "no such folder")]
+    ("name", "words"),
+    [
+        ("empty", "holds no images of a kind"),
+        ("missing", "no such folder"),
+        ("a.png", "a single image: name the folder"),
+    ],
 )
 def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=words):
         train(tmp_path / "out", data=str(tmp_path / name))
     assert not (tmp_path / "out").exists()

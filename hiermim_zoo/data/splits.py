@@ -281,7 +281,8 @@ def cut(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]
         images = counted(count, "images")
         what = images if groups is None else f"{counted(int(groups.max()) + 1, 'groups')} of {images}"
         raise ValueError(
-            f"--split-fraction {fraction:g} of the {what} of {data.spec} leaves nothing on one side; give --train DATA"
+            f"a share of {fraction:g} of the {what} of {data.spec}, to measure on, leaves nothing on one side; "
+            "give --train DATA, or another --split-fraction"
         )
     whole = replace(data, measured=fraction)
     test, train = _part(whole, taken, "measured"), _part(whole, ~taken, "trained")
