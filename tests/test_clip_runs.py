@@ -148,7 +148,7 @@ def test_epochs_of_fine_tuning_count_what_is_shown(tmp_path: Path) -> None:
 
 def test_a_run_of_less_than_a_step_is_refused() -> None:
     batching = Batching(2, 4, 1, 0, 1, 0, repeat=2)
-    with pytest.raises(ValueError, match=r"--epochs 1 shows 2 samples 1 times, .*of 4; --epochs 2 would work"):
+    with pytest.raises(ValueError, match=r"--epochs 1 shows 2 samples 1 time, .*of 4; --epochs 2 would work"):
         batching.steps_of_run(1)
     assert batching.steps_of_run(2) == 1
 
