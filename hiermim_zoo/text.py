@@ -1,4 +1,4 @@
-"""Text of strangers, fit to be shown."""
+"""Text for people: that of strangers, fit to be shown, and numbers of things."""
 
 from __future__ import annotations
 
@@ -15,3 +15,22 @@ def printable(text: object, limit: int = 0) -> str:
     """
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return f"{line[: limit - 3]}..." if 0 < limit < len(line) else line
+
+
+def counted(number: float, things: str) -> str:
+    """A number of things: "1 image", "2 images".
+
+    Args:
+        things: their name in the plural, as code has it; words may stand before it.
+    """
+    words = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{words} {plural(things, number)}"
+
+
+def plural(things: str, number: float) -> str:
+    """The name of so many things, in the plural unless there is one: "batch" or "batches"."""
+    if number != 1:
+        return things
+    if things.endswith("ies"):
+        return f"{things[:-3]}y"
+    return things[: -2 if things.endswith(("ches", "shes", "sses", "xes")) else -1]

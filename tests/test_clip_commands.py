@@ -222,7 +222,7 @@ def test_rows_are_panels_and_columns_the_predicted_frames(
     folder, out, checkpoint = moving / "2", tmp_path / "out.png", trained / "encoder"
     argv = [str(folder), "--model", MODEL, "--checkpoint", str(checkpoint), "--mask-ratio", "0.5", "-o", str(out)]
     reconstruct.main([*argv, "--frame-stride", "2"])
-    assert "of 1 clips" in capsys.readouterr().out
+    assert "of 1 clip" in capsys.readouterr().out
     panels = columns_of(out, 4)
     check_panels(panels)
     expected = middle(folder, 2)[::2]  # Hiera predicts the first frame of each pair

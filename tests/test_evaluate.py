@@ -192,7 +192,9 @@ def test_classes_go_by_name(
         model.pretrained_cfg["label_names"] = [model.pretrained_cfg["label_names"][i] for i in order]
         return model
 
-    assert result(capsys, str(IMAGES), "--model", "x", "--method", "classify", "--workers", "0")["top1"] == 81.5
+    assert (
+        result(capsys, str(IMAGES), "--model", "hivit_atto", "--method", "classify", "--workers", "0")["top1"] == 81.5
+    )
 
 
 @pytest.mark.parametrize("tag", [row.name for row in manifest.records().values() if row.file and row.classes == 10])
@@ -409,7 +411,10 @@ KNN, LINEAR, FINETUNE = (["--model", "hivit_atto", "--method", method] for metho
         (["digits", *FINETUNE, "--batch-size", "2000", "-o", "{out}"], "a batch of 2000 is more"),
         (["digits", *KNN, "--train-split", "test"], "--train DATA is needed: digits"),
         (["digits", *FINETUNE, *SHORT, "--accumulate", "3", "-o", "{out}"], "must be a multiple of 3"),
-        (["digits", *FINETUNE, *SHORT, "--warmup", "1", "-o", "{out}"], "--warmup less than --epochs"),
+        (
+            ["digits", *FINETUNE, *SHORT, "--warmup", "1", "-o", "{out}"],
+            "--epochs 1 with --warmup 1: the warm-up must be shorter",
+        ),
         (["digits", *FINETUNE, *SHORT, "--auto-augment", "rnd", "-o", "{out}"], "timm knows no augmentation 'rnd'"),
         (
             ["digits", *FINETUNE, "--color-jitter", "0.4", "--batch-size", "100", "--recipe", "paper"],

@@ -268,6 +268,7 @@ def test_the_twin_has_the_options_of_the_parser(verb: Verb) -> None:
     parameters = inspect.signature(verb.run).parameters
     assert list(parameters) == list(dict.fromkeys(parsed))
     required = {name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
+    required |= {field.name for field in dataclasses.fields(verb.options) if mechanism.option_of(field).unless}
     assert required == {name for name, action in parsed.items() if action.required}
     assert all(name in (verb.run.__doc__ or "") for name in parameters)
     words = shlex.split(SHORTEST[verb.name])

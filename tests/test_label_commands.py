@@ -212,7 +212,7 @@ def test_groups_on_both_sides_are_refused(table: Path, tmp_path: Path) -> None:
     how |= {"data_dir": str(table.parent)}
     assert evaluate.run(data=str(table), **how)["pictures"] == 20
     leak = str(tmp_path / "leak.csv")
-    with pytest.raises(ValueError, match=r"1 groups \(p3\) are in the training images and have 5 of the 20"):
+    with pytest.raises(ValueError, match=r"1 group \(p3\) is in the training images and has 5 of the 20"):
         evaluate.run(data=leak, **how)
     assert evaluate.run(data=leak, **how, allow_shared_groups=True)["pictures"] == 20
 

@@ -79,7 +79,7 @@ def test_a_rate_is_said_once_and_is_a_number(tmp_path: Path) -> None:
             pretrain.run(**fine, batch_size=64, device="cpu", blr=1e-4, lr=1e-3, explain=explain)
     with pytest.raises(ValueError, match=r"^--blr beside --lr would be ignored.*: give one of them$"):
         EvaluateOptions(**REQUIRED[EvaluateOptions], blr=1e-4, lr=1e-3)
-    with pytest.raises(ValueError, match=r"^--blr 1e\+308 with --batch-size 64 is no rate; --blr 1.5e-4 would work$"):
+    with pytest.raises(ValueError, match=r"^--blr 1e\+308 is no rate for a batch of 64; --blr 1.5e-4 would work$"):
         pretrain.run(**fine, batch_size=64, blr=1e308)
     with pytest.raises(ValueError, match=r"^--max-pixels 0 is not .*; 89478485 would work$"):
         PretrainOptions(**fine, max_pixels=0)
@@ -116,12 +116,12 @@ def test_what_only_the_model_tells_is_said_together(tmp_path: Path) -> None:
     options = {"data": "digits", "model": "hivit_atto", "output": tmp_path / "out", "workers": 0, "device": "cpu"}
     with pytest.raises(BadOptions) as error:
         pretrain.run(**options, img_size=40, batch_size=7, accumulate=3, opt="best", scale="odd")
-    assert len(error.value.lines) == 3, error.value.lines  # optimiser, scale, size
+    assert len(error.value.lines) == 4, error.value.lines  # batch, optimiser, scale, size
     with pytest.raises(BadOptions) as error:
         pretrain.run(**options, img_size=40, batch_size=7, accumulate=3)
     assert len(error.value.lines) == 2
-    assert "48 x 48 is" in error.value.lines[0]
-    assert error.value.lines[1].endswith("--batch-size 6 would work")
+    assert error.value.lines[0].endswith("--batch-size 6 would work")
+    assert "48 x 48 is" in error.value.lines[1]
     assert not (tmp_path / "out").exists()
 
 

@@ -523,7 +523,7 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
         (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
         (("--batch-size", "5000"), "batch of 5000 is more than the 1497 images"),
         (("--decoder-dim", "30"), "width 30"),
-        (("--warmup", "3"), "--warmup 3.0"),
+        (("--warmup", "3"), "--epochs 1 with --warmup 3: the warm-up must be shorter than the run"),
         (("--model-kwargs", "depth=3", "img_size=64"), "--model-kwargs img_size=64: this has an option of its own"),
         (("--model-kwargs", "colour='red'"), "cannot be built with .*'colour': 'red'"),
         (("--epochs", "-1"), "--epochs -1"),
@@ -568,10 +568,16 @@ def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("empty", "holds no images|cannot be read as images"), ("missing", "no such folder")]
+    ("name", "words"),
+    [
+        ("empty", "holds no images of a kind"),
+        ("missing", "no such folder"),
+        ("a.png", "a single image: name the folder"),
+    ],
 )
 def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=words):
         train(tmp_path / "out", data=str(tmp_path / name))
     assert not (tmp_path / "out").exists()

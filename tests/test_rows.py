@@ -174,7 +174,7 @@ def test_whatever_options_change_is_among_the_changes(images: str, tmp_path: Pat
     plan = {"batch_size": 4, "epochs": 10, "warmup": 5, "clip": 0}
     plain = explained(pretrain.run(**options, **plan))
     assert [name for name, line in plain.items() if line[2]] == ["epochs", "batch_size", "warmup"]
-    assert plain["ahead"] == ("1 epochs", "recipe", "")
+    assert plain["ahead"] == ("1 epoch", "recipe", "")
     changes = {"raw_pixels": True, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5), "img_size": (96, 96)}
     changes |= {"accumulate": 2, "steps": 15}
     found = explained(pretrain.run(**options, **plan, **changes))
@@ -185,7 +185,7 @@ def test_whatever_options_change_is_among_the_changes(images: str, tmp_path: Pat
     assert found["img_size"] == ("96 96", "option --img-size", "64 64")
     assert "the run ends within the warm-up of 15 steps" in found["rates"][0]
     short = explained(pretrain.run(**options, **plan | {"warmup": 1}))["ahead"]
-    assert short == ("0.2 epochs", "rule: a fifth of the warm-up or of the rest at most (recipe: 1 epochs)", "")
+    assert short == ("0.2 epochs", "rule: a fifth of the warm-up or of the rest at most (recipe: 1 epoch)", "")
     with pytest.raises(ValueError, match=r"a batch of 4 cannot be shared .* with 3 accumulation steps"):
         pretrain.run(**options, **plan, accumulate=3)
 
@@ -233,7 +233,7 @@ def test_fine_tuning_is_explained(images: str) -> None:
     assert found["clip"] == ("5", "recipe", "")
     assert found["ema"] == ("0.9", "option --ema", "")
     assert found["steps"][0] == "120"
-    with pytest.raises(ValueError, match=r"a warm-up of 20 epochs leaves none of 3: .*; --warmup 0 would work"):
+    with pytest.raises(ValueError, match=r"--epochs 3 is no more than .* warm-up of 20 epochs; --warmup 0 would work"):
         evaluate.run(**options, epochs=3, pretrained=False)
     with pytest.raises(ValueError, match="--explain belongs to --method finetune, not to --method knn"):
         evaluate.run(data=images, model="green_swin_base", method="knn", explain=True)

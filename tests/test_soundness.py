@@ -348,7 +348,7 @@ def test_values_that_are_not_finite_are_taken_by_those_who_insist(
         command(toy, out, "--allow-nonfinite", "--verify")
     assert not out.exists()
     command(toy, out, "--allow-nonfinite")
-    assert f"  not finite: 1 values of {name}\n" in capsys.readouterr().out
+    assert f"  not finite: 1 value of {name}\n" in capsys.readouterr().out
     assert load_file(out / "model.safetensors")[name].isnan().sum() == 1
     assert timm.create_model(f"local-dir:{out}", pretrained=True), "which they then have"
     made = convert.run(source=str(toy), model="hivit_atto", output=str(tmp_path / "twin"), allow_nonfinite=True)

@@ -102,7 +102,7 @@ def test_commands_take_tables(files: Path) -> None:
     path = table(files, "one.csv", "\n".join(["file,label", *rows]))
     how: dict[str, Any] = {"model": "hivit_atto", "method": "knn", "k": 1, "workers": 0, "pretrained": False}
     assert evaluate.run(data=path, split_fraction=0.4, **how)["pictures"] == 2
-    with pytest.raises(ValueError, match=r"a share of 0.2 of .* 1 images, has one class alone; give --train DATA"):
+    with pytest.raises(ValueError, match=r"a share of 0.2 of .* 1 image, has one class alone; give --train DATA"):
         evaluate.run(data=path, **how)
     with pytest.raises(ValueError, match=r"--train DATA is needed: .*one\.csv has no two splits"):
         evaluate.run(data=path, model="hivit_atto", method="knn", workers=0, pretrained=False, train_split="trained")

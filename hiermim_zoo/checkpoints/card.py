@@ -158,5 +158,8 @@ def hub_license(license: str) -> str:
 
 
 def in_cell(text: object) -> str:
-    """Text of a stranger, in a cell of a table and in backquotes: it can close neither."""
+    """Text of a stranger, in a cell of a table and in backquotes: it can close neither. Of a mapping its pairs."""
+    if isinstance(text, Mapping):
+        words = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in text.values())
+        text = ", ".join(map(" ".join, zip(text, words, strict=True)))
     return printable(text).replace("`", "'").replace("|", "\\|")

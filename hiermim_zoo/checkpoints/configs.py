@@ -20,6 +20,7 @@ LONGEST = 64  # a list among the arguments of a model
 CLASSES = 1 << 17  # ImageNet-21k has 21843
 CONFIG_KEY = "hiermim_zoo"  # in config.json: what this package says of the weights
 IMAGES_KEY = "images"  # there: how files become the images of the model, where that is not the default
+TRAINING_KEY = "training"  # there: by which recipe the weights were trained, and its length, batch and peak rate
 LABELS_KEY = "labels"  # there: what the outputs of the model are, where they are not one class an image
 
 _short = Repr()
@@ -91,6 +92,7 @@ def checked_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
         _takes(file, key, config.get(key), "")
     check_images(config[CONFIG_KEY].get(IMAGES_KEY, {}), file)
     check_told(config[CONFIG_KEY].get(LABELS_KEY, {}), file)
+    check_training(config[CONFIG_KEY].get(TRAINING_KEY, {}), file)
     cfg = {key: value for key, value in config["pretrained_cfg"].items() if _takes(file, key, value, "pretrained_cfg.")}
     config["pretrained_cfg"] = cfg
     labels, classes = cfg.get("label_names"), cfg.get("num_classes")
@@ -162,6 +164,28 @@ def check_told(labels: Any, file: Path) -> None:
         raise _refused(file, LABELS_KEY, labels, "a kind (tags, values) and the names of the outputs")
     if lengths := {len(value) for key, value in labels.items() if key != "kind"} - {len(labels.get("names", ()))}:
         raise _refused(file, LABELS_KEY, labels, f"as many numbers as names, not {lengths.pop()},")
+
+
+# ---- how weights were trained
+
+TRAINING_KINDS: Mapping[str, Any] = {  # what is remembered, and whether a value can be meant
+    "recipe": lambda value: value in ("paper", "small"),
+    "steps": lambda value: _whole(value, 0, 10**15),
+    "batch": lambda value: _whole(value, 1, 10**9),
+    "lr": lambda value: _number(value, 0, _HUGE),
+}
+
+
+def check_training(training: Any, file: Path) -> None:
+    """Refuse what says nothing of a training: it is shown in cards.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not isinstance(training, dict) or any(
+        key not in TRAINING_KINDS or not TRAINING_KINDS[key](value) for key, value in training.items()
+    ):
+        raise _refused(file, TRAINING_KEY, training, f"what is known of a training ({', '.join(TRAINING_KINDS)})")
 
 
 # ---- pretrained_cfg

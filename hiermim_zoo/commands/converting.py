@@ -30,7 +30,7 @@ from ..models.conversion import Converted, Wanted, convert
 from ..models.family import families, family_of
 from ..models.shapes import without_memory
 from ..models.weights import keeps_decoder, put
-from ..text import printable
+from ..text import counted, printable
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -292,7 +292,7 @@ def report(converted: Converted, every: bool) -> str:
     native, checkpoint = converted.native, converted.checkpoint
     others = [name for name in checkpoint.sets if name != checkpoint.top_key]
     lines = [
-        f"source  {converted.source} ({len(checkpoint.state)} tensors"
+        f"source  {converted.source} ({counted(len(checkpoint.state), 'tensors')}"
         + (f" under {checkpoint.top_key!r})" if checkpoint.top_key else ")"),
         f"set     {checkpoint.top_key or 'the file itself'}; "
         + (f"--key reads another: {', '.join(others)}" if others else "there is no other"),
@@ -319,7 +319,9 @@ def report(converted: Converted, every: bool) -> str:
     lines += [f"  dropped {count}: {why}" for why, count in reasons.items()]
     left_out = Counter(checkpoint.left_out.values())
     lines += [f"  left out {count}: {why}" for why, count in left_out.items()]
-    lines += [f"  not finite: {count} values of {name}" for name, count in converted.checkpoint.nonfinite.items()]
+    lines += [
+        f"  not finite: {counted(count, 'values')} of {name}" for name, count in converted.checkpoint.nonfinite.items()
+    ]
     lines += [f"  resampled {line}" for line in converted.resampled]
     lines += [f"  {key}: {value}" for key, value in converted.notes.items()]
     if converted.initial:

@@ -12,18 +12,19 @@ import timm
 import torch
 
 from ..checkpoints.atomic import replacing
-from ..text import printable
+from ..text import counted, printable
 from ..training.distributed import gather_objects, processes
 from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_groups, about_model, about_score, chance_of, warn
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..version import __version__
-from .evaluating_checks import check
+from .evaluating_checks import check, check_files
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
 from .evaluating_shared import Measured, headline, own_model_kwargs, understood
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
+from .options.problems import together
 
 ADVICE = {
     "finetune": "more --epochs, another --lr, a pre-trained encoder, or look at the labels",
@@ -39,8 +40,9 @@ def evaluate(options: EvaluateOptions) -> Outcome:
         ValueError: model, data, options or files do not go together.
     """
     began = time.perf_counter()
+    check(options)
     with processes(options.device) as world:
-        check(options, world)
+        together(*check_files(options) if world.first else ())
         amp = options.amp or ("auto" if options.method == "finetune" else "none")
         options = replace(options, amp=chosen_amp(amp, world.device))
         found, settings = METHODS[options.method](options, world)
@@ -112,5 +114,5 @@ def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
 def in_words(options: EvaluateOptions, found: Measured) -> str:
     """The result as a line for people."""
     called, score, interval = headline(found)
-    said = f"{called} {score} of {len(found.truth)} {found.test.source.noun}{interval}"
+    said = f"{called} {score} of {counted(len(found.truth), found.test.source.noun)}{interval}"
     return printable(f"{options.model}, {options.method} on {options.data}: {said}")

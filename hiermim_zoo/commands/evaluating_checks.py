@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..checkpoints.folder import check_target
+from ..data.batches import Batching
+from ..data.clips import refuse_videos
+from ..data.transforms import data_config
+from ..models.build import input_shape
 from ..models.family import check_arch
 from ..models.saved import check_folder
-from ..training.checks import check_form, first_process
-from ..training.distributed import World, pick_device
+from ..models.shapes import without_memory
+from ..training.checks import check_form, device_type, first_process, processes_of_run
+from ..training.distributed import pick_device
+from ..training.finetuning import augmentation, recipe_for
 from ..training.graphs import check_graphs
+from ..training.linear import needed
 from ..training.optimizer import check_optimizer
 from ..training.run_log import LOG
+from ..training.small import FEW, TUNING, Size, recipe_of_size
+from .evaluating_finetune import architecture_of, chosen_settings, without_weights
+from .evaluating_frozen import check_classifier
+from .evaluating_shared import OWN_ARGS, own_model_kwargs
+from .loading import model_errors, set_img_size
 from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, gathered
+from .options.shared import RECIPES
 from .output_files import check_writable
 
 
@@ -26,35 +42,113 @@ def problems(said: Mapping[str, Any]) -> list[str]:
     Args:
         said: options by name, as many as are known.
     """
-    model = [partial(check_model, said["model"])] if said.get("model") else []
-    return gathered(*model, *checks(said))
+    options = EvaluateOptions.unchecked(said)
+    return gathered(*checks(options), *(check_files(options) if first_process() else ()))
 
 
-def check(options: EvaluateOptions, world: World) -> None:
-    """Refuse what cannot be done or written before any work is done.
+def check(options: EvaluateOptions) -> None:
+    """Refuse what cannot be done or written before any work is done, and before processes meet.
+
+    What one process alone finds is told to the others only once all have met; so of several the first looks later
+    at what is to be written, with :func:`check_files`.
 
     Raises:
         ValueError: with a line for each thing that is wrong.
     """
-    said = {name: getattr(options, name) for name in options.__dataclass_fields__}
-    if lines := gathered(partial(_one_process, options, world), *checks(said)):
-        raise BadOptions(dict.fromkeys([*lines, *problems(said)]))
+    if lines := gathered(*checks(options), *(check_files(options) if processes_of_run() == 1 else ())):
+        raise BadOptions(dict.fromkeys([*lines, *problems(vars(options))]))
 
 
-def checks(said: Mapping[str, Any]) -> list[Callable[[], object]]:
-    """Checks of the optimiser, the device, the form of images and of what is to be written."""
-    found: list[Callable[[], object]] = [partial(check_form, said, 0)]
-    if said.get("opt"):
-        found.append(partial(check_optimizer, said["opt"]))
-    if said.get("device"):
-        found.append(partial(pick_device, said["device"]))
-    found.append(partial(check_graphs, said.get("compile"), said.get("device")))
-    if said.get("output") and first_process():
-        found.append(partial(check_target, said["output"], bool(said.get("force")), (LOG,)))
+def checks(options: EvaluateOptions) -> list[Callable[[], object]]:
+    """Checks of what needs neither data nor weights."""
+    found: list[Callable[[], object]] = [partial(_one_process, options), partial(check_form, vars(options), 0)]
+    found.append(partial(own_model_kwargs, options))
+    if options.opt:
+        found.append(partial(check_optimizer, options.opt))
+    if options.device and processes_of_run() == 1:
+        found.append(partial(pick_device, options.device))
+    found.append(partial(check_graphs, options.compile, options.device))
+    if options.method == "linear":
+        found.append(needed)
+    return [*found, partial(check_sketch, options)] if options.model else found
+
+
+def check_files(options: EvaluateOptions) -> list[Callable[[], object]]:
+    """Checks of what is to be written."""
+    found: list[Callable[[], object]] = []
+    if options.output:
+        found.append(partial(check_target, options.output, options.force, (LOG,)))
     for name in ("json", "predictions", "confusion"):
-        if said.get(name):
-            found.append(partial(check_writable, said[name], f"--{name} {said[name]}"))
+        if file := getattr(options, name):
+            found.append(partial(check_writable, file, f"--{name} {file}"))
     return found
+
+
+# ---- the model
+
+
+def check_sketch(options: EvaluateOptions) -> None:
+    """Refuse a model that does not exist or does not go with the options, as far as it can be told without its weights.
+
+    Raises:
+        ValueError: with a line for each thing that is wrong.
+    """
+    check_model(options.model)
+    kwargs = {name: value for name, value in (options.model_kwargs or {}).items() if name not in OWN_ARGS}
+    options = options.having(model_kwargs=kwargs)  # of the others something is said anyway
+    sketch: Any = without_weights(options.model, kwargs).eval()
+    looks: list[Callable[[], object]] = [partial(check_size, options, sketch)]
+    if len(input_shape(sketch)) == 3:
+        given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate, "--views": options.views}
+        given |= {"--repeat": options.repeat not in (None, 1)}
+        looks += [partial(refuse_videos, {name: value}) for name, value in given.items()]
+    if options.method == "classify":
+        looks.append(partial(check_classifier, options.model, sketch))
+    if options.method == "finetune":
+        looks.append(partial(check_tuning, options, sketch))
+    if lines := gathered(*looks):
+        raise BadOptions(lines)
+
+
+def check_size(options: EvaluateOptions, sketch: Any) -> None:
+    """Refuse a size that the model cannot take, or blocks that cannot be computed again.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if options.grad_checkpointing:
+        sketch.set_grad_checkpointing()
+        sketch.set_grad_checkpointing(False)
+    if side := options.img_size:
+        with model_errors(options.model, f"--img-size {side}"), without_memory():
+            set_img_size(sketch, side)
+            sketch(torch.zeros(1, *data_config(sketch, (side, side))["input_size"]))
+
+
+def check_tuning(options: EvaluateOptions, sketch: Any) -> None:
+    """Refuse what cannot be fine-tuned so, however many images there are.
+
+    Raises:
+        ValueError: with a line for each thing that is wrong.
+    """
+    arch = architecture_of(options.model, sketch)
+    row, batch, accumulate = recipe_for(arch), options.batch_size, options.accumulate or 1
+    repeat = options.repeat or row.repeat
+    followed = recipe_of_size(options.recipe or RECIPES[0], None, device_type(options.device))
+    # The augmentation of the small recipe does not depend on the size, and is lighter than the other.
+    size = None if followed == "paper" else Size(FEW, repeat, 1)
+    divided: Callable[[], object] = partial(TUNING.check_parts, accumulate, repeat)
+    if batch or followed == "paper":
+        divided = partial(Batching, sys.maxsize, batch or row.batch, accumulate, 0, processes_of_run(), 0, repeat)
+
+    def settled() -> None:
+        unsized = options.having(batch_size=256 * repeat, accumulate=None, crop_scale=None)
+        unsized = unsized.having(warmup=None) if size else unsized  # whose epochs depend on the data
+        recipe, settings = chosen_settings(unsized, arch, size)
+        augmentation(data_config(sketch), recipe, settings)
+
+    if lines := gathered(divided, settled):
+        raise BadOptions(lines)
 
 
 def check_model(name: str) -> None:
@@ -69,6 +163,6 @@ def check_model(name: str) -> None:
         check_arch(name)
 
 
-def _one_process(options: EvaluateOptions, world: World) -> None:
-    if world.size > 1 and options.method != "finetune":
+def _one_process(options: EvaluateOptions) -> None:
+    if processes_of_run() > 1 and options.method not in (None, "finetune"):
         raise ValueError(f"--method {options.method} runs in one process; torchrun is for finetune")

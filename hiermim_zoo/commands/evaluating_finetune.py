@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from timm.models._input import get_model_args
 
+from ..checkpoints.configs import TRAINING_KEY
 from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..checkpoints.licenses import UNSTATED
 from ..data.splits import Labelled, classes_by_label
@@ -17,10 +18,12 @@ from ..data.transforms import data_config
 from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
+from ..models.shapes import without_memory
+from ..text import counted
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
-from ..training.finetuning import FineTune, TuningSettings, new_classifier, recipe_for
-from ..training.image_form import form_for, to_remember
+from ..training.finetuning import FineTune, TuningSettings, check_warmup, new_classifier, recipe_for
+from ..training.image_form import form_for, said_of, to_remember
 from ..training.probe import Inference, Shown, outputs
 from ..training.run_log import LOG, say
 from ..training.small import LIGHT_CROP, Size, chosen_in_words, recipe_of_size, small_tuning
@@ -28,6 +31,7 @@ from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
 from .options.evaluate import EvaluateOptions
+from .options.problems import rate_of
 from .options.shared import BY_PAPER
 
 OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
@@ -85,7 +89,7 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
 
 def chosen_by_size(tuning: FineTune, train: Labelled, world: World) -> str:
     """What the small recipe chose, in a line."""
-    images, recipe = f"{len(train.source)} {train.source.noun}", tuning.recipe
+    images, recipe = counted(len(train.source), train.source.noun), tuning.recipe
     parts = recipe.batch, tuning.settings.accumulate, tuning.schedule, recipe.epochs
     return chosen_in_words(images, world.device.type, *parts)
 
@@ -127,12 +131,12 @@ def recipe_of_kind(options: EvaluateOptions, recipe: FineTuning, kind: str) -> F
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
-    """A model on the meta device: what it is can be read from it, and nothing was loaded.
+    """A model without values: what it is can be read from it, and nothing was loaded.
 
     Raises:
         ValueError: there is no such model.
     """
-    with torch.device("meta"):
+    with without_memory():
         return make_model(name, pretrained=False, **kwargs)
 
 
@@ -149,7 +153,7 @@ def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = Non
         size: of few data, by which the small recipe goes; None: the recipe is the paper's.
 
     Raises:
-        ValueError: the architecture has no recipe.
+        ValueError: the architecture has no recipe, or options do not go with it.
     """
     said = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     said = {name: value for name, value in said.items() if value is not None}
@@ -160,12 +164,14 @@ def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = Non
     if size:
         row = small_tuning(row, size, options.batch_size, options.epochs, options.accumulate or 1)
     recipe = dataclasses.replace(row, **changes)
+    check_warmup(recipe, changes)
     if recipe.schedule == "simmim":  # floor and start are those of the row's batch, and scale with it
         scale = recipe.batch / recipe_for(arch).batch
         floor = said.get("min_lr", recipe.min_lr * scale)
         recipe = dataclasses.replace(recipe, min_lr=floor, start_lr=recipe.start_lr * scale)
     if options.lr:
         recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
+    rate_of(recipe.blr, recipe.batch)
     own = {field.name for field in dataclasses.fields(TuningSettings)}
     said = {"crop_scale": LIGHT_CROP, **said} if size else said
     return recipe, TuningSettings(**{name: value for name, value in said.items() if name in own})
@@ -257,13 +263,19 @@ def export(
         key: value for key, value in get_model_args(model).items() if key != "num_classes" and plain.get(key) != value
     }
     called, score, interval = headline(found)
+    peak = settings["blr"] * settings["batch"] / 256
+    training = {"recipe": settings["recipe"], "steps": settings["steps"], "batch": settings["batch"], "lr": peak}
+    before = said_of(options.model).get(TRAINING_KEY) if options.pretrained else None
+    measured_on = counted(len(found.truth), found.test.source.noun)
     provenance = {
         "start": options.model if options.pretrained else f"{options.model}, random weights",
-        "trained on": f"{train.spec} ({train.split}, {len(train.source)} images)",
+        "trained on": f"{train.spec} ({train.split}, {counted(len(train.source), train.source.noun)})",
+        TRAINING_KEY: training,
+        **({"training before": before} if before else {}),
         "epochs": settings["epochs"],
         "batch": settings["batch"],
         "seed": options.seed,
-        called: f"{score} of {len(found.truth)} images of {options.data} ({part_measured(found)}){interval}",
+        called: f"{score} of {measured_on} of {options.data} ({part_measured(found)}){interval}",
         "command": options.command("evaluate"),
         "license": license,
         "hiermim_zoo": __version__,

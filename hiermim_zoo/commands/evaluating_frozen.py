@@ -38,8 +38,7 @@ def classify(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
         ValueError: it has none, or one of other classes than those of the data.
     """
     model, how = load(options, world)
-    if not model.num_classes:
-        raise ValueError(f"{options.model} has no classifier; --method knn, linear or finetune measures encoders")
+    check_classifier(options.model, model)
     own = (model.pretrained_cfg or {}).get("label_names")
     test, _ = open_data(options, how.config["input_size"], world, names=own)
     classes = len(test.names) if test.names else classes_by_label(test)
@@ -50,6 +49,16 @@ def classify(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
     output_of = output_by_label(options, own, test, model.num_classes)
     shown = outputs(outputs_of(model, test.kind), test.source, how)
     return measured(test, shown._replace(rows=shown.rows[:, output_of]) if len(shown.rows) else shown), {}
+
+
+def check_classifier(name: str, model: Any) -> None:
+    """Refuse an encoder.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if not model.num_classes:
+        raise ValueError(f"{name} has no classifier; --method knn, linear or finetune measures encoders")
 
 
 def output_by_label(options: EvaluateOptions, own: Sequence[str] | None, test: Labelled, count: int) -> Tensor:

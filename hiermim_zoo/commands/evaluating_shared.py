@@ -18,6 +18,7 @@ from ..data.tables import SAME_SPLIT
 from ..data.targets import Targets
 from ..data.transforms import data_config
 from ..data.weights import weights_for
+from ..text import counted
 from ..training.distributed import World
 from ..training.image_form import form_for, told_by
 from ..training.linear import needed
@@ -28,6 +29,7 @@ from .loading import model_errors, set_img_size
 from .options.evaluate import DEFAULT_SPLIT, TRAINED, EvaluateOptions
 from .predictions import draw_confusion, write_predictions
 
+OWN_ARGS = ("drop_path_rate", "drop_rate", "img_size", "num_classes")  # of models, with an option of their own
 MEASURED = 0.2  # share of the images of one split, where no option says it
 
 
@@ -217,7 +219,9 @@ def say(options: EvaluateOptions, test: Labelled) -> None:
             file=sys.stderr,
         )
     if test.told:
-        more = f"; {test.told.repeated} rows repeat others and count once" if test.told.repeated else ""
+        rows, alone = counted(test.told.repeated, "rows"), test.told.repeated == 1
+        more = f"; {rows} {'repeats another and counts' if alone else 'repeat others and count'} once"
+        more *= test.told.repeated > 0
         words = test.told.meaning.in_words(len(test.names or ()))
         print(f"labels of {test.told.file}: {words}{more}", file=sys.stderr)
 
@@ -257,7 +261,7 @@ def own_model_kwargs(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         ValueError: one has.
     """
-    return options.own_model_kwargs("drop_path_rate", "drop_rate", "img_size", "num_classes")
+    return options.own_model_kwargs(*OWN_ARGS)
 
 
 def place(model: Any, options: EvaluateOptions, world: World) -> dict[str, Any]:

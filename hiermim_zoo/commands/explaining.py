@@ -13,19 +13,23 @@ from typing import Any, NamedTuple
 import torch
 
 from ..data.batches import Batching
-from ..data.clips import RATE, STRIDE, Clips
+from ..data.clips import RATE, STRIDE
+from ..data.source import Source
 from ..data.transforms import data_config
 from ..mae import MaskedAutoencoder, recipe_of
+from ..models.build import input_shape
 from ..models.recipes import FineTuning, Pretraining, Recipe
-from ..training.autoencoder import undecayed
-from ..training.beginning import rows_of, sketched, undecided, with_recipe
+from ..text import counted
+from ..training.autoencoder import sketched, undecayed, undecided
+from ..training.beginning import rows_of, with_recipe
 from ..training.checks import check
-from ..training.defaults import Followed, family_values, pretraining_of
+from ..training.defaults import Followed, family_values, filled_by_paper, pretraining_of
 from ..training.distributed import World, pick_device
-from ..training.finetuning import TuningSettings, check_warmup, recipe_for
+from ..training.finetuning import TuningSettings, recipe_for
 from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
-from ..training.small import FEW, Size, recipe_of_size
+from ..training.small import FEW, PRETRAINING, REFERENCE, TUNING, Rule, Size, recipe_of_size, small_decoder
+from .evaluating_checks import check as check_evaluation
 from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
@@ -37,6 +41,7 @@ from .options.shared import RECIPES
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
 SMALL = "recipe small"
+UNKNOWN = ("epochs", "batch_size", "batch", "blr", "warmup")  # values of the small recipe, without data
 WIDEST = 30  # letters of a column
 POSITIONS = {True: "sine-cosine, not trained", False: "trained"}
 
@@ -51,20 +56,19 @@ class Line(NamedTuple):
 
 
 def explain_pretraining(options: PretrainOptions) -> Outcome:
-    """What ``pretrain`` would do with these options.
+    """What ``pretrain`` would do with these options; without data as far as that does not depend on them.
 
     Raises:
         ValueError: it would be refused, for other reasons than the number of images.
     """
-    options.check_rate()
     said = check(options)
     # Without values where no file of weights is to be looked into.
     rows = Followed({"imagenet": False} if options.pretrained else {}, pretraining_of(options.model))
     sketch = sketched(undecided(said), rows)
-    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(said, name) == (AUTO,)}
-    data = open_data(dataclasses.replace(said, **measured), sketch, None)
-    size, device = Size(len(data.source), data.source.repeat, 1), pick_device(options.device).type
-    chosen = with_recipe(said, size, device, sketch)
+    device = pick_device(options.device).type
+    source = _source(said, sketch) if options.data else None
+    size = Size(len(source), source.repeat, 1) if source else None
+    chosen = with_recipe(said, size, device, sketch) if size else _without_data(said, device, sketch)
     row, mae = rows_of(chosen, rows).pretraining, sketched(chosen, rows)
     lines = [_recipe(options.recipe, chosen.recipe, size, device), *_schedule(options, chosen, row)]
     lines += [
@@ -83,18 +87,38 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     usual = "the weights that it starts from" if loaded else RECIPE if mae.recipe.imagenet else "the architecture's"
     own_config = data_config(mae.encoder, mae.input_size)
     for name in ("mean", "std"):
-        value = f"{AUTO}: measured on images" if name in measured else _words(data.config[name])
-        own = _words(own_config[name])
-        if getattr(options, name) is None:
-            lines.append(Line(name, value, usual))
+        given, own = getattr(options, name), _words(own_config[name])
+        if given is None:
+            lines.append(Line(name, own, usual))
         else:
+            value = f"{AUTO}: measured on images" if given == (AUTO,) else _words(given)
             lines.append(Line(name, value, f"{OPTION} --{name}", own if value != own else ""))
-    if data.source.noun == Clips.noun:
+    clips = len(mae.input_size) > 2
+    if clips:
         for name, default in (("frame_stride", STRIDE), ("frame_rate", RATE)):
-            said = getattr(options, name)
-            lines.append(_line(name, said or default, default, said is not None))
-    lines += _course(size.images, data.source.noun, chosen, row, rows.pretraining.ahead)
+            told = getattr(options, name)
+            lines.append(_line(name, told or default, default, told is not None))
+    if source and size:
+        lines += _course(size.images, source.noun, chosen, row, rows.pretraining.ahead)
+    else:
+        lines += _course_without_data("videos" if clips else "images", options.steps, chosen.recipe, PRETRAINING)
     return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
+
+
+def _source(said: PretrainOptions, sketch: MaskedAutoencoder) -> Source:
+    """The data, to be counted: nothing of them is measured."""
+    measured: dict[str, Any] = {name: None for name in ("mean", "std") if getattr(said, name) == (AUTO,)}
+    source: Source = open_data(dataclasses.replace(said, **measured), sketch, None).source
+    return source
+
+
+def _without_data(said: PretrainOptions, device: str, sketch: MaskedAutoencoder) -> PretrainOptions:
+    """The options with what the recipe says, whatever the data; the rest is None."""
+    followed = said.having(recipe=recipe_of_size(said.recipe, None, device))
+    if followed.recipe == "paper":
+        return filled_by_paper(followed)
+    chosen: PretrainOptions = small_decoder(followed, sketch) if followed.recipe == "small" else followed
+    return chosen
 
 
 def explain_finetuning(options: EvaluateOptions) -> Outcome:
@@ -103,16 +127,22 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     Raises:
         ValueError: it would be refused, for other reasons than the number of images.
     """
+    check_evaluation(options)
     sketch = without_weights(options.model, own_model_kwargs(options))
     arch = architecture_of(options.model, sketch)
     row, alone = recipe_for(arch), World(0, 1, torch.device("cpu"))
-    _, train = open_splits(options, data_config(sketch)["input_size"], alone, options.repeat or row.repeat)
-    assert train is not None
-    size, device = Size(len(train.source), options.repeat or row.repeat, 1), pick_device(options.device).type
-    followed = recipe_of_size(options.recipe or RECIPES[0], size.images, device)
-    recipe, settings = chosen_settings(options, arch, size if followed == "small" else None)
-    check_warmup(recipe)
-    recipe = recipe_of_kind(options, recipe, train.kind)
+    repeat, device, train = options.repeat or row.repeat, pick_device(options.device).type, None
+    if options.data or options.train:
+        options = options.having(data=options.data or options.train)
+        _, train = open_splits(options, data_config(sketch)["input_size"], alone, repeat)
+        assert train is not None
+    size = Size(len(train.source), repeat, 1) if train else None
+    kind = train.kind if train else "classes"
+    followed = recipe_of_size(options.recipe or RECIPES[0], size.images if size else None, device)
+    small = followed != "paper"
+    unsized = options if size or not small else options.having(warmup=None)  # whose epochs depend on the data
+    recipe, settings = chosen_settings(unsized, arch, (size or Size(FEW, repeat, 1)) if small else None)
+    recipe = recipe_of_kind(options, recipe, kind)
     option_of = {field: option for option, field in RECIPE_OPTIONS.items()}
     lines = [_recipe(options.recipe or RECIPES[0], followed, size, device)]
     for field in dataclasses.fields(FineTuning):
@@ -121,9 +151,11 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
             continue
         given = option is not None and getattr(options, option) is not None
         floor = field.name in ("min_lr", "start_lr")  # which follow from the batch
-        if field.name in ("mixup", "cutmix", "smoothing") and train.kind == "values":
+        if not (size or given) and small and field.name in UNKNOWN:
+            lines.append(_of_number(option or field.name, own, TUNING))
+        elif field.name in ("mixup", "cutmix", "smoothing") and kind == "values":
             lines.append(Line(field.name, _words(value), "rule: values cannot be blended", _words(own)))
-        elif not given and followed == "small" and (value != own or field.name == "warmup") and not floor:
+        elif not given and small and (value != own or field.name == "warmup") and not floor:
             lines.append(Line(option or field.name, _words(value), SMALL, _words(own) if value != own else ""))
         elif not given and value != own:
             formula = "rule: lr * 256 / batch" if field.name == "blr" else f"rule: {_words(own)} * batch / {row.batch}"
@@ -131,36 +163,85 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
         else:
             lines.append(_line(option or field.name, value, own, given))
     rate, rule = recipe.blr * recipe.batch / 256, row.blr * recipe.batch / 256
-    lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
-    usual = TuningSettings()
-    for name in (field.name for field in dataclasses.fields(TuningSettings)):
-        value, own = getattr(settings, name), getattr(usual, name)
-        if value != own and name not in ("workers", "amp", "seed"):
-            given = getattr(options, name) is not None
-            lines.append(_line(name, value, value, True) if given else Line(name, _words(value), SMALL, _words(own)))
-    parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
-    lines += _steps(len(train.source), train.source.noun, *parts, lambda batching: tuning_schedule(recipe, batching))
+    if size or not small or options.lr is not None:
+        lines.append(_ruled("lr", rate, rule, "blr * batch / 256", options.lr is not None))
+    elif options.blr is None:
+        lines.append(_of_number("lr", rule, TUNING))
+    lines += _settings(options, settings)
+    if train:
+        parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
+        count, noun = len(train.source), train.source.noun
+        lines += _steps(count, noun, *parts, lambda batching: tuning_schedule(recipe, batching))
+    else:
+        noun = "videos" if len(input_shape(sketch)) > 3 else "images"
+        lines += _course_without_data(noun, None, followed, TUNING)
     return _outcome(options.model, lines, {"fine-tuning": row.source})
 
 
 # ---- parts
 
 
-def _recipe(said: str, followed: str, size: Size, device: str) -> Line:
+def _settings(options: EvaluateOptions, settings: TuningSettings) -> Iterable[Line]:
+    """What recipes leave open, where it is not as usual."""
+    usual = TuningSettings()
+    for name in (field.name for field in dataclasses.fields(TuningSettings)):
+        value, own = getattr(settings, name), getattr(usual, name)
+        if value != own and name not in ("workers", "amp", "seed"):
+            given = getattr(options, name) is not None
+            yield _line(name, value, value, True) if given else Line(name, _words(value), SMALL, _words(own))
+
+
+def _recipe(said: str, followed: str, size: Size | None, device: str) -> Line:
     """Which one of the two, and why."""
     if said != RECIPES[0]:
         return Line("recipe", followed, f"{OPTION} --recipe")
+    if followed == RECIPES[0]:
+        return Line("recipe", f"small, or paper from {FEW:,} images on", f"{RULE}: DATA would tell")
     why = f"{FEW:,} images or more, and no CPU" if followed == "paper" else f"fewer than {FEW:,} images, or a CPU"
-    return Line("recipe", followed, f"{RULE}: {why} ({size.images} on {device})")
+    return Line("recipe", followed, f"{RULE}: {why} ({f'{size.images} on ' if size else ''}{device})")
+
+
+def _of_number(name: str, own: Any, rule: Rule) -> Line:
+    """A value that the small recipe chooses by the number of images, which nobody knows.
+
+    Args:
+        own: the value of the recipe of the paper.
+    """
+    least, most = rule.batches
+    values = {
+        "batch_size": f"{least} to {most}",
+        "epochs": f"those of {rule.steps} steps or more",
+        "warmup": f"{rule.warmup:g} of the run",
+        "lr": f"{rule.rate:g} * root of (batch / {REFERENCE})",
+        "blr": f"{rule.rate:g} / root of (batch / {REFERENCE})",
+    }
+    return Line(name, values[name], f"{SMALL}: by the number of images, which DATA would tell", _words(own))
+
+
+def _course_without_data(noun: str, steps: int | None, followed: str, rule: Rule) -> Iterable[Line]:
+    """What is left to say of the length of a run.
+
+    Args:
+        steps: that an option says.
+    """
+    yield Line(noun, "unknown", f"{DATA}: none are named")
+    if followed == "paper":
+        yield Line("steps", "unknown", f"{RULE}: epochs * {noun} / batch size, which DATA would tell")
+    elif steps:
+        yield Line("steps", str(steps), f"{OPTION} --steps")
+    else:
+        yield Line("steps", f"{rule.steps} or more", f"{SMALL}: {rule.pace:g} * root of the number of {noun}")
 
 
 def _schedule(options: PretrainOptions, chosen: PretrainOptions, row: Pretraining) -> Iterable[Line]:
     """The values of the family, and those that are in place of them."""
     values = family_values(options.model)
-    small = chosen.recipe == "small"
+    small = chosen.recipe != "paper"
     for name, value in values.items():
         now, given = getattr(chosen, name), getattr(options, name) is not None
-        if name == "accumulate" or now is None:
+        if now is None and name in UNKNOWN and name != "blr":
+            yield _of_number(name, value, PRETRAINING)
+        elif name == "accumulate" or now is None:
             continue
         elif name == "epochs" and small and options.steps and not given:
             yield Line(name, _words(now), f"{OPTION} --steps", _words(value))
@@ -168,7 +249,11 @@ def _schedule(options: PretrainOptions, chosen: PretrainOptions, row: Pretrainin
             yield Line(name, _words(now), SMALL, _words(value) if now != value else "")
         else:
             yield _line(name, now, value, given)
-    if chosen.blr is None and options.lr is None:
+    if chosen.lr is None and chosen.blr is None:
+        yield _of_number("lr", row.blr * row.batch / 256, PRETRAINING)
+    elif chosen.lr is None:
+        yield Line("lr", "unknown", f"{RULE}: blr * batch size / 256")
+    elif chosen.blr is None and options.lr is None:
         yield Line("lr", _words(chosen.lr), SMALL, _words(row.blr * row.batch / 256))
     else:
         batch = row.batch if chosen.blr is None else chosen.batch_size
@@ -265,18 +350,18 @@ def _steps(
 def _ahead(course: Schedule, batching: Batching, ahead: float) -> Line:
     """What a short run cannot be ahead it is not."""
     if ahead and not course.ahead:
-        return Line("ahead", "0 epochs", SMALL, f"{ahead:g} epochs")
+        return Line("ahead", "0 epochs", SMALL, counted(ahead, "epochs"))
     if course.shift == course.ahead:
-        return Line("ahead", f"{ahead:g} epochs", RECIPE)
-    rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {ahead:g} epochs)"
-    return Line("ahead", f"{course.shift / batching.per_epoch:g} epochs", rule)
+        return Line("ahead", counted(ahead, "epochs"), RECIPE)
+    rule = f"{RULE}: a fifth of the warm-up or of the rest at most (recipe: {counted(ahead, 'epochs')})"
+    return Line("ahead", counted(course.shift / batching.per_epoch, "epochs"), rule)
 
 
 def _rates(course: Schedule) -> str:
     """Of the learning rate."""
     first, last = (_words(course.at(step)) for step in (0, course.total - 1))
     if course.warmup >= course.total:
-        return f"{first} at first, {last} at last: the run ends within the warm-up of {course.warmup} steps"
+        return f"{first} at first, {last} at last: the run ends within the warm-up of {counted(course.warmup, 'steps')}"
     return f"{first} at first, {_words(course.at(course.warmup))} after the warm-up, {last} at last"
 
 

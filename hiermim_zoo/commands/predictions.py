@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..checkpoints.atomic import replacing
-from ..text import printable
+from ..text import counted, printable
 
 TOP = 5  # classes that a row of the table names
 ROWS = 4096  # of the table, made at once
@@ -184,7 +184,7 @@ def summary(matrix: Confusion, found: Array, true: Array) -> list[str]:
     names, together = matrix.names, matrix.together
     right, total = int((found == true).sum()), len(true)
     lines = [
-        f"{total} images, {len(names)} classes, {100 * right / total:.2f} % right (top-1)",
+        f"{counted(total, 'images')}, {counted(len(names), 'classes')}, {100 * right / total:.2f} % right (top-1)",
         "Colour: share of the images of the true class (row)."
         + (f" A cell is {together} by {together} neighbouring classes." if together > 1 else ""),
     ]

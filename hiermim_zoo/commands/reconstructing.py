@@ -21,6 +21,7 @@ from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
 from ..mae import create_mae
 from ..masking import random_keep
+from ..text import counted
 from ..training.drawing import preprocessing, sheet, shown_of
 from ..training.endings import about_no_checkpoint, about_steps, warn
 from ..training.image_form import form_of, said_in
@@ -63,7 +64,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     start = options.checkpoint
     warn(about_steps(start, said) if start else about_no_checkpoint(options.model))
     things = "images" if images.ndim == 4 else "clips"
-    loss = f"loss {out.loss.item():.4f} on what is hidden of {len(images)} {things}"
+    loss = f"loss {out.loss.item():.4f} on what is hidden of {counted(len(images), things)}"
     return Outcome(options.output, f"wrote {options.output}: {loss}")
 
 

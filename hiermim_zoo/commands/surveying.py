@@ -21,7 +21,7 @@ from ..data.images import FileImages
 from ..data.kinds import open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
-from ..text import printable
+from ..text import counted, printable
 from ..training.image_form import form_of
 from .options import Outcome
 from .options.stats import StatsOptions
@@ -132,9 +132,9 @@ def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
         "images": len(source),
         "looked at": len(looks),
         "classes": len(source.class_names) if source.class_names else 0,
-        "kinds": counted(look.kind for look in good),
-        "depths": counted(look.depth for look in good),
-        "channels": counted(str(look.channels) for look in good),
+        "kinds": tallied(look.kind for look in good),
+        "depths": tallied(look.depth for look in good),
+        "channels": tallied(str(look.channels) for look in good),
         "sizes": sizes(good),
         "numbers": [min((low for low, _ in ends), default=0), max((high for _, high in ends), default=0)],
         **moments(good),
@@ -144,7 +144,7 @@ def summary(looks: list[Look], source: FileImages) -> dict[str, Any]:
     }
 
 
-def counted(words: Iterable[str]) -> dict[str, int]:
+def tallied(words: Iterable[str]) -> dict[str, int]:
     return dict(Counter(words).most_common())
 
 
@@ -174,10 +174,10 @@ def moments(looks: list[Look]) -> dict[str, Any]:
 def in_words(options: StatsOptions, result: dict[str, Any]) -> str:
     """The result as lines of text."""
     same = [[printable(name) for name in names[:NAMED]] for names in result["duplicates"][:NAMED]]
-    classes = f", {result['classes']} classes" if result["classes"] else ""
+    classes = f", {counted(result['classes'], 'classes')}" if result["classes"] else ""
     sizes = ", ".join(f"{word} {width} x {height}" for word, (width, height) in result["sizes"].items())
     lines = {
-        "data": f"{options.data}: {result['images']} images{classes}; looked at {result['looked at']}",
+        "data": f"{options.data}: {counted(result['images'], 'images')}{classes}; looked at {result['looked at']}",
         "files": listed(result["kinds"]),
         "sizes": sizes,
         "depth": listed(result["depths"]),

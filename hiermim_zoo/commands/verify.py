@@ -23,6 +23,7 @@ from ..masking import random_keep
 from ..models.build import input_shape
 from ..models.conversion import Converted
 from ..models.family import family_of
+from ..text import counted
 
 SAMPLE = 10  # images that are looked at
 
@@ -49,7 +50,7 @@ def verify(converted: Converted, folder: Path) -> str:
         difference = (reloaded(image) - converted.model.eval()(image)).abs().max().item()
     if difference:
         raise ValueError(f"verification failed: the reloaded model's output differs by {difference:.3g}")
-    found = f"verified: {len(meant)} tensors equal bit by bit, "
+    found = f"verified: {counted(len(meant), 'tensors')} equal bit by bit, "
     found += "outputs of the reloaded model and of the model in memory equal"
     more = family_of(converted.arch).verify(converted.native, converted.model)
     return f"{found}, {more}" if more else found
@@ -118,7 +119,7 @@ def better_reading(converted: Converted, readings: Mapping[str, Mapping[str, Ten
     best = min(losses, key=lambda name: losses[name].mean().item())
     ahead = int((losses[best] <= torch.stack([*losses.values()]).amin(0)).sum())
     values = ", ".join(f"{loss.mean().item():.4f} read as {name}" for name, loss in losses.items())
-    return f"reconstruction loss on {len(images)} images: {values}; {best} is better, on {ahead} of them"
+    return f"reconstruction loss on {counted(len(images), 'images')}: {values}; {best} is better, on {ahead} of them"
 
 
 def sample(data: str, model: Any) -> Tensor:

@@ -25,7 +25,7 @@ from timm.data.loader import PrefetchLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate, get_worker_info
 
-from ..text import printable
+from ..text import counted, printable
 from .readers import readings
 from .seeds import seed_all, seed_of, seeded, undisturbed
 from .source import Source
@@ -96,13 +96,13 @@ class Batching:
         if self.batch % parts:
             each = f" and {self.repeat} clips of each video" if self.repeat > 1 else ""
             raise ValueError(
-                f"a batch of {self.batch} cannot be shared by {self.world} processes "
-                f"with {self.accumulate} accumulation steps{each}: it must be a multiple of {parts}; "
+                f"a batch of {self.batch} cannot be shared by {counted(self.world, 'processes')} "
+                f"with {counted(self.accumulate, 'accumulation steps')}{each}: it must be a multiple of {parts}; "
                 f"--batch-size {max(1, self.batch // parts) * parts} would work"
             )
         if self.batch > self.length * self.repeat:
-            clips = f"{self.repeat} clips of each of the {self.length} videos"
-            what = clips if self.repeat > 1 else f"{self.length} images"
+            clips = f"{self.repeat} clips of each of the {counted(self.length, 'videos')}"
+            what = clips if self.repeat > 1 else counted(self.length, "images")
             most = self.length * self.repeat // parts * parts
             hint = f"; --batch-size {most} would work" if most else "; fewer processes, or a smaller --accumulate, help"
             raise ValueError(f"a batch of {self.batch} is more than the {what} of the data{hint}")
@@ -135,8 +135,8 @@ class Batching:
         if steps := self.steps_of(epochs):
             return steps
         raise ValueError(
-            f"--epochs {epochs:g} shows {self.length} samples {epochs:g} times, which is less than a batch of "
-            f"{self.batch}; --epochs {math.ceil(1 / self.per_epoch)} would work"
+            f"--epochs {epochs:g} shows {counted(self.length, 'samples')} {counted(epochs, 'times')}, less than "
+            f"a batch of {self.batch}; --epochs {math.ceil(1 / self.per_epoch)} would work"
         )
 
     @property
@@ -321,7 +321,9 @@ class CheckedBatches:
     def check_labels(labels: Tensor, classes: int) -> None:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
-            raise ValueError(f"an image has label {low if low < 0 else high}, but there are {classes} classes")
+            raise ValueError(
+                f"an image has label {low if low < 0 else high}, but there are {counted(classes, 'classes')}"
+            )
 
     def note(self, position: int) -> None:
         """An item that cannot be read; it is named once, and counts once."""
@@ -331,7 +333,7 @@ class CheckedBatches:
         which = f"{printable(self.source.name_of(position))}{self.reason(position)}"
         if len(self.bad) > bad_allowed(self.max_bad, len(self.source)):
             raise ValueError(
-                f"{len(self.bad)} of {len(self.source)} {self.source.noun} cannot be read, "
+                f"{len(self.bad)} of {counted(len(self.source), self.source.noun)} cannot be read, "
                 f"which is more than --max-bad {self.max_bad:g}; the last one: {which}"
             )
         if len(self.bad) <= NAMED:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from ..text import counted
 from .formats import AXES, NPY, ZIP, Bands, array_in, as_image, bands_first, check_pixels, dicom_in, png_in
 from .rasters import RASTERS, is_raster, raster_in
 from .scale import REMEDY, Scale
@@ -74,7 +75,8 @@ class Form:
         if any(band < 1 for band in self.bands):
             raise ValueError(f"bands {' '.join(map(str, self.bands))}: they are counted from 1")
         if self.bands and len(self.bands) != self.channels and self.channels:
-            raise ValueError(f"{len(self.bands)} bands were chosen, and the model takes {self.channels} channels")
+            chosen = counted(len(self.bands), "bands")
+            raise ValueError(f"--bands names {chosen}, and the model takes {counted(self.channels, 'channels')}")
 
     @property
     def mode(self) -> str | None:

@@ -35,6 +35,12 @@ def timm_dataset(spec: str, request: Request) -> Any:
         dataset = create_dataset(name, root, split=request.split, **form)
         length = len(dataset)
     except Exception as error:  # readers of all kinds raise whatever comes up
+        if os.path.isdir(spec) and str(error).startswith("Found 0 images"):
+            raise ValueError(
+                f"{spec} holds no images of a kind that can be read, such as .jpg, .png or .tif"
+            ) from error
+        if os.path.isfile(spec) and Path(spec).suffix.lower() in SUFFIXES:
+            raise ValueError(f"{spec} is a single image: name the folder around it") from error
         raise ValueError(f"{spec} cannot be read as images: {error}") from error
     if not length:
         raise ValueError(f"{spec} holds no images")

@@ -22,6 +22,7 @@ import torch
 from timm.utils.misc import natural_key
 from torch import Tensor
 
+from ..text import plural
 from .tables import LABEL_COLUMNS, SEPARATORS, about_backslashes, file_column, opened
 from .targets import KINDS
 
@@ -116,7 +117,7 @@ class Meaning:
         """
         if not self.columns:
             return f"{count} {self.kind}, those of the folders"
-        columns = f"column{'s' if len(self.columns) > 1 else ''} {', '.join(self.columns[:8])}"
+        columns = f"{plural('columns', len(self.columns))} {', '.join(self.columns[:8])}"
         more = f" and {len(self.columns) - 8} more" if len(self.columns) > 8 else ""
         between = f", with {self.separator!r} between them" if self.listed else ""
         return f"{count} {self.kind if count != 1 else self.kind[:-1]} in {columns}{more}{between}"

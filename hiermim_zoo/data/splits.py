@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..text import counted
 from .kinds import open_source
 from .labels import Ask, LabelRow, LabelTable, Meaning, matched, meaning_of, names_in, read_labels, truth_of
 from .seeds import seed_of
@@ -238,7 +239,8 @@ def _check_no_file_in_both(train: Labelled, test: Labelled) -> None:
     trained = {train.source.name_of(n) for n in range(len(train.source))}
     both = [name for n in range(len(test.source)) if (name := test.source.name_of(n)) in trained]
     if both:
-        raise ValueError(f"{both[0]} and {len(both) - 1} others are to be trained on and to measure on; remove one row")
+        more = f" and {counted(len(both) - 1, 'others')} are" if len(both) > 1 else " is"
+        raise ValueError(f"{both[0]}{more} to be trained on and to measure on; remove one row")
 
 
 def check_groups(train: Labelled, test: Labelled) -> None:
@@ -249,10 +251,12 @@ def check_groups(train: Labelled, test: Labelled) -> None:
     """
     both = sorted(set(train.groups or ()) & set(test.groups or ()))
     if both:
+        are, have = ("is", "has") if len(both) == 1 else ("are", "have")
         shared = sum(group in set(both) for group in test.groups or ())
         raise ValueError(
-            f"{len(both)} groups ({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}) are in the training images "
-            f"and have {shared} of the {len(test.source)} to measure on, so what is measured would be too good; "
+            f"{counted(len(both), 'groups')} ({', '.join(both[:3])}{', ...' if len(both) > 3 else ''}) {are} in the "
+            f"training images and {have} {shared} of the {len(test.source)} to measure on, so what is measured would "
+            "be too good; "
             "--allow-shared-groups measures all the same"
         )
 
@@ -274,9 +278,11 @@ def cut(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]
     groups = data.groups_at(range(count))
     taken = _spread(_keys(data), fraction, numbers) if groups is None else whole_groups(groups, fraction, numbers)
     if not taken.any() or taken.all():
-        what = f"{count} images" if groups is None else f"{int(groups.max()) + 1} groups of {count} images"
+        images = counted(count, "images")
+        what = images if groups is None else f"{counted(int(groups.max()) + 1, 'groups')} of {images}"
         raise ValueError(
-            f"--split-fraction {fraction:g} of the {what} of {data.spec} leaves nothing on one side; give --train DATA"
+            f"a share of {fraction:g} of the {what} of {data.spec}, to measure on, leaves nothing on one side; "
+            "give --train DATA, or another --split-fraction"
         )
     whole = replace(data, measured=fraction)
     test, train = _part(whole, taken, "measured"), _part(whole, ~taken, "trained")
@@ -292,8 +298,8 @@ def check_told_apart(test: Labelled) -> None:
     """
     if test.kind == "classes" and len(_keys(test).unique()) < 2:
         raise ValueError(
-            f"a share of {test.measured or 0:g} of {test.spec} to measure on, {len(test.source)} images, has one class "
-            "alone; give --train DATA with images to train on, or try another --split-fraction or --seed"
+            f"a share of {test.measured or 0:g} of {test.spec} to measure on, {counted(len(test.source), 'images')}, "
+            "has one class alone; give --train DATA with images to train on, or try another --split-fraction or --seed"
         )
 
 
@@ -357,9 +363,10 @@ def _check_known(train: Labelled, test: Labelled) -> None:
         return
     unknown = (~torch.isin(test.truth, train.truth)).nonzero()[:, 0].tolist()
     if unknown:
-        name = (test.names or [])[int(test.truth[unknown[0]])]
+        name, alone = (test.names or [])[int(test.truth[unknown[0]])], len(unknown) == 1
+        have = " has a class" if alone else f" and {counted(len(unknown) - 1, 'other images')} have classes"
         raise ValueError(
-            f"{test.source.name_of(unknown[0])} and {len(unknown) - 1} other images have classes, {name!r} among them, "
+            f"{test.source.name_of(unknown[0])}{have}, {name!r}{'' if alone else ' among them'}, "
             "that no training image has: all of them fell on one side; another --seed or --split-fraction may help"
         )
 

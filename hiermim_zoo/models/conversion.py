@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from ..checkpoints.card import LICENSE_NOTE
-from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY
+from ..checkpoints.configs import CONFIG_KEY, IMAGES_KEY, LABELS_KEY, TRAINING_KEY
 from ..checkpoints.files import Checkpoint, read_checkpoint
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, Contents, own_cfg
 from ..checkpoints.layouts import Native, find_layout
@@ -54,7 +54,8 @@ class Converted:
     initial: list[str] = field(default_factory=list)  # names that keep their initial value
     notes: dict[str, str] = field(default_factory=dict)  # what else the family has to say of the weights
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, Any]:
+        training = self.checkpoint.config.get(CONFIG_KEY, {}).get(TRAINING_KEY)
         return {
             "source": self.source,
             "file": self.checkpoint.path.name,
@@ -65,6 +66,7 @@ class Converted:
             "license": self.license,
             **({LICENSE_NOTE: self.license_note} if self.license_note else {}),
             **self.notes,
+            **({TRAINING_KEY: training} if training else {}),
             "hiermim_zoo": __version__,
         }
 

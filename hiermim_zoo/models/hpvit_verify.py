@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.layouts import Native
+from ..text import counted
 from .family import family_named
 from .grids import Sizes, source_grid
 from .hpvit_model import HPViT
@@ -103,7 +104,7 @@ def similarity(
         theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
     cosine = F.cosine_similarity(ours, theirs, dim=1).mean().item()
     found = f"{cosine:.3f} at 1/{reductions[level]}"
-    return f"cosine similarity to the plain ViT after block {at + 1}, on {len(images)} images: {found}"
+    return f"cosine similarity to the plain ViT after block {at + 1}, on {counted(len(images), 'images')}: {found}"
 
 
 def _plain_size(native: Native, model: HPViT) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from ..checkpoints.configs import not_fitting
 from ..commands.options.pretrain import MASKS
+from ..text import counted
 
 Row = TypeVar("Row")
 SCHEDULES = ("mae", "simmim")  # of fine-tuning
@@ -96,8 +97,9 @@ class Recipe:
                 raise ValueError(f"recipe: {value!r} is unknown, there are {', '.join(there_are)}")
         if recipe.heads < 1 or recipe.dim % recipe.heads or recipe.dim % 4 or recipe.dim < 4 or recipe.depth < 1:
             raise ValueError(
-                f"a decoder of depth {recipe.depth}, width {recipe.dim} and {recipe.heads} heads cannot be built: "
-                "depth must be at least 1, width a multiple of 4 and of the heads"
+                f"a decoder of depth {recipe.depth}, width {recipe.dim} and {counted(recipe.heads, 'heads')} cannot be "
+                "built: depth (--decoder-depth) must be at least 1, width (--decoder-dim) a multiple of 4 and of the "
+                "heads (--decoder-heads)"
             )
         return recipe
 

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
+from ..commands.options.pretrain import DECODER, OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, check_compilable, create_mae
 from ..models.recipes import Pretraining
+from ..models.shapes import without_memory
+from .defaults import Followed, pretraining_of
+from .small import recipe_of_size, small_decoder
 
 
 def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None = None) -> MaskedAutoencoder:
@@ -22,7 +25,7 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
     Raises:
         ValueError: it cannot be built so, or cannot be compiled as asked for.
     """
-    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path}
+    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path or 0.0}
     kwargs |= options.own_model_kwargs(*OWN_ARGS)
     sizes = {"img_size": options.img_size, "in_chans": options.in_chans}
     kwargs |= {name: value for name, value in sizes.items() if value}
@@ -49,6 +52,44 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
     if options.grad_checkpointing:
         mae.set_grad_checkpointing()
     return mae
+
+
+def undecided(options: PretrainOptions) -> PretrainOptions:
+    """The options without what they say of a decoder, where the recipe may have to say the rest."""
+    if options.recipe == "paper" or options.checkpoint:
+        return options
+    unsaid: PretrainOptions = options.having(**dict.fromkeys(DECODER))
+    return unsaid
+
+
+def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:
+    """The autoencoder without values, as long as its size may depend on the data; of a folder, the autoencoder itself.
+
+    Raises:
+        ValueError: it cannot be built so.
+    """
+    if options.checkpoint:
+        return build_autoencoder(options, rows.recipe)
+    with without_memory():
+        return build_autoencoder(options.having(pretrained=False), rows.recipe)
+
+
+def sketched_before_data(options: PretrainOptions, device: str) -> MaskedAutoencoder:
+    """Likewise, of a new run, with its decoder where that does not depend on how many images there are.
+
+    Args:
+        device: its type.
+
+    Raises:
+        ValueError: it cannot be built so.
+    """
+    # Without values where no file of weights is to be looked into.
+    rows = Followed({"imagenet": False} if options.pretrained else {}, pretraining_of(options.model))
+    sketch = sketched(undecided(options), rows)
+    recipe = recipe_of_size(options.recipe, None, device)
+    if recipe == "auto" or not any(getattr(options, name) for name in DECODER):
+        return sketch
+    return sketched(small_decoder(options, sketch) if recipe == "small" else options, rows)
 
 
 def _changes(options: PretrainOptions) -> dict[str, Any]:

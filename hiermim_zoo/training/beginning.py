@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -12,14 +12,14 @@ from ..commands.options.pretrain import DECODER, PretrainOptions
 from ..commands.options.problems import together
 from ..data.batches import Batching
 from ..mae import MaskedAutoencoder
-from ..models.shapes import without_memory
-from .autoencoder import build_autoencoder
-from .checks import check_batch
-from .defaults import Followed, family_values, followed
+from .autoencoder import build_autoencoder, sketched, undecided
+from .checks import check_batch, completed
+from .defaults import Followed, filled_by_paper, followed
 from .distributed import World, gather_objects
 from .lock import FolderLock
 from .masks import check_masks
 from .memory import free_bytes, kept_bytes, passes_for
+from .precision import chosen_amp
 from .resuming import begun_run
 from .run_data import Data, open_data
 from .schedule import pretraining_schedule
@@ -43,16 +43,19 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
 
     Args:
         options: as they were said.
-        chosen: with what does not depend on the data.
+        chosen: with what does not depend on the data; of a run that is to go on, as they were said.
 
     Raises:
         ValueError: naming the option, file or data that is wrong.
     """
-    (chosen, begun, rows, sketch), _ = together(
-        partial(_sketched, chosen, world, lock), partial(check_batch, chosen, world)
-    )
+    chosen, begun = begun_run(chosen, world, lock)
     if not begun:
         options.check_rate()
+    chosen = completed(chosen)
+    chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
+    rows = followed(chosen.model, begun.state if begun else None)
+    torch.manual_seed(chosen.seed)
+    sketch, _ = together(partial(sketched, undecided(chosen), rows), partial(check_batch, chosen))
     data = open_data(chosen, sketch, begun)
     size, said = Size(len(data.source), data.source.repeat, world.size), chosen
     chosen = with_recipe(chosen, size, world.device.type, sketch)
@@ -72,40 +75,6 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     return Beginning(chosen, begun, rows, mae, data, batching)
 
 
-def _sketched(
-    options: PretrainOptions, world: World, lock: FolderLock
-) -> tuple[PretrainOptions, Begun | None, Followed, MaskedAutoencoder]:
-    """The run that is to go on, if there is one, what it follows, and what its autoencoder looks like.
-
-    Raises:
-        ValueError: see :func:`begun_run`, or the model cannot be built so.
-    """
-    options, begun = begun_run(options, world, lock)
-    rows = followed(options.model, begun.state if begun else None)
-    torch.manual_seed(options.seed)
-    return options, begun, rows, sketched(undecided(options), rows)
-
-
-def undecided(options: PretrainOptions) -> PretrainOptions:
-    """The options without what they say of a decoder, where the recipe may have to say the rest."""
-    if options.recipe == "paper" or options.checkpoint:
-        return options
-    nothing: Any = dict.fromkeys(DECODER)
-    return replace(options, **nothing)
-
-
-def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:
-    """The autoencoder without values, as long as its size may depend on the data; of a folder, the autoencoder itself.
-
-    Raises:
-        ValueError: it cannot be built so.
-    """
-    if options.checkpoint:
-        return build_autoencoder(options, rows.recipe)
-    with without_memory():
-        return build_autoencoder(replace(options, pretrained=False), rows.recipe)
-
-
 def with_recipe(options: PretrainOptions, size: Size, device: str, sketch: MaskedAutoencoder) -> PretrainOptions:
     """The options with the values of the recipe, of the paper or of few images.
 
@@ -116,7 +85,7 @@ def with_recipe(options: PretrainOptions, size: Size, device: str, sketch: Maske
     name = recipe_of_size(options.recipe, size.images, device)
     options = replace(options, recipe=name)
     if name == "paper":
-        return options.filled(family_values(options.model))
+        return filled_by_paper(options)
     return small_pretraining(small_decoder(options, sketch), size)
 
 

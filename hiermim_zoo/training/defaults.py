@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..commands.options.pretrain import SCHEDULED
+from ..commands.options.pretrain import SCHEDULED, PretrainOptions
+from ..commands.options.problems import warmup_line
 from ..commands.options.shared import BY_PAPER
 from ..mae import recipe_of
 from ..models.family import families, family_of
@@ -99,6 +100,20 @@ def family_values(model: str) -> Mapping[str, Any]:
         "weight_decay": row.weight_decay,
         "betas": row.betas,
     }
+
+
+def filled_by_paper(options: PretrainOptions) -> PretrainOptions:
+    """The options with the values of the family where they say nothing.
+
+    Raises:
+        ValueError: together they do not go.
+    """
+    values = family_values(options.model)
+    said = {name: value for name in ("epochs", "warmup") if (value := getattr(options, name)) is not None}
+    epochs, warmup = ({**values, **said}[name] for name in ("epochs", "warmup"))
+    if line := warmup_line(epochs, warmup, said):
+        raise ValueError(line)
+    return options.filled(values)
 
 
 def family_words(model: str) -> Mapping[str, str]:

@@ -59,8 +59,7 @@ def processes(device: str | None = None, spread: bool = False, again: str = "sta
     Raises:
         ValueError: the device cannot be used; there is but one process to spread weights over; another process failed.
     """
-    if spread and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        raise ValueError("--fsdp spreads a model over processes: start them with torchrun")
+    check_spread(spread)
     with restored():
         world, watch = start(device, again)
         try:
@@ -82,6 +81,16 @@ def processes(device: str | None = None, spread: bool = False, again: str = "sta
             if watch:
                 watch.leave()
             stop()
+
+
+def check_spread(spread: bool) -> None:
+    """Refuse to spread weights over one process.
+
+    Raises:
+        ValueError: there is but one.
+    """
+    if spread and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        raise ValueError("--fsdp spreads a model over processes: start them with torchrun")
 
 
 def _is_connection(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import tqdm
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from ..text import printable
+from ..text import counted, printable
 from .image_form import said_of
 
 FEWEST = 200  # steps of the optimiser, below which hardly anything is learned
@@ -84,13 +84,13 @@ def about_training(
     lines = []
     if done < FEWEST:
         lines.append(
-            f"the weights were changed {done} times, and less than {FEWEST} times teaches little; "
+            f"the weights were changed {counted(done, 'times')}, and less than {FEWEST} times teaches little; "
             f"try {longer}, or a smaller --batch-size"
         )
     if rising:
         lines.append(
-            f"the learning rate was still rising when the run ended, after {steps} of {warmup} steps of warm-up: "
-            f"try a shorter --warmup, or {longer}"
+            f"the learning rate was still rising when the run ended, after {steps} of {counted(warmup, 'steps')} of "
+            f"warm-up: try a shorter --warmup, or {longer}"
         )
     if fell(losses) is False:
         more = " by more than it varies" if len(losses) >= ENOUGH else ""
@@ -141,7 +141,7 @@ def about_groups(count: int) -> list[str]:
     if not 0 < count < FEW_GROUPS:
         return []
     return [
-        f"intervals of {count} group{'s' if count > 1 else ''} mean little, for they say how much groups differ; "
+        f"intervals of {counted(count, 'groups')} mean little, for they say how much groups differ; "
         f"measure on {FEW_GROUPS} or more"
     ]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..checkpoints.configs import TRAINING_KEY
 from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
@@ -23,13 +24,20 @@ ENCODER = "encoder"  # in the output folder of a run
 MADE = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
 
 
+class Course(NamedTuple):
+    """Of a run."""
+
+    step: int  # that was taken last
+    steps: int  # of the whole run
+
+
 def export(
     weights: Mapping[str, Tensor],
     options: PretrainOptions,
     recipe: Recipe,
     config: Mapping[str, Any],
     images: Mapping[str, Any],
-    step: int,
+    course: Course,
     command: str,
     warnings: Sequence[str],
 ) -> Path:
@@ -41,7 +49,7 @@ def export(
         recipe: of its autoencoder.
         config: how its images were prepared.
         images: how files became images, see ``image_form.to_remember``.
-        step: after which the weights were so.
+        course: of the run, and where in it the weights were so.
         command: the command line of the run, for the card.
         warnings: what should be known of the run.
 
@@ -64,7 +72,7 @@ def export(
     contents = Contents(
         arch,
         encoder,
-        provenance(options, step, command, warnings),
+        provenance(options, course, command, warnings),
         MADE,
         options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
         decoder=decoder_state(mae),
@@ -77,8 +85,10 @@ def export(
     return folder
 
 
-def provenance(options: PretrainOptions, step: int, command: str, warnings: Sequence[str]) -> dict[str, Any]:
+def provenance(options: PretrainOptions, course: Course, command: str, warnings: Sequence[str]) -> dict[str, Any]:
     """Where the weights come from, for configuration and card."""
+    step = course.step
+    training = {"recipe": options.recipe, "steps": course.steps, "batch": options.batch_size, "lr": options.lr}
     notes = read_log(options.output)
     losses, neighbours = (
         [note[key] for note in notes if note.get(key) is not None and note["step"] <= step] for key in ("loss", "knn")
@@ -86,6 +96,7 @@ def provenance(options: PretrainOptions, step: int, command: str, warnings: Sequ
     return {
         "command": printable(command),
         "data": printable(options.data),
+        TRAINING_KEY: training,
         "epochs": options.epochs,
         "step": step,
         "batch": options.batch_size,

@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..commands.options.problems import warmup_line
 from ..data.batches import Batching, batches
 from ..data.seeds import seed_of
 from ..data.transforms import make_transform
@@ -72,17 +73,17 @@ def recipe_for(arch: str) -> FineTuning:
     return found
 
 
-def check_warmup(recipe: FineTuning) -> None:
+def check_warmup(recipe: FineTuning, given: Collection[str] = ("epochs", "warmup")) -> None:
     """Refuse a warm-up that is all of the run.
+
+    Args:
+        given: what options say of it.
 
     Raises:
         ValueError: naming one that is not.
     """
-    if recipe.warmup >= recipe.epochs:
-        raise ValueError(
-            f"a warm-up of {recipe.warmup:g} epochs leaves none of {recipe.epochs:g}: "
-            f"give --warmup less than --epochs; --warmup {recipe.epochs // 10:g} would work"
-        )
+    if line := warmup_line(recipe.epochs, recipe.warmup, given, whole=True):
+        raise ValueError(line)
 
 
 def new_classifier(

@@ -10,7 +10,6 @@ import signal
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -24,7 +23,7 @@ from ..data.batches import MOST_STEPS, WANTED, batches
 from ..data.readers import ReaderKilled
 from ..data.transforms import random_part
 from ..mae import recipe_changes
-from ..text import printable
+from ..text import counted, printable
 from ..version import __version__
 from . import snapshots
 from .autoencoder import blocks_of, freeze_unreached, undecayed
@@ -43,7 +42,7 @@ from .distributed import (
     unsynchronised,
 )
 from .endings import NO_RATE, about_training, warn
-from .export import ENCODER, export
+from .export import ENCODER, Course, export
 from .graphs import begin_pass, hold_gradients
 from .image_form import to_remember
 from .lock import FolderLock
@@ -55,7 +54,7 @@ from .optimizer import (
     own_kernels,
     take_step,
 )
-from .precision import autocast, chosen_amp, train_in
+from .precision import autocast, train_in
 from .previews import look, probe
 from .run_log import Forecast, Meter, RunLog, peak_memory, read_log
 from .schedule import pretraining_schedule, set_lr
@@ -94,15 +93,15 @@ def pretrain(options: PretrainOptions) -> Path:
         world = stack.enter_context(processes(chosen.device, chosen.fsdp, AGAIN))
         caught = stack.enter_context(noted_signals())
         lock = stack.enter_context(FolderLock(chosen.output, world.first and not chosen.export_only))
-        chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
         start = begin(options, chosen, world, lock)
         chosen, begun = start.options, start.begun
-        run = Run(start, world)
+        command = options.having(stop_after=None).command("pretrain")
+        run = Run(start, world, begun.state.get("command", command) if begun else command)
         if begun:
             run.resume(begun)
             del begun, start  # which hold all weights
         if chosen.export_only:
-            return run.export(options.command("pretrain"))
+            return run.export()
         lock.take()
         with run.recorded(), run.rescued():
             for step in range(run.first + 1, run.last + 1):
@@ -119,7 +118,7 @@ def pretrain(options: PretrainOptions) -> Path:
             run.writer.wait()
         if run.last < run.total:
             return gather_objects(run.writer.last)[0]
-        return run.export(options.command("pretrain"))
+        return run.export()
 
 
 # ---- the run
@@ -143,9 +142,14 @@ class StepOutcome(NamedTuple):
 
 
 class Run:
-    """A model, its optimiser, and where they stand."""
+    """A model, its optimiser, and where they stand.
 
-    def __init__(self, start: Beginning, world: World) -> None:
+    Args:
+        command: the command line that began the run, for the card.
+    """
+
+    def __init__(self, start: Beginning, world: World, command: str = "") -> None:
+        self.command = command
         options, rows, mae, batching = start.options, start.rows, start.mae, start.batching
         self.options, self.rows, self.world = options, rows, world
         self.mae, self.data, self.batching = mae, start.data, batching
@@ -192,13 +196,13 @@ class Run:
             snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
         self.record = RunLog(options.output, self.first, self.total, self.world.first)
         self.record.say(
-            f"{options.model}: {len(source)} {source.noun}, steps {self.first} to {self.last} of {self.total}, "
+            f"{options.model}: {counted(len(source), source.noun)}, steps {self.first} to {self.last} of {self.total}, "
             f"{self.batching.per_epoch:g} an epoch; computed in {train_in(self.world.device, options.amp)}"
         )
         if source.repeat > 1:
             self.record.say(
-                f"an epoch shows {len(source)} clips; each time a video is opened it gives {source.repeat}, "
-                f"so {source.repeat} epochs open every video once"
+                f"an epoch shows {counted(len(source), 'clips')}; each time a video is opened it gives "
+                f"{source.repeat}, so {source.repeat} epochs open every video once"
             )
         if self.behind and not decides_on_device(self.optimizer):
             self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
@@ -239,9 +243,9 @@ class Run:
         """What the small recipe chose, in a line."""
         options, source = self.options, self.data.source
         parts = options.batch_size, options.accumulate, self.schedule, self.total / self.batching.per_epoch
-        sizes = options.decoder_depth, options.decoder_dim
-        decoder = "" if None in sizes else ", decoder of {} blocks and {} channels".format(*sizes)
-        return chosen_in_words(f"{len(source)} {source.noun}", self.world.device.type, *parts, decoder)
+        depth, dim = options.decoder_depth, options.decoder_dim
+        made = f", decoder of {counted(depth, 'blocks')} and {counted(dim, 'channels')}" if depth and dim else ""
+        return chosen_in_words(counted(len(source), source.noun), self.world.device.type, *parts, made)
 
     def complete(self, step: int) -> None:
         """Note that a step is done, and where the random numbers stand."""
@@ -374,7 +378,10 @@ class Run:
         self.record.say(self.forecast.after(step))
         self.record.progress(loss=f"{outcome.loss:.4f}", images_s=f"{speed:.0f}", gib=f"{memory:.1f}")
         if self.skipped > (most := self.options.max_nonfinite):
-            raise ValueError(f"step {step}: {self.skipped} steps in a row were not finite (--max-nonfinite {most})")
+            raise ValueError(
+                f"step {step}: {counted(self.skipped, 'steps')} in a row {'was' if self.skipped == 1 else 'were'} "
+                f"not finite (--max-nonfinite {most})"
+            )
 
     def is_to_save(self, step: int) -> bool:
         return step % self.options.save_steps == 0 or step == self.last
@@ -392,7 +399,8 @@ class Run:
             "updates": self.updates,
             "epoch": list(divmod(step, self.batching.per_pass)),
             "micro_batches": self.world.size * self.options.accumulate,
-            "options": self.options.binding() | {"pictures": len(self.data.source)},
+            "options": self.options.binding() | {"pictures": len(self.data.source), "decoder": self.options.decoder},
+            "command": self.command,
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
             "rows": self.rows.described(self.mae.recipe),
@@ -430,11 +438,8 @@ class Run:
             return [NO_RATE]
         return about_training(step, self.updates, self.schedule.warmup, step <= self.schedule.warmup, losses, longer)
 
-    def export(self, command: str) -> Path:
+    def export(self) -> Path:
         """Write the encoder as it is now.
-
-        Args:
-            command: the command line of the run, for the card.
 
         Raises:
             ValueError: it has learned nothing, or its weights are not finite.
@@ -451,5 +456,6 @@ class Run:
             step = self.first if self.options.export_only else self.last
             images = to_remember(self.data.form)
             warn(lines := self.endings(step))
-            export(weights, self.options, self.mae.recipe, self.data.config, images, step, command, lines)
+            course = Course(step, self.total)
+            export(weights, self.options, self.mae.recipe, self.data.config, images, course, self.command, lines)
         return self.options.output / ENCODER

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..commands.options.pretrain import SCHEDULED, PretrainOptions
+from ..commands.options.pretrain import PretrainOptions
 from ..data.clips import NATIVE
 from . import snapshots
 from .defaults import family_values
@@ -36,24 +36,30 @@ def begun_run(
         return options, None
     state = snapshots.load(snapshot)
     check_units(state["options"], options, snapshot)
-    options = _as_it_began(options, state, world)
-    snapshots.check_options(state["options"], options.binding(), snapshot)
-    return options, snapshots.Begun(snapshot, state)
+    return as_it_began(options, state, snapshot, world.size), snapshots.Begun(snapshot, state)
 
 
-def _as_it_began(options: PretrainOptions, state: dict[str, Any], world: World) -> PretrainOptions:
-    """The options, with what the recipe gave the run where they say nothing.
+def as_it_began(options: PretrainOptions, state: dict[str, Any], snapshot: Path, processes: int) -> PretrainOptions:
+    """The options, with what a run began with where they say nothing.
 
     Args:
-        state: of a snapshot; a run of before there was a choice of recipes followed that of the paper.
+        state: of the snapshot; a run of before there was a choice of recipes followed that of the paper.
+        processes: of the run that goes on.
+
+    Raises:
+        ValueError: they say something else.
     """
-    began = state["options"]
-    began.setdefault("recipe", "paper")
-    parts = state.get("micro_batches", world.size)
-    values = {name: began.get(name) for name in SCHEDULED} | {"accumulate": max(1, parts // world.size)}
-    values = {name: value for name, value in values.items() if getattr(options, name) is None}
-    recipe = began["recipe"] if options.recipe == "auto" else options.recipe
-    return replace(options, recipe=recipe, **values)
+    began = {"recipe": "paper", **state["options"]}
+    said = {name: value for name, value in options.binding().items() if options.says(name)}
+    snapshots.check_options(began, said, snapshot)
+    values = {name: began[name] for name in options.binding().keys() - said if began.get(name) is not None}
+    if "model_kwargs" in values:
+        values["model_kwargs"] = dict(values["model_kwargs"]) or None
+    if options.accumulate is None:
+        values["accumulate"] = max(1, state.get("micro_batches", processes) // processes)
+    if options.decoder == "load" and not options.fresh_decoder:
+        values["decoder"] = began.get("decoder", "load")
+    return replace(options, **values)
 
 
 def _looked(options: PretrainOptions, world: World, lock: FolderLock) -> tuple[Path | None, str]:
@@ -82,10 +88,10 @@ def check_units(began: dict[str, Any], options: PretrainOptions, snapshot: Path)
     for name in ("epochs", "warmup"):  # products such as 0.7 * 3, which are never quite what one writes
         if (said := getattr(options, name)) is not None and math.isclose(said, began[name]):
             began[name] = said
-    epochs_differ = any(getattr(options, name) not in (None, began[name]) for name in ("epochs", "warmup"))
-    if epochs_differ or options.frame_rate != NATIVE:
+    said = {"epochs": began["epochs"], "warmup": began["warmup"], "frame_rate": NATIVE}
+    if any(getattr(options, name) not in (None, value) for name, value in said.items()):
         raise ValueError(
             f"the run of {snapshot} was begun by a version whose epochs opened every video once and whose strides "
-            f"counted frames of the file; it goes on with --epochs {began['epochs']:.12g} "
-            f"--warmup {began['warmup']:.12g} --frame-rate {NATIVE}"
+            f"counted frames of the file; it goes on without --epochs, --warmup and --frame-rate, or with "
+            f"--epochs {began['epochs']:.12g} --warmup {began['warmup']:.12g} --frame-rate {NATIVE}"
         )

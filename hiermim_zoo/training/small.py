@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.problems import rate_of
 from ..mae import MaskedAutoencoder
 from ..models.recipes import FineTuning
+from ..text import counted
 from .schedule import Schedule
 
 FEW = 100_000  # images, below which ``auto`` is small
@@ -44,6 +46,42 @@ class Rule:
         wanted = min(max(least, power), most, count)
         return max(1, wanted // parts) * parts
 
+    def check_parts(self, accumulate: int, repeat: int, size: Size | None = None) -> None:
+        """Refuse parts of a step that make its batch larger than the largest, or than the data.
+
+        A batch counts samples. Each process computes at least one video, with all of its clips, in each pass; so the
+        batch is a multiple of them. More than one video for each process is what alone may exceed the largest batch.
+
+        Args:
+            accumulate: passes of a step.
+            repeat: clips of a video each time it is opened.
+            size: None: not known yet.
+
+        Raises:
+            ValueError: naming the option that makes it so.
+        """
+        most = self.batches[1]
+        if repeat > most:
+            raise ValueError(
+                f"--repeat {repeat}: recipe small has {most} clips in a batch at most, and all clips of a video are in "
+                f"one batch; --repeat {most} would work, or say --batch-size"
+            )
+        if accumulate * repeat > most:
+            clips = f", with {repeat} clips of a video in each," if repeat > 1 else ""
+            raise ValueError(
+                f"--accumulate {accumulate}: recipe small has {most} samples in a batch at most, which so many "
+                f"passes{clips} cannot share; --accumulate {most // repeat} would work, or say --batch-size"
+            )
+        if size and size.world * accumulate > size.images:
+            data = f"the {counted(size.images, 'videos' if repeat > 1 else 'images')} of the data"
+            if size.world > size.images:
+                raise ValueError(f"{size.world} processes are more than {data}: start {size.images} of them or fewer")
+            processes = f" in each of {size.world} processes" if size.world > 1 else ""
+            raise ValueError(
+                f"--accumulate {accumulate}: {counted(accumulate, 'passes')}{processes} are more than {data}; "
+                f"--accumulate {size.images // size.world} would work"
+            )
+
     def steps_for(self, count: int) -> int:
         """Steps of a run.
 
@@ -65,17 +103,19 @@ LIGHT_CROP = (0.35, 1.0)  # share of an image's area in fine-tuning
 DECODER_DEPTH, HEAD = 2, 32  # blocks of the decoder at most; channels of a head
 
 
-def recipe_of_size(said: str, count: int, device: str) -> str:
+def recipe_of_size(said: str, count: int | None, device: str) -> str:
     """Which recipe a run follows: "paper" or "small".
 
     Args:
         said: what its options say, which may be "auto".
-        count: of the images or videos to train on.
+        count: of the images or videos to train on; None: nobody knows yet, and the answer may be "auto".
         device: its type.
     """
     if said != "auto":
         return said
-    return "small" if count < FEW or device == "cpu" else "paper"
+    if count is None and device != "cpu":
+        return "auto"
+    return "small" if device == "cpu" or (count or 0) < FEW else "paper"
 
 
 class Size(NamedTuple):
@@ -96,16 +136,43 @@ def small_pretraining(options: PretrainOptions, size: Size) -> PretrainOptions:
     Args:
         options: with the family's values, but for those that the rule gives.
     """
-    rule, parts = PRETRAINING, size.world * (options.accumulate or 1) * size.repeat
+    rule, accumulate = PRETRAINING, options.accumulate or 1
+    if not options.batch_size:
+        rule.check_parts(accumulate, size.repeat, size)
+    parts = size.world * accumulate * size.repeat
     batch = options.batch_size or rule.batch_for(size.images * size.repeat, parts)
     per_epoch = size.per_epoch(batch)
     epochs = options.epochs
     if epochs is None:
         epochs = (options.steps or rule.steps_for(size.images)) / per_epoch
+        check_warmup_of_rule(options.warmup, options.steps, round(epochs * per_epoch), epochs)
     length = min(epochs, (options.steps or math.inf) / per_epoch)
-    lr = rule.rate_for(batch) if options.blr is None else options.blr * batch / REFERENCE
+    lr = rule.rate_for(batch) if options.blr is None else rate_of(options.blr, batch)
     values = {"batch_size": batch, "epochs": epochs, "lr": lr, "warmup": rule.warmup * length}
     return options.filled(values)
+
+
+def check_warmup_of_rule(warmup: float | None, said_steps: int | None, steps: int, epochs: float) -> None:
+    """Refuse a warm-up that is all of a run whose length no option says in epochs.
+
+    Args:
+        warmup: that an option says, epochs.
+        said_steps: that an option says.
+        steps: of the run.
+        epochs: that these are.
+
+    Raises:
+        ValueError: naming the option, and one that works.
+    """
+    if warmup is None or warmup < epochs:
+        return
+    run = f"--steps {said_steps} are" if said_steps else f"the {counted(steps, 'steps')} that recipe small chose are"
+    longer = "more --steps" if said_steps else f"--steps {math.ceil(10 * warmup * steps / epochs)} for a longer run"
+    length = counted(float(f"{epochs:.4g}"), "epochs")
+    raise ValueError(
+        f"--warmup {warmup:g} epochs: {run} {length}, and the warm-up must be shorter; "
+        f"--warmup {epochs / 10:.3g} would work, or {longer}"
+    )
 
 
 def small_decoder(options: PretrainOptions, sketch: MaskedAutoencoder) -> PretrainOptions:
@@ -123,7 +190,9 @@ def small_decoder(options: PretrainOptions, sketch: MaskedAutoencoder) -> Pretra
     dim = options.decoder_dim or -(-narrow // unit) * unit
     heads = next(heads for heads in range(max(1, dim // HEAD), 0, -1) if dim % heads == 0)
     depth = min(recipe.depth, DECODER_DEPTH)
-    return options.filled({"decoder_depth": depth, "decoder_dim": dim, "decoder_heads": heads})
+    values = {"decoder_depth": depth, "decoder_dim": dim, "decoder_heads": heads}
+    sizes: PretrainOptions = options.having(**{name: getattr(options, name) or value for name, value in values.items()})
+    return sizes
 
 
 def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> PretrainOptions:
@@ -140,17 +209,24 @@ def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> Pr
     return options.filled({"save_steps": max(epoch, -(-total // SNAPSHOTS)), "look_every": looks})
 
 
-def small_tuning(row: FineTuning, size: Size, batch: int | None, epochs: float | None, parts: int = 1) -> FineTuning:
+def small_tuning(
+    row: FineTuning, size: Size, batch: int | None, epochs: float | None, accumulate: int = 1
+) -> FineTuning:
     """A recipe of fine-tuning, with the rule's batch, length and rate, and with light augmentation.
 
     Args:
         row: of the family.
         batch: that an option says.
         epochs: that an option says.
-        parts: that a batch is divided into.
+        accumulate: passes of a step.
+
+    Raises:
+        ValueError: the batch would be too large, see :meth:`Rule.check_parts`.
     """
     rule = TUNING
-    batch = batch or rule.batch_for(size.images * size.repeat, parts * size.world * size.repeat)
+    if not batch:
+        rule.check_parts(accumulate, size.repeat, size)
+        batch = rule.batch_for(size.images * size.repeat, accumulate * size.world * size.repeat)
     per_epoch = size.per_epoch(batch)
     length = int(epochs or max(1, round(rule.steps_for(size.images) / per_epoch)))
     blr = rule.rate_for(batch) * REFERENCE / batch
@@ -170,8 +246,10 @@ def chosen_in_words(
         more: that was chosen.
     """
     parts = f" in {passes} passes" if passes > 1 else ""
+    length = counted(schedule.total, "steps")
+    warmup = counted(schedule.warmup, "steps")
     return (
-        f"recipe small, for {images} on {device}: {schedule.total} steps ({epochs:.4g} epochs), batches of "
-        f"{batch}{parts}, learning rate {schedule.peak:.3g} after {schedule.warmup} steps of warm-up{more}; "
+        f"recipe small, for {images} on {device}: {length} ({counted(float(f'{epochs:.4g}'), 'epochs')}), batches of "
+        f"{batch}{parts}, learning rate {schedule.peak:.3g} after {warmup} of warm-up{more}; "
         "--recipe paper is the published one"
     )

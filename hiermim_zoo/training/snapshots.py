@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from ..checkpoints.folder import check_target
+from ..commands.options.problems import BadOptions
 from .snapshot_files import DIGITS, damage_of_file, load_file, remove, save_file
 from .snapshot_shards import ShardWriter, damage_of_shards, load_rest, read_weights, restore_shards
 
@@ -127,16 +128,21 @@ def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], snapshot: Pa
     """Refuse to go on with other options than the run was started with.
 
     Raises:
-        ValueError: naming the first one that differs.
+        ValueError: naming those that differ.
     """
+    lines = []
     for key, value in now.items():
-        if saved.get(key) != value:
-            name = "the number of images" if key == "pictures" else f"--{key.replace('_', '-')}"
-            begun = saved.get(key)
-            if begun is None:
-                raise ValueError(f"{name} is {value}, but the run of {snapshot} was started without it: leave it out")
-            said = "missing" if value is None else value
-            raise ValueError(f"{name} is {said}, but the run of {snapshot} was started with {begun}")
+        if (begun := saved.get(key)) == value:
+            continue
+        name = "the number of images" if key == "pictures" else f"--{key.replace('_', '-')}"
+        if begun is None:
+            why = f"the run of {snapshot} was started without it: leave it out"
+        else:
+            again = "" if key in ("pictures", "model") else "; leave it out, and the run goes on as it began"
+            why = f"the run of {snapshot} was started with {begun}{again}"
+        lines.append(f"{name} is {value}, but {why}")
+    if lines:
+        raise BadOptions(lines)
 
 
 # ---- what is in a snapshot

@@ -19,12 +19,12 @@ import inspect
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from itertools import zip_longest
 from typing import Any, NoReturn
 
-from ...text import printable
+from ...text import counted, printable
 from ...version import __version__
 from .fields import Option, flag_of, long_flag, option_of
 from .problems import EXAMPLES, BadOptions, gathered, lines_of, names
@@ -44,10 +44,29 @@ class OptionSet:
         sound, wrong = _sorted_out(type(self), {field.name: getattr(self, field.name) for field in _fields(self)})
         for field in _fields(self):  # where one is wrong its default, so that the others can be looked at
             object.__setattr__(self, field.name, sound[field.name] if field.name in sound else _default(field))
-        flags = [flag_of(field.name, option_of(field)) for field in _fields(self) if field.name in wrong]
-        clashes = [line for line in gathered(self.check_together) if not names(line, flags)]
+        clashes = unnamed(gathered(self.missing, self.check_together), type(self), wrong)
         if wrong or clashes:
             raise BadOptions([*wrong.values(), *clashes], sound)
+
+    @classmethod
+    def unchecked(cls, values: Mapping[str, Any]) -> Any:
+        """Options with these values, which need not go together, and with the defaults of the others."""
+        made = object.__new__(cls)
+        for field in _fields(cls):
+            object.__setattr__(made, field.name, values[field.name] if field.name in values else _default(field))
+        return made
+
+    def having(self, **changes: Any) -> Any:
+        """The same with other values, which are not checked."""
+        return self.unchecked({field.name: getattr(self, field.name) for field in _fields(self)} | changes)
+
+    def missing(self) -> Iterable[str]:
+        """A line for each option that must be given, unless another one is."""
+        for field in _fields(self):
+            about = option_of(field)
+            if about.unless and getattr(self, field.name) is None and not getattr(self, about.unless):
+                shown = "" if about.positional else f" {about.metavar}"
+                yield f"{flag_of(field.name, about)}{shown} is missing; only {long_flag(about.unless)} does without"
 
     def check_together(self) -> Iterable[str]:
         """Lines about options that do not go together, which name them; for a command to override."""
@@ -69,7 +88,7 @@ class OptionSet:
         for name in sorted(given, key=lambda name: not abouts[name].positional):
             about, value = abouts[name], given[name]
             if about.kind is FLAG:
-                words.append(long_flag(name) if value else about.off)
+                words += [long_flag(name)] if value else [about.off] * bool(about.off)
             else:
                 words += [] if about.positional else [long_flag(name)]
                 words += _texts(about, value)
@@ -85,10 +104,19 @@ class OptionSet:
             ValueError: one of these is among them.
         """
         given = dict(getattr(self, "model_kwargs", None) or {})
-        for name in taken:
-            if name in given:
-                raise ValueError(f"--model-kwargs {name}={given[name]}: this has an option of its own")
+        if twice := [name for name in taken if name in given]:
+            raise BadOptions(f"--model-kwargs {name}={given[name]}: this has an option of its own" for name in twice)
         return given
+
+
+def unnamed(lines: Iterable[str], options: type[OptionSet], wrong: Collection[str]) -> list[str]:
+    """The lines that name none of some options.
+
+    Args:
+        wrong: options that are wrong by themselves, of which nothing else is to be said.
+    """
+    flags = [flag_of(field.name, option_of(field)) for field in _fields(options) if field.name in wrong]
+    return [line for line in lines if not names(line, flags)]
 
 
 def _fields(options: OptionSet | type[OptionSet]) -> tuple[dataclasses.Field[Any], ...]:
@@ -157,7 +185,7 @@ def _checked(name: str, about: Option, value: Any) -> Any:
             raise ValueError(f"{called} {' '.join(map(str, found))}: one number, or height and width")
         return found[0], found[-1]
     if isinstance(about.many, int) and len(found) != about.many:
-        raise ValueError(f"{called} takes {about.many} values, got {len(found)}")
+        raise ValueError(f"{called} takes {counted(about.many, 'values')}, got {len(found)}")
     return found
 
 
@@ -181,22 +209,25 @@ class Formatter(argparse.HelpFormatter):
         )
 
 
-def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet], lenient: bool = False) -> Parser:
+def make_parser(
+    verb: Verb, values: Mapping[str, str], options: type[OptionSet], lenient: bool = False, words: Collection[str] = ()
+) -> Parser:
     """The parser of a command. It leaves values as words: the options check them, wherever they come from.
 
     Args:
         values: defaults in words, by option, where a model's family says them.
         options: of the command, with those that the family adds.
         lenient: nothing must be given, and words that belong to no option are left alone.
+        words: of the command line, which may do without an option.
     """
-    must = [(field.name, option_of(field)) for field in _fields(options) if field.default is MISSING]
-    words = [flag_of(*one) for one in must if one[1].positional]
-    words += [f"{flag_of(*one)} {one[1].metavar or one[0].upper()}" for one in must if not one[1].positional]
-    may = [(field.name, option_of(field)) for field in _fields(options) if field.default is not MISSING]
-    words += [f"[{flag_of(*one)}]" for one in may if one[1].positional]
+    must = [(field.name, option_of(field)) for field in _fields(options) if must_be_given(field)]
+    usage = [flag_of(*one) for one in must if one[1].positional]
+    usage += [f"{flag_of(*one)} {one[1].metavar or one[0].upper()}" for one in must if not one[1].positional]
+    may = [(field.name, option_of(field)) for field in _fields(options) if not must_be_given(field)]
+    usage += [f"[{flag_of(*one)}]" for one in may if one[1].positional]
     parser = Parser(
         prog=f"python -m hiermim_zoo.{verb.name}",
-        usage=" ".join(["%(prog)s", *words, "[options]"]),
+        usage=" ".join(["%(prog)s", *usage, "[options]"]),
         description=inspect.cleandoc(verb.about).strip(),
         epilog="\n".join(["examples:", *(f"  {line}" for line in verb.examples)]),
         formatter_class=Formatter,
@@ -210,11 +241,18 @@ def make_parser(verb: Verb, values: Mapping[str, str], options: type[OptionSet],
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         if not (lenient and option_of(field).positional):
-            _add(groups[group], field, values.get(field.name, ""), lenient)
+            needed = not lenient and must_be_given(field, words)
+            _add(groups[group], field, values.get(field.name, ""), lenient, needed)
     return parser
 
 
-def _add(group: Any, field: dataclasses.Field[Any], value: str, lenient: bool) -> None:
+def must_be_given(field: dataclasses.Field[Any], words: Collection[str] = ()) -> bool:
+    """Whether an option must be given, in a command line with these words."""
+    unless = option_of(field).unless
+    return field.default is MISSING or bool(unless and long_flag(unless) not in words)
+
+
+def _add(group: Any, field: dataclasses.Field[Any], value: str, lenient: bool, needed: bool) -> None:
     """An option of the parser, and its flags of earlier versions, which the help does not show."""
     about = option_of(field)
     help = argparse.SUPPRESS if about.unlisted else described(field, value).replace("%", "%%")
@@ -231,14 +269,14 @@ def _add(group: Any, field: dataclasses.Field[Any], value: str, lenient: bool) -
             kwargs["const"] = about.const
     if about.positional:
         kwargs["metavar"] = about.metavar or field.name.upper()
-        if field.default is not MISSING:
+        if not needed:
             kwargs["nargs"] = about.many or "?"
             kwargs["default"] = argparse.SUPPRESS  # or argparse would ask for a "*"
         group.add_argument(field.name, **kwargs)
         return
     if about.adds:
         kwargs["action"] = "extend"
-    group.add_argument(*names, dest=field.name, required=field.default is MISSING and not lenient, **kwargs)
+    group.add_argument(*names, dest=field.name, required=needed, **kwargs)
     for old in about.hidden:
         group.add_argument(old, dest=field.name, **{**kwargs, "help": argparse.SUPPRESS})
 
@@ -314,26 +352,29 @@ class Verb:
         options = self.options
         if self.family_options and (model or not asked):  # without a model, help has no need of torch
             options = self.family_options(model, words)
-        words = _spelt_out(options, words)
         try:
-            said = vars(make_parser(self, values, options).parse_args(words))
+            words = _spelt_out(options, words)
+            said = vars(make_parser(self, values, options, words=words).parse_args(words))
         except ValueError as error:
             sound, wrong = self._understood(options, words)
             said_already = [line for line in wrong.values() if names(str(error), [line.partition(" ")[0]])]
             lines = [*lines_of(error), *(line for line in wrong.values() if line not in said_already)]
-            raise self._refusal(lines, sound) from None
+            lines += unnamed(gathered(options.unchecked(sound).check_together), options, wrong)
+            raise self._refusal(options, lines, sound, wrong) from None
         return self._made(options, said)
 
     def _made(self, options: type[Any], said: Mapping[str, Any]) -> Any:
         try:
             return options(**said)
         except BadOptions as error:
-            raise self._refusal(error.lines, error.sound) from None
+            raise self._refusal(options, error.lines, error.sound, said.keys() - error.sound) from None
 
-    def _refusal(self, lines: Iterable[str], sound: Mapping[str, Any]) -> BadOptions:
-        """An error with these lines, and with what else is wrong."""
+    def _refusal(
+        self, options: type[Any], lines: Iterable[str], sound: Mapping[str, Any], wrong: Collection[str]
+    ) -> BadOptions:
+        """An error with these lines, and with what else is wrong: not of options that are wrong by themselves."""
         ask = self.more_problems
-        more = gathered(lambda: ask(sound)) if ask else ()
+        more = unnamed(gathered(lambda: ask(sound)), options, wrong) if ask else ()
         return BadOptions(dict.fromkeys([*lines, *more]), sound)
 
     def _understood(self, options: type[Any], words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:

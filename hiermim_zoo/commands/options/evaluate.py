@@ -10,7 +10,7 @@ from typing import Any
 
 from . import OptionSet
 from .fields import flag, flag_of, model_kwargs, option, option_of
-from .problems import BOTH_RATES
+from .problems import BOTH_RATES, warmup_line
 from .shared import (
     FILES,
     LARGEST_SEED,
@@ -65,6 +65,8 @@ class EvaluateOptions(OptionSet):
     data: str = option(
         "images to measure on: a folder of class folders or of splits, a tar, a table of files (.csv, .tsv, .txt), "
         "digits, moving:DATA, or a name of timm's (hfds/...)",
+        default=None,
+        unless="explain",
         positional=True,
         spelt=FILES,
     )
@@ -349,7 +351,8 @@ class EvaluateOptions(OptionSet):
         for field in dataclasses.fields(self):
             about, value = option_of(field), getattr(self, field.name)
             methods = METHODS_OF.get(about.group, METHODS)
-            if value is not None and value is not False and self.method not in methods:
+            given = value is not None and value is not False
+            if given and self.method and self.method not in methods:
                 name = flag_of(field.name, about)
                 yield f"{name} belongs to --method {' or '.join(methods)}, not to --method {self.method}"
         if self.force and not self.output:
@@ -367,8 +370,5 @@ class EvaluateOptions(OptionSet):
                 yield f"--crop-scale {low} {high}: the lower bound comes first, as in 0.2 1"
         if None not in (self.lr, self.blr):
             yield BOTH_RATES
-        if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:  # type: ignore[operator]
-            yield (
-                f"--epochs {self.epochs} with --warmup {self.warmup}: give --warmup less than --epochs; "
-                f"--warmup {self.epochs // 10} would work"  # type: ignore[operator]
-            )
+        if self.epochs is not None and self.warmup is not None:
+            yield warmup_line(self.epochs, self.warmup, whole=True)

@@ -29,6 +29,7 @@ class Option:
     adds: bool = False  # given several times, all count; else the last one does
     unlisted: bool = False  # understood, but not in the help
     spelt: tuple[str, ...] = ()  # flags that a positional argument may stand behind
+    unless: str = ""  # the option whose presence makes up for its absence; its own default is None
 
 
 def option(help: str, *, default: Any = MISSING, choices: Sequence[str] = (), **about: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -10,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...text import counted
 from . import OptionSet
 from .fields import flag, img_size, model_kwargs, option
-from .problems import BOTH_RATES, EXAMPLES
+from .problems import BOTH_RATES, rate_of, warmup_line
 from .shared import (
     FILES,
     LARGEST_SEED,
@@ -48,6 +48,8 @@ MASKS = ("sample", "batch", "step")  # who shares one
 DECODER = ("decoder_depth", "decoder_dim", "decoder_heads")
 SCHEDULED = ("epochs", "batch_size", "accumulate", "blr", "lr", "warmup", *DECODER)
 REMEMBERED = "the checkpoint's, else the family's"
+# Where neither an option nor, of a run that goes on, its beginning says another; None until then, which says nothing.
+USUAL: dict[str, Any] = {"split": "train", "opt": "adamw", "seed": 0, "pretrained": False, "raw_pixels": False}
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -68,11 +70,13 @@ class PretrainOptions(OptionSet):
     data: str = _data(
         "folder of images or videos (labelled or not), tar, table of files (.csv, .tsv, .txt), digits, moving:DATA, or "
         "a name of timm's (hfds/...)",
+        default=None,
+        unless="explain",
         positional=True,
         spelt=FILES,
     )
     data_dir: str | None = _data("root folder of data that is named", default=None, metavar="DIR")
-    split: str = _data("part of the data", default="train")
+    split: str = _data("part of the data", default=None, metavar="NAME", auto=USUAL["split"])
     frame_stride: int | None = frame_stride(group="data")
     frame_rate: float | str | None = frame_rate(group="data")
     repeat: int | None = _data(
@@ -130,7 +134,7 @@ class PretrainOptions(OptionSet):
         choices=("load", "fresh"),
     )
     fresh_decoder: bool = flag("--decoder fresh, in earlier versions", group="model", unlisted=True)
-    pretrained: bool = flag("start the encoder from the architecture's pretrained weights", group="model")
+    pretrained: bool = flag("start the encoder from the architecture's pretrained weights", default=None, group="model")
     mask_ratio: float | None = _model(
         "share of the units that is hidden, 0 to 1",
         default=None,
@@ -144,7 +148,7 @@ class PretrainOptions(OptionSet):
         choices=MASKS,
         auto=REMEMBERED,
     )
-    raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", group="model")
+    raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", default=None, group="model")
     decoder_depth: int | None = _decoder("blocks of the decoder")
     decoder_dim: int | None = _decoder("channels of the decoder")
     decoder_heads: int | None = _decoder("attention heads of the decoder")
@@ -182,11 +186,13 @@ class PretrainOptions(OptionSet):
     betas: tuple[float, float] = _paper(
         "decay of the optimiser's moments, from 0 to 1", kind=number(0, 1, below=True), many=2, metavar=("B1", "B2")
     )
-    opt: str = _schedule("any optimiser of timm", default="adamw")
+    opt: str = _schedule("any optimiser of timm", default=None, metavar="NAME", auto=USUAL["opt"])
     clip: float | None = _schedule(
         "largest norm of the gradient; 0: any", default=None, kind=number(0), metavar="NORM", auto="any"
     )
-    seed: int = _schedule("of all random choices", default=0, kind=whole(0, LARGEST_SEED), metavar="N")
+    seed: int = _schedule(
+        "of all random choices", default=None, kind=whole(0, LARGEST_SEED), metavar="N", auto=str(USUAL["seed"])
+    )
 
     device: str | None = _computation(
         "cuda, cuda:1, cpu, ...", default=None, auto="cuda where there is one; with torchrun, one each"
@@ -196,7 +202,9 @@ class PretrainOptions(OptionSet):
     grad_checkpointing: bool = grad_checkpointing(group="computation")
     fsdp: bool = flag("spread weights and optimiser over the processes, for what does not fit", group="computation")
 
-    output: Path = _run("folder that the run writes", flags=("-o",), kind=PATH, metavar="DIR")
+    output: Path = _run(
+        "folder that the run writes", default=None, unless="explain", flags=("-o",), kind=PATH, metavar="DIR"
+    )
     resume: str | None = _run(
         "go on from the last snapshot in the output folder (auto: if there is one), or from this one",
         default=None,
@@ -242,14 +250,11 @@ class PretrainOptions(OptionSet):
             if values is not None and AUTO in values and len(values) > 1:
                 yield f"--{name} {AUTO} measures all channels: give no numbers beside it"
             elif None not in (values, self.in_chans) and values != (AUTO,) and len(values) != self.in_chans:
-                yield f"--{name} has {len(values)} values, but --in-chans is {self.in_chans}: give as many"
+                yield f"--{name} has {counted(len(values), 'values')}, but --in-chans is {self.in_chans}: give as many"
         if self.crop_scale is not None and not (self.crop_scale[0] <= self.crop_scale[1] > 0):
             yield "--crop-scale {:g} {:g}: the lower end comes first, as in 0.2 1".format(*self.crop_scale)
-        if None not in (self.epochs, self.warmup) and self.warmup >= self.epochs:
-            yield (
-                f"--epochs {self.epochs} with --warmup {self.warmup}: the warm-up must be shorter than the run; "
-                f"--warmup {self.epochs / 10:g} would work"
-            )
+        if None not in (self.epochs, self.warmup):
+            yield warmup_line(self.epochs, self.warmup)
         if self.pretrained and self.checkpoint:
             yield "--pretrained and --checkpoint exclude each other: both say where the encoder starts"
         if (self.decoder == "fresh" or self.fresh_decoder) and not self.checkpoint:
@@ -261,21 +266,16 @@ class PretrainOptions(OptionSet):
         self.own_model_kwargs(*OWN_ARGS)
 
     def filled(self, values: Mapping[str, Any]) -> PretrainOptions:
-        """With other values where there are none; with the rate that follows, once they say so much.
+        """With other values, or what is usual, where there are none; with the rate that follows, if they say so much.
 
         Raises:
             ValueError: together they do not go.
         """
-        filled = replace(self, **{name: value for name, value in values.items() if getattr(self, name) is None})
+        own = {name: value for name, value in {**USUAL, **values}.items() if getattr(self, name) is None}
+        filled = replace(self, **own)
         if filled.lr is not None or None in (filled.blr, filled.batch_size):
             return filled
-        rate = filled.blr * filled.batch_size / 256
-        if not math.isfinite(rate):
-            raise ValueError(
-                f"--blr {filled.blr:g} with --batch-size {filled.batch_size} is no rate; "
-                f"--blr {EXAMPLES['blr']} would work"
-            )
-        return replace(filled, lr=rate)
+        return replace(filled, lr=rate_of(filled.blr, filled.batch_size))
 
     def check_rate(self) -> None:
         """Refuse two rates; not of options that are :meth:`filled`, and not of a run that goes on with both.
@@ -285,6 +285,11 @@ class PretrainOptions(OptionSet):
         """
         if None not in (self.lr, self.blr):
             raise ValueError(BOTH_RATES)
+
+    def says(self, name: str) -> bool:
+        """Whether an option says something, other than that the rest is to be decided later."""
+        value = getattr(self, name)
+        return value is not None and not (name in ("recipe", "amp") and value == AUTO)
 
     def binding(self) -> dict[str, Any]:
         """What must be the same when the run is resumed: plain values, as its snapshots hold them."""

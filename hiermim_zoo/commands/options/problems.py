@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
+
+from ...text import counted
 
 EXAMPLES = {  # option -> a value that works for most, where that of its kind would be odd
     "batch_size": "64", "betas": "0.9 0.95", "blr": "1.5e-4", "clip": "1", "color_jitter": "0.4",
@@ -16,6 +19,39 @@ EXAMPLES = {  # option -> a value that works for most, where that of its kind wo
     "weight_decay": "0.05", "workers": "0",
 }  # fmt: skip
 BOTH_RATES = "--blr beside --lr would be ignored, for lr = blr * batch / 256: give one of them"
+
+
+def rate_of(blr: float, batch: int) -> float:
+    """The peak learning rate that follows from one per 256 samples of a batch.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    rate = blr * batch / 256
+    if not math.isfinite(rate):
+        raise ValueError(f"--blr {blr:g} is no rate for a batch of {batch}; --blr {EXAMPLES['blr']} would work")
+    return rate
+
+
+def warmup_line(
+    epochs: float, warmup: float, given: Collection[str] = ("epochs", "warmup"), whole: bool = False
+) -> str:
+    """What is wrong with a warm-up, in the words of the options that were given; empty where nothing is.
+
+    Args:
+        epochs: of the run.
+        warmup: epochs of the warm-up.
+        given: which of both an option says; the other one is the recipe's.
+        whole: options take whole numbers alone.
+    """
+    if warmup < epochs:
+        return ""
+    works = f"--warmup {epochs // 10 if whole else epochs / 10:g} would work"
+    if "warmup" not in given:
+        return f"--epochs {epochs:g} is no more than the recipe's warm-up of {counted(warmup, 'epochs')}; {works}"
+    if "epochs" not in given:
+        return f"--warmup {warmup:g} is not less than the recipe's {counted(epochs, 'epochs')}; {works}"
+    return f"--epochs {epochs:g} with --warmup {warmup:g}: the warm-up must be shorter than the run; {works}"
 
 
 class BadOptions(ValueError):
@@ -38,13 +74,13 @@ def lines_of(error: BaseException) -> tuple[str, ...]:
 
 
 def gathered(*checks: Callable[[], object]) -> list[str]:
-    """What checks complain of, by a ValueError or an OSError, or by lines that they yield."""
+    """What checks complain of, by a ValueError or an OSError, or by lines that they yield; empty ones say nothing."""
     lines: list[str] = []
     for check in checks:
         try:
             found = check()
             if isinstance(found, Iterable) and not isinstance(found, (str, Mapping)):
-                lines.extend(line for line in found if isinstance(line, str))
+                lines.extend(line for line in found if isinstance(line, str) and line)
         except (ValueError, OSError) as error:
             lines += lines_of(error)
     return list(dict.fromkeys(lines))  # two checks may see the same

@@ -1,0 +1,183 @@
+"""Whatever can be told of options without data is told in one message, whichever of them are wrong; nothing is
+written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiermim_zoo import evaluate, pretrain
+from hiermim_zoo.commands.options import BadOptions
+from hiermim_zoo.training.small import PRETRAINING, Size, small_pretraining
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+Wrong = dict[str, tuple[dict[str, Any], str]]  # what is wrong -> options, and what the message says
+PRETRAIN: Wrong = {
+    "kind": ({"lr": "nan"}, "--lr nan is not"),
+    "pair": ({"crop_scale": (1, 0.5)}, "--crop-scale 1 0.5: the lower end"),
+    "own option": ({"model_kwargs": {"num_classes": 4}}, "--model-kwargs num_classes=4: this has an option"),
+    "optimiser": ({"opt": "best"}, "--opt 'best' is none"),
+    "device": ({"device": "abacus"}, "device 'abacus'"),
+    "folder": ({"output": "{used}"}, "holds another run"),
+    "size": ({"img_size": 40}, "--img-size 40 40 is not"),
+    "decoder": ({"decoder_dim": 30, "decoder_heads": 4}, "width 30 and 4 heads cannot be built"),
+    "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
+    "batch": ({"batch_size": 7, "accumulate": 3}, "--batch-size 6 would work"),
+    "warm-up": ({"recipe": "paper", "epochs": 5}, "--epochs 5 is no more than the recipe's warm-up of 40"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "bands": ({"show_bands": 9}, "--show-bands 9: one or three"),
+    "video": ({"frame_stride": 2}, "--frame-stride is for models of video"),
+    "processes": ({"fsdp": True}, "--fsdp spreads"),
+    "start": ({"decoder": "fresh"}, "--decoder fresh belongs to --checkpoint"),
+}
+EVALUATE: Wrong = {
+    "kind": ({"mixup": "inf"}, "--mixup inf is not"),
+    "pair": ({"epochs": 3, "warmup": 4}, "--epochs 3 with --warmup 4: the warm-up must be shorter"),
+    "method": ({"k": 3}, "-k belongs to --method knn"),
+    "own option": ({"model_kwargs": {"num_classes": 4}}, "--model-kwargs num_classes=4: this has an option"),
+    "optimiser": ({"opt": "best"}, "--opt 'best' is none"),
+    "device": ({"device": "abacus"}, "device 'abacus'"),
+    "folder": ({"output": "{used}"}, "{used}"),
+    "file": ({"json": "/nowhere/a"}, "--json /nowhere/a cannot be written"),
+    "size": ({"img_size": 30}, "fails on --img-size 30"),
+    "batch": ({"batch_size": 7, "accumulate": 3}, "--batch-size 6 would work"),
+    "augmentation": ({"auto_augment": "rnd"}, "timm knows no augmentation 'rnd'"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "video": ({"views": (2, 1)}, "--views is for models of video"),
+}
+VERBS = {
+    "pretrain": (pretrain, PRETRAIN, {"data": "nowhere", "model": "hivit_atto", "output": "{out}"}),
+    "evaluate": (evaluate, EVALUATE, {"data": "nowhere", "model": "hivit_atto", "method": "finetune"}),
+}
+
+
+def combinations(wrong: Wrong) -> list[tuple[str, ...]]:
+    """Some pairs and triples."""
+    pairs, triples = (list(itertools.combinations(wrong, count)) for count in (2, 3))
+    chance = random.Random(0)
+    return [*chance.sample(pairs, 30), *chance.sample(triples, 20)]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_wrong_values_of_different_groups_are_all_found(verb: str, tmp_path: Path) -> None:
+    module, wrong, fine = VERBS[verb]
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").touch()
+    paths = {"used": str(tmp_path / "used"), "out": str(tmp_path / "out")}
+    for names in [*((name,) for name in wrong), *combinations(wrong)]:
+        given: dict[str, Any] = dict(fine)
+        for name in names:
+            given |= wrong[name][0]
+        given = {name: value.format(**paths) if isinstance(value, str) else value for name, value in given.items()}
+        with pytest.raises(BadOptions) as error:
+            module.run(**given)
+        lines = error.value.lines
+        for name in names:
+            assert sum(wrong[name][1].format(**paths) in line for line in lines) == 1, (names, lines)
+        assert len(lines) == len(names), (names, lines)
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "file"]
+
+
+def test_the_first_words_are_what_is_wrong_with_the_rest_too(tmp_path: Path) -> None:
+    """A line that lacks an option says what is wrong with those that it has."""
+    with pytest.raises(BadOptions) as error:
+        pretrain.main(["--model", "hivit_atto", "--epochs", "2", "--warmup", "3", "--img-size", "40", "--opt", "best"])
+    missing, *others = error.value.lines
+    assert "required: DATA, -o" in missing
+    assert [line.split()[0] for line in others] == ["--epochs", "--opt", "--img-size"]
+    with pytest.raises(BadOptions, match=r"^DATA is missing; only --explain does without\n-o DIR is missing"):
+        pretrain.run(model="hivit_atto")
+
+
+# ---- what the recipe chose
+
+
+def options_of(**said: Any) -> Any:
+    return pretrain.VERB.options(data="x", model="hiera_atto_video", output="y", recipe="small", **said)
+
+
+@pytest.mark.parametrize(("repeat", "accumulate"), [(1, 1), (4, 1), (6, 2), (100, 1), (256, 1), (1, 256), (3, 80)])
+@pytest.mark.parametrize("images", [300, 5000])
+def test_a_batch_counts_clips_and_stays_within_the_largest(repeat: int, accumulate: int, images: int) -> None:
+    size = Size(images, repeat, 1)
+    batch = small_pretraining(options_of(accumulate=accumulate), size).batch_size
+    assert 0 < batch <= PRETRAINING.batches[1]
+    assert batch % (repeat * accumulate) == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "size", "words"),
+    [
+        ({}, Size(40, 6000, 1), r"^--repeat 6000: .* 256 clips in a batch at most.*--repeat 256 would work"),
+        (
+            {"accumulate": 300},
+            Size(400, 1, 1),
+            r"^--accumulate 300: .*--accumulate 256 would work, or say",
+        ),
+        ({"accumulate": 100}, Size(400, 4, 1), r"^--accumulate 100: .* 4 clips of a video.*--accumulate 64 would work"),
+        (
+            {"accumulate": 9},
+            Size(8, 1, 1),
+            r"^--accumulate 9: 9 passes are more than the 8 images.*--accumulate 8",
+        ),
+        ({}, Size(1, 1, 2), r"^2 processes are more than the 1 image of the data: start 1"),
+        (
+            {"warmup": 600},
+            Size(40, 1, 1),
+            r"^--warmup 600 epochs: the 500 steps .* are 500 epochs.*--warmup 50 w",
+        ),
+        (
+            {"warmup": 9, "steps": 6},
+            Size(40, 1, 1),
+            r"^--warmup 9 epochs: --steps 6 are 6 epochs.*--warmup 0.6 ",
+        ),
+        ({"blr": 1e308}, Size(40, 1, 1), r"^--blr 1e\+308 is no rate for a batch of 40"),
+    ],
+)
+def test_messages_speak_of_what_was_given(said: dict[str, Any], size: Size, words: str) -> None:
+    if "blr" in said:
+        said = said | {"batch_size": None}
+        size = size._replace(images=5000)
+        words = words.replace("40", "64")
+    with pytest.raises(ValueError, match=words) as error:
+        small_pretraining(options_of(**said), size)
+    assert ("--epochs" in str(error.value)) == ("epochs" in said)
+
+
+def test_repeat_is_refused_before_data_are_opened(tmp_path: Path) -> None:
+    options = {"data": "nowhere", "model": "hiera_atto_video", "output": tmp_path / "out", "recipe": "small"}
+    with pytest.raises(ValueError, match=r"^--repeat 6000: .*; --repeat 256 would work"):
+        pretrain.run(**options, repeat=6000)
+    with pytest.raises(ValueError, match=r"^--repeat 6000: .*; --repeat 256 would work"):
+        evaluate.run(data="nowhere", model="hiera_atto_video", method="finetune", recipe="small", repeat=6000)
+
+
+# ---- explained without data
+
+
+@pytest.mark.parametrize("model", ["hivit_atto", "hiera_atto_video", "vit_tiny_patch16_224"])
+def test_a_recipe_is_explained_without_data(model: str) -> None:
+    found = {line["name"]: line for line in pretrain.run(model=model, explain=True, device="cpu")}
+    assert found["batch_size"]["value"] == "64 to 256"
+    assert "which DATA would tell" in found["warmup"]["origin"]
+    assert found["steps"]["value"] == "500 or more"
+    assert found["videos" if "video" in model else "images"]["value"] == "unknown"
+    paper = {line["name"]: line for line in pretrain.run(model=model, explain=True, recipe="paper")}
+    assert not [line for line in paper.values() if line["instead"]]
+    assert (paper["steps"]["value"], paper["batch_size"]["origin"]) == ("unknown", "recipe")
+    told = {line["name"]: line for line in pretrain.run(model=model, explain=True, steps=40, batch_size=8, lr=1e-3)}
+    assert [told[name]["value"] for name in ("steps", "batch_size", "lr")] == ["40", "8", "0.001"]
+
+
+def test_fine_tuning_is_explained_without_data() -> None:
+    lines = evaluate.run(model="hivit_atto", method="finetune", explain=True, device="cpu", epochs=7)
+    found = {line["name"]: line["value"] for line in lines}
+    assert (found["epochs"], found["batch_size"], found["steps"]) == ("7", "64 to 256", "500 or more")
+    with pytest.raises(ValueError, match="DATA is missing"):
+        evaluate.run(model="hivit_atto", method="knn")
