@@ -248,6 +248,7 @@ def test_commands_are_attributes_of_the_package() -> None:
 
 SHORTEST = {  # command lines
     "list": "",
+    "doctor": "",
     "pretrain": "x --model x -o x",
     "evaluate": "x --model x --method knn",
     "extract": "x --model x -o x",

@@ -57,7 +57,8 @@ def levels() -> list[tuple[str, list[str]]]:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- levels -->\n```text\n(.*?)```", text, re.DOTALL)
     assert block
-    return [(words[0], words[1:]) for words in map(str.split, block[1].splitlines())]
+    lines = re.sub(r"\n +", " ", block[1]).splitlines()  # an indented line goes on with the one above
+    return [(words[0], words[1:]) for words in map(str.split, lines)]
 
 
 def room(name: str) -> str:

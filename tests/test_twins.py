@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermim_zoo import benchmark, cards, evaluate, extract, reconstruct, stats
+from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, reconstruct, stats
 from hiermim_zoo import list as listing
 from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
 from hiermim_zoo.commands.options import evaluate as evaluate_options
@@ -36,9 +36,10 @@ from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
-VERBS = [listing, evaluate, extract, reconstruct, benchmark, stats, cards]
+VERBS = [listing, doctor, evaluate, extract, reconstruct, benchmark, stats, cards]
 REQUIRED: dict[str, list[str]] = {  # the shortest command line
     "list": [],
+    "doctor": [],
     "evaluate": ["digits", "--model", "hivit_atto", "--method", "knn"],
     "extract": [str(CAT), "--model", "hivit_atto", "-o", "out"],
     "reconstruct": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
@@ -88,6 +89,7 @@ def help_of(verb: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) ->
         (benchmark, ["a", "--img-size", "64", "64", "--img-size", "32", "64"]),
         (stats, ["a", "--bands", "3", "1", "--scale", "0,5", "--most", "7"]),
         (cards, ["--check", "--root", "a b"]),
+        (doctor, ["hivit_atto.mae_cifar10", "a b", "--fetch", "--json"]),
         (listing, ["hivit*", "*.mae_in1k", "--size", "0.5", "70", "--license", "cc-by-nc*", "--here", "--json"]),
     ],
 )

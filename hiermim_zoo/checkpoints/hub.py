@@ -47,6 +47,13 @@ def cached(address: str, cache_dir: str | Path | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def forget(path: Path) -> None:
+    """Take a file out of the Hub's cache, where a revision has a link to it."""
+    file = path.resolve()
+    path.unlink(missing_ok=True)
+    file.unlink(missing_ok=True)
+
+
 def fetch_file(address: str, cache_dir: str | Path | None, *, sha256: str = "", size: int = 0) -> Path:
     """model.safetensors of a repository, into the Hub's cache. It is for the caller to check what came.
 

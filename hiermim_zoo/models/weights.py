@@ -18,7 +18,7 @@ from ..checkpoints.licenses import commercial_use
 from ..checkpoints.manifest import Weights
 from ..checkpoints.places import Place
 from ..checkpoints.refused import CannotWrite
-from .conversion import Wanted, convert
+from .conversion import Converted, Wanted, convert
 
 DOWNLOADS = "downloads"  # folder in the store
 
@@ -81,6 +81,13 @@ def _ready(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
     here = hub.cached(place.address, cache_dir)
     path = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
     if here is None:
+        try:
+            if not place.digests:
+                converted = convert(read_checkpoint(path), row.arch, Wanted(), source=place.address, row=row)
+                _try(row, place, converted)
+        except ValueError:
+            hub.forget(path)  # else it would be taken as it is next time
+            raise
         _say(row, place, path.stat().st_size, sha256_of(path))
     return path
 
@@ -124,7 +131,10 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
         size = checkpoint.path.stat().st_size
     try:
         wanted = Wanted(layout=row.layout, decoder=keeps_decoder(row))
-        contents = convert(checkpoint, row.arch, wanted, source=place.address, row=row).contents()
+        converted = convert(checkpoint, row.arch, wanted, source=place.address, row=row)
+        if not place.digests:
+            _try(row, place, converted)
+        contents = converted.contents()
     except BaseException:  # also a file that turned out to be another one: kept, it would be taken for the right one
         with _locked(root, row):
             _clear(root, row)
@@ -132,6 +142,22 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
     if put(contents, row, cache_dir):
         _say(row, place, size, checkpoint.sha256)
     return folder
+
+
+def _try(row: Weights, place: Place, converted: Converted) -> None:
+    """Refuse weights from a place of whose file no digest is known, if a model with them does not do what it is for.
+
+    Raises:
+        ValueError: what was found, and how to take them all the same.
+    """
+    from .plausible import tried  # with it comes Pillow, of which most have no need
+
+    trial = tried(converted.model, photographic=bool(row.accuracies))  # one that nobody measured need not do anything
+    if trial.plausible is False:
+        raise ValueError(
+            f"the weights are implausible: {trial.words}; to take them all the same: python -m hiermim_zoo.convert "
+            f"{place.address} --install {row.name}"
+        )
 
 
 def put(contents: Contents, row: Weights, cache_dir: str | Path | None = None, *, force: bool = False) -> bool:
