@@ -20,8 +20,8 @@ from .commands.options.doctor import DoctorOptions
 
 EXAMPLES = (
     "python -m hiermim_zoo.doctor",
-    "python -m hiermim_zoo.doctor hivit_atto.mae_cifar10 DIR",
-    "python -m hiermim_zoo.doctor hivit_base.mae_in1k --fetch --json",
+    "python -m hiermim_zoo.doctor hivit_atto.mae_cifar10",
+    "python -m hiermim_zoo.doctor hiera_atto.mae_cifar10_ft_cifar10 --fetch --json",
 )
 WRONG = 1  # exit code
 
