@@ -598,7 +598,7 @@ def test_the_command_measures_models_of_clips(
     argv = [
         str(videos),
         "--model",
-        "any",
+        "hiera_atto_video",
         "--method",
         "classify",
         "--workers",

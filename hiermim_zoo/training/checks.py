@@ -25,6 +25,7 @@ from .distributed import check_spread, pick_device, restored
 from .drawing import shown_of
 from .graphs import check_graphs
 from .image_form import form_of
+from .lock import FolderLock
 from .optimizer import check_optimizer
 from .small import PRETRAINING
 
@@ -135,6 +136,8 @@ def device_type(name: str | None) -> str:
 
 def _check_output(options: PretrainOptions) -> None:
     if options.output:
+        with FolderLock(options.output, not options.export_only) as lock:
+            lock.look()  # a folder in use is no folder to go on with
         snapshots.where(options.output, options.resume)
 
 
