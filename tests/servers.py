@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -114,9 +115,12 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
 
+S = TypeVar("S", bound=ThreadingHTTPServer)
+
+
 @contextmanager
-def serving(files: dict[str, bytes], hub: bool = False) -> Iterator[Server]:
-    server = Server(files, hub)
+def running(server: S) -> Iterator[S]:
+    """A server at work, until the end of the block."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -125,6 +129,12 @@ def serving(files: dict[str, bytes], hub: bool = False) -> Iterator[Server]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(files: dict[str, bytes], hub: bool = False) -> Iterator[Server]:
+    with running(Server(files, hub)) as server:
+        yield server
 
 
 Reply = bytes | Callable[[dict[str, str]], Iterable[bytes]]

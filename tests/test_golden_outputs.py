@@ -15,13 +15,8 @@ from hiermim_zoo.checkpoints.folder import GOLDEN_FILE, MODEL_FILE
 from hiermim_zoo.checkpoints.golden import COUNT, TOLERANCE, check_golden, outputs, write_golden
 from hiermim_zoo.data.photographs import photographs, shown
 
-CLASSIFIERS = (
-    "hivit_atto.mae_cifar10_ft_cifar10",
-    "hpvit_atto.mae_cifar10_ft_cifar10",
-    "green_swin_atto.mae_cifar10_ft_cifar10",
-    "hiera_atto.mae_cifar10_ft_cifar10",
-    "hiera_atto_video.mae_moving_ft_moving",
-)
+from .embedded import CLASSIFIERS
+
 ENCODERS = ("hivit_atto.mae_cifar10", "hiera_atto_video.mae_moving")
 AUTOENCODERS = ("hivit_atto", "vit_tiny_patch16_224", "green_swin_atto", "hiera_atto", "hiera_atto_video")
 

@@ -31,13 +31,8 @@ from hiermim_zoo.models.plausible import (
     tried,
 )
 
-CLASSIFIERS = (
-    "hivit_atto.mae_cifar10_ft_cifar10",
-    "hpvit_atto.mae_cifar10_ft_cifar10",
-    "green_swin_atto.mae_cifar10_ft_cifar10",
-    "hiera_atto.mae_cifar10_ft_cifar10",
-    "hiera_atto_video.mae_moving_ft_moving",
-)
+from .embedded import CLASSIFIERS
+
 MERGING = ("hivit_atto.mae_cifar10_ft_cifar10", "green_swin_atto.mae_cifar10_ft_cifar10")
 ENCODERS = tuple(f"{name}_atto.mae_cifar10" for name in ("hivit", "hpvit", "green_swin", "hiera"))
 AUTOENCODERS = ("hivit_atto", "green_swin_atto", "hiera_atto", "vit_tiny_patch16_224")

@@ -128,15 +128,18 @@ def _matches(pattern: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
+def _fits(said: Any, kinds: Mapping[str, Any]) -> bool:
+    """Whether it is a dictionary with these keys, or some of them, and with values that can be meant."""
+    return isinstance(said, dict) and all(key in kinds and kinds[key](value) for key, value in said.items())
+
+
 def check_images(images: Any, file: Path) -> None:
     """Refuse what is no form of images: it is read by commands, and shown in a card.
 
     Raises:
         ValueError: naming it.
     """
-    if not isinstance(images, dict) or any(
-        key not in IMAGE_KINDS or not IMAGE_KINDS[key](value) for key, value in images.items()
-    ):
+    if not _fits(images, IMAGE_KINDS):
         raise _refused(file, IMAGES_KEY, images, f"a form of images ({', '.join(IMAGE_KINDS)})")
 
 
@@ -157,10 +160,7 @@ def check_told(labels: Any, file: Path) -> None:
     Raises:
         ValueError: naming it.
     """
-    wrong = not isinstance(labels, dict) or any(
-        key not in LABEL_KINDS or not LABEL_KINDS[key](value) for key, value in labels.items()
-    )
-    if wrong or (labels and not {"kind", "names"} <= set(labels)):
+    if not _fits(labels, LABEL_KINDS) or (labels and not {"kind", "names"} <= set(labels)):
         raise _refused(file, LABELS_KEY, labels, "a kind (tags, values) and the names of the outputs")
     if lengths := {len(value) for key, value in labels.items() if key != "kind"} - {len(labels.get("names", ()))}:
         raise _refused(file, LABELS_KEY, labels, f"as many numbers as names, not {lengths.pop()},")
@@ -182,9 +182,7 @@ def check_training(training: Any, file: Path) -> None:
     Raises:
         ValueError: naming it.
     """
-    if not isinstance(training, dict) or any(
-        key not in TRAINING_KINDS or not TRAINING_KINDS[key](value) for key, value in training.items()
-    ):
+    if not _fits(training, TRAINING_KINDS):
         raise _refused(file, TRAINING_KEY, training, f"what is known of a training ({', '.join(TRAINING_KINDS)})")
 
 
