@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file.
+def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+    """Write a .safetensors file; None: without metadata.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
     try:
-        save_file(dict(state), path, metadata=dict(metadata))
+        save_file(dict(state), path, metadata=None if metadata is None else dict(metadata))
     except SafetensorError as error:
         said = OSError(f"{path.name} cannot be written: {error}")
         number = re.search(r"os error (\d+)", str(error))

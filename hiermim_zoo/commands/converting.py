@@ -14,16 +14,17 @@ from urllib.parse import quote, urljoin, urlsplit
 import torch
 
 from ..checkpoints import manifest, places, store
+from ..checkpoints.configs import read_config
 from ..checkpoints.download import DownloadError, download
 from ..checkpoints.fetched import confirm
 from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
-from ..checkpoints.folder import check_target, write_folder
+from ..checkpoints.folder import CONFIG_FILE, check_target, write_folder
 from ..checkpoints.hub import HUB, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
 from ..checkpoints.shards import is_index, parts_of
-from ..checkpoints.unconvert import check_file, to_published, write_published
+from ..checkpoints.unconvert import check_file, left_out, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
@@ -31,6 +32,7 @@ from ..models.family import families, family_of
 from ..models.shapes import without_memory
 from ..models.weights import keeps_decoder, put
 from ..text import counted, printable
+from .exchanging import put_into, whole_checkpoint
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -72,8 +74,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
     into_store = row if options.install and target is not None else None
     if into_store:
         store.writable_store()
+    whole = None
     if options.to:
         check_file(options.output or Path(), options.force)
+        whole = whole_checkpoint(options, arch) if options.into else None
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,6 +91,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
         print(report(converted, every=options.dry_run))
         if target is None:
             return None
+        if whole is not None:
+            put_into(converted, whole, target)
+            return target
         if options.to:
             write_back(converted, options.to, target, options.force)
             return target
@@ -144,7 +151,7 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
     """
     if row is None and options.install:
         raise ValueError(f"--install {options.install}: no such tag; known are {', '.join(manifest.records())}")
-    arch = options.model or (row.arch if row else None)
+    arch = options.model or (row.arch if row else architecture_of(Path(options.source)))
     if arch is None:
         raise ValueError("--model ARCH is needed: which architecture is the checkpoint of?")
     if row and arch != row.arch:
@@ -153,6 +160,13 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
         raise ValueError(f"--install {row.name}: these weights ship with the package")
     family_of(arch)
     return arch
+
+
+def architecture_of(folder: Path) -> str | None:
+    """The architecture that a folder of this package names, if one of its families has it; else None."""
+    file = folder / CONFIG_FILE
+    arch = read_config(file).get("architecture") if file.is_file() else None
+    return arch if any(family.own and arch in family.variants for family in families()) else None
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
@@ -176,9 +190,12 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
     with torch.random.fork_rng(devices=[]):
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
-    write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
+    state = contents.state()
+    write_published(to_published(state, contents.decoder_state(), table, fresh), file, force, table.top_key)
     what = "encoder and decoder" if decoder and table.decoder else "the model"
     print(f"wrote {file}: {what} under the names of {layout}")
+    if lost := left_out(state, table):
+        print(f"  left out, as {layout} has no place for a classifier: {', '.join(lost)}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:

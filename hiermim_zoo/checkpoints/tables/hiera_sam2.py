@@ -66,6 +66,7 @@ LAYOUTS = (
             Rename(r"((?:pos_embed|patch_embed|blocks).*)", rf"{_SAM2}\1"),
         ),
         prefix=_SAM2,
+        exchanges=True,
     ),
     Layout(
         "sam2_timm",
@@ -80,6 +81,7 @@ LAYOUTS = (
         may_be_missing=(_NORM,),
         back=(Rename(r"fc_norm\.(weight|bias)", r"head.norm.\1"), Rename(r"head\.(weight|bias)", r"head.fc.\1")),
         top_key="",
+        exchanges=True,
     ),
     Layout(
         "sam2_transformers",
@@ -106,6 +108,7 @@ LAYOUTS = (
             Rename(_BLOCK + r"mlp\.fc2" + _KIND, rf"{_HF_BLOCK_BACK}mlp.proj_out.\2"),
         ),
         top_key="",
+        exchanges=True,
     ),
     Layout(
         "sam2_own",
