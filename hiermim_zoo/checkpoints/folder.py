@@ -157,7 +157,7 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
         )
         (part / CARD).write_text(card, encoding="utf-8")
         if place == folder:
-            _move_into(folder, part)
+            move_into(folder, part)
         else:
             part.rename(folder)
     finally:
@@ -172,7 +172,7 @@ def remove_parts(folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _move_into(folder: Path, part: Path) -> None:
+def move_into(folder: Path, part: Path) -> None:
     """Replace OWN_FILES by those of a part. config.json leaves first and comes last: without it there is no model."""
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name in (MODEL_FILE, DECODER_FILE, GOLDEN_FILE, CARD, CONFIG_FILE):

@@ -139,7 +139,7 @@ def _link_tag(row: Weights, path: Path, scratch: Path) -> None:
     """The weights of a tag as they are in the store, with the configuration that belongs to them."""
     beside = path.with_name(CONFIG_FILE)
     if path.name == MODEL_FILE and beside.is_file() and read_config(beside)[CONFIG_KEY]:
-        _link(path.parent, scratch, (MODEL_FILE, CONFIG_FILE))
+        _link(path.parent, scratch, (MODEL_FILE, DECODER_FILE, CONFIG_FILE))
         return
     converted = convert(read_checkpoint(path), row.arch, source=row.name, row=row)
     write_folder(converted.contents(), scratch)

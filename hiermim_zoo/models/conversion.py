@@ -55,14 +55,20 @@ class Converted:
     notes: dict[str, str] = field(default_factory=dict)  # what else the family has to say of the weights
 
     def provenance(self) -> dict[str, Any]:
-        training = self.checkpoint.config.get(CONFIG_KEY, {}).get(TRAINING_KEY)
-        return {
-            "source": self.source,
+        said = self.checkpoint.config.get(CONFIG_KEY, {})
+        training = said.get(TRAINING_KEY)
+        read = {
             "file": self.checkpoint.path.name,
             "sha256": self.checkpoint.sha256,
             **({"key": self.checkpoint.top_key} if len(self.checkpoint.sets) > 1 else {}),
             **({"prefix": self.checkpoint.prefix} if self.checkpoint.prefix else {}),
             "layout": self.native.layout.name,
+        }
+        if self.row and "sha256" in said:  # of a store or a bundle, whose folder says which file it was converted from
+            read = {key: said[key] for key in ("file", "sha256", "key", "prefix", "layout") if key in said}
+        return {
+            "source": self.source,
+            **read,
             "license": self.license,
             **({LICENSE_NOTE: self.license_note} if self.license_note else {}),
             **self.notes,
@@ -228,7 +234,12 @@ def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> 
     for name in wanted.model_args:
         if name not in offered:
             raise ValueError(f"--{name.replace('_', '-')} is nothing that a conversion to {arch} can choose")
-    native = family.native(checkpoint.state, wanted.layout, decoder=wanted.decoder, args=wanted.model_args)
+    beside = checkpoint.path.with_name(DECODER_FILE)
+    apart = wanted.decoder and beside.is_file()  # as in a folder that was written with its decoder
+    kept = wanted.decoder and not apart
+    native = family.native(checkpoint.state, wanted.layout, decoder=kept, args=wanted.model_args)
+    if apart:
+        native = native._replace(decoder=read_checkpoint(beside).state)
     if not wanted.inflate:
         return native
     if family.inflate is None:
