@@ -19,9 +19,9 @@ from torch import nn
 from hiermim_zoo import create_mae
 from hiermim_zoo.data.photographs import photographs, shown
 from hiermim_zoo.models import plausible
+from hiermim_zoo.models.imagenet import IMAGENET_CLASSES
 from hiermim_zoo.models.plausible import (
     BAD_LOSS,
-    IMAGENET_CLASSES,
     LEAST_AGREEMENT,
     LEAST_TOLD,
     answers,

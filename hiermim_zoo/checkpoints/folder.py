@@ -194,4 +194,6 @@ def _write_config(contents: Contents, path: Path) -> None:
     save_config_for_hf(contents.model, str(path), {CONFIG_KEY: ours})
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_args"] = dict(contents.model_args)
+    if names := config["pretrained_cfg"].get("label_names"):
+        config["label_names"] = names  # where transformers' wrapper looks
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -65,7 +65,7 @@ def into_organisation(rows: Sequence[Weights], organisation: str, options: Mirro
     permission = options.i_have_permission
     if not options.to.startswith(mirrors.HUB):
         print(f"{organisation} is taken for an organisation of the Hub; ./{organisation} would be a folder")
-    together(*(lambda row=row: check_license(row.license, permission, row.name) for row in rows))
+    together(*(lambda row=row: check_license(row.strict_license, permission, row.name) for row in rows))
     user = Repository(f"{organisation}/{rows[0].name}", options.token)
     found = []
     for row in rows:
@@ -95,10 +95,10 @@ def into_folder(rows: Sequence[Weights], folder: Path, options: MirrorOptions) -
         raise ValueError(f"--to {options.to} is a file; name a folder")
     recorded(folder)
     for row in rows:
-        if why := why_not_passed_on(row.license):
+        if why := why_not_passed_on(row.strict_license):
             print(f"warning: {row.name}: {why}: keep the bundle to yourself", file=sys.stderr)
     if options.dry_run:
-        lines = [f"  {row.name}: {size_of(row, parameters().get(row.name))}, licence {row.license}" for row in rows]
+        lines = [f"  {row.name}: {size_of(row, parameters().get(row.name))}, licence {row.licenses}" for row in rows]
         return Outcome([], "\n".join([f"into {folder}:", *lines, "dry run: nothing was written"]))
     folder.mkdir(parents=True, exist_ok=True)
     found = []
@@ -148,7 +148,9 @@ def bundled(row: Weights, folder: Path) -> int:
             if had := whole(row, folder):  # another process was faster
                 return had
             # The record first: of whoever is killed in between, the next makes the folder anew.
-            mirrors.add_to_record(folder, row.name, row.license, {path.name: path for path in sorted(part.iterdir())})
+            mirrors.add_to_record(
+                folder, row.name, row.strict_license, {path.name: path for path in sorted(part.iterdir())}
+            )
             if place.exists():  # damaged since it was recorded; files of others stay
                 move_into(place, part)
             else:

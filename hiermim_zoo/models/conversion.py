@@ -27,6 +27,7 @@ from ..version import __version__
 from .beside import check_beside, decoder_beside, pool_beside
 from .family import Family, family_of
 from .grids import Sizes, sizes_beside
+from .imagenet import IMAGENET_CLASSES, imagenet_names
 from .saved import blank, check_buildable, saved_args
 
 UNSAID = (224, 224)  # pixels of timm's ViTs where neither arguments nor a fixed size say others
@@ -79,7 +80,10 @@ class Converted:
     @property
     def license_note(self) -> str:
         """What has to be said of the licence; empty where nothing has."""
-        return self.row.license_note if self.row else self.native.layout.license_note
+        if not self.row:
+            return self.native.layout.license_note
+        both = f"{self.row.licenses} may hold, the stricter one is taken." if self.row.license_also else ""
+        return " ".join(filter(None, (both, self.row.license_note)))
 
     def source_decoder(self) -> dict[str, Tensor]:
         """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty
@@ -160,7 +164,7 @@ def convert(
     wanted = replace(wanted, layout=wanted.layout or _layout_of(row, checkpoint))
     native = _read(checkpoint, arch, family, wanted)
     check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
-    known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
+    known = {**native.layout.preprocessing, **(_cfg_of(row) if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or UNSTATED
     native, shape, args = _shape(checkpoint, arch, family, native, wanted, config)
@@ -191,6 +195,14 @@ def convert(
         initial,
         notes,
     )
+
+
+def _cfg_of(row: Weights) -> dict[str, Any]:
+    """What the manifest says of weights; all of its rows with as many classes as ImageNet-1K have these."""
+    cfg = row.pretrained_cfg()
+    if row.classes == IMAGENET_CLASSES and not row.labels:
+        cfg["label_names"] = imagenet_names()
+    return cfg
 
 
 def _layout_of(row: Weights | None, checkpoint: Checkpoint) -> str | None:

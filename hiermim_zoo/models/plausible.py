@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from ..data.photographs import photographs, shown
 from ..masking import random_keep
+from .imagenet import IMAGENET_CLASSES, imagenet_names
 
 IMAGES, CLIPS = 10, 6  # photographs that are shown; clips take longer
-IMAGENET_CLASSES = 1000
 # A classifier, see ``answers``: both below are implausible.
 LEAST_TOLD, LEAST_AGREEMENT = 0.05, 1.5
 # An autoencoder's loss, as a share of that of predicting the mean of each patch: below is plausible, above implausible
@@ -156,11 +155,10 @@ def _mergings(model: nn.Module) -> Iterator[Any]:
 
 def _class_names(model: Any, indices: Sequence[int]) -> list[str]:
     labels = model.pretrained_cfg.get("label_names")
+    if not labels and model.num_classes == IMAGENET_CLASSES:
+        labels = imagenet_names()
     if labels and len(labels) == model.num_classes:
-        return [str(labels[i]) for i in indices]
-    if model.num_classes == IMAGENET_CLASSES:
-        info: Any = ImageNetInfo("imagenet-1k")
-        return [info.index_to_description(i).partition(",")[0] for i in indices]
+        return [str(labels[i]).partition(",")[0] for i in indices]
     return [f"class {i}" for i in indices]
 
 

@@ -268,7 +268,7 @@ def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
     if row.license == "unstated":
         license = "the authors state no licence: ask them before commercial use"
     elif row.license_also:
-        license += f" or {row.license_also}: ask the authors before commercial use"
+        license = f"licence {row.licenses}: ask the authors before commercial use"
     elif commercial_use(row.license) is False:
         license += ", for non-commercial use only"
     # A warning, since nothing less is shown by default.
