@@ -4,9 +4,11 @@ SARATR-X and Hiera of MAE-Lite. Files of random weights in their names compute w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +211,7 @@ def tag(by_mae: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with serving({"/o.pth": (tmp_path / "origin.pth").read_bytes()}) as server:
         name = f"{VIT}.toy"
         row = Weights(name, "o/n", "vit_mae_pixels", "mit", "a test", "0", timm=True, url=f"{server.url}/o.pth")
+        row = replace(row, md5=hashlib.md5((tmp_path / "origin.pth").read_bytes()).hexdigest())
         monkeypatch.setattr(manifest, "records", lambda: {name: row})
         yield name, server
 
@@ -228,6 +231,25 @@ def test_a_tag_of_a_plain_vit_has_its_decoder(tag: Any, plain: MaskedAutoencoder
     assert not torch.allclose(fresh(images, keep).pred, plain(images, keep).pred, atol=0.1)
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         timm.create_model(name, pretrained=True)
+
+
+def test_the_decoder_is_tried_with_the_encoder(
+    tag: Any, by_mae: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no digest is known: random ones are refused; of those that predict the mean of each patch it cannot be
+    told.
+    """
+    name, server = tag
+    row = replace(manifest.records()[name], md5="", layout="vit_mae")
+    monkeypatch.setattr(manifest, "records", lambda: {name: row})
+    with pytest.raises(store.WeightsNotFound, match="implausible: its loss on 10 images of photographs is"):
+        create_mae(name, pretrained=True)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    for end in ("weight", "bias"):
+        by_mae[f"decoder_pred.{end}"].zero_()
+    torch.save({"model": by_mae}, tmp_path / "mean.pth")
+    server.files["/o.pth"] = (tmp_path / "mean.pth").read_bytes()
+    assert create_mae(name, pretrained=True).norm_pix
 
 
 def test_a_tag_of_a_plain_vit_is_installed_from_a_file(tag: Any, tmp_path: Path) -> None:

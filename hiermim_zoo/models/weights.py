@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
@@ -31,6 +32,9 @@ from .conversion import Converted, Wanted, convert
 
 DOWNLOADS = "downloads"  # folder in the store
 BESIDE = (CONFIG_FILE, DECODER_FILE)  # what a folder of timm's architectures has beside the weights
+
+# Makes one model of the encoder and the decoder of a conversion. The room above has it: mae.py says so here.
+assemble: Callable[[Converted], Any] | None = None
 
 _logger = logging.getLogger(__name__)
 
@@ -191,7 +195,8 @@ def _try(row: Weights, place: Place, converted: Converted) -> None:
     """
     from .plausible import tried  # with it comes Pillow, of which most have no need
 
-    trial = tried(converted.model, photographic=bool(row.accuracies))  # one that nobody measured need not do anything
+    model = assemble(converted) if assemble and converted.native.decoder else converted.model
+    trial = tried(model, photographic=bool(row.accuracies))  # one that nobody measured need not do anything
     if trial.plausible is False:
         raise ValueError(
             f"the weights are implausible: {trial.words}; to take them all the same: python -m hiermim_zoo.convert "
