@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .licenses import stricter
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -75,6 +77,16 @@ class Weights:
         return self.name.partition(".")[0]
 
     @property
+    def strict_license(self) -> str:
+        """Of the licences that may hold the one that allows less: folders, cards and repositories name it."""
+        return stricter(self.license, self.license_also)
+
+    @property
+    def licenses(self) -> str:
+        """All that may hold, in words."""
+        return " or ".join(filter(None, (self.license, self.license_also)))
+
+    @property
     def accuracies(self) -> tuple[Accuracy, ...]:
         """All that were measured, first the one of ``top1``."""
         own = () if self.top1 is None else (Accuracy(self.top1, self.top1_by, self.top1_crop),)
@@ -99,7 +111,7 @@ class Weights:
         optional = {key: getattr(self, key) for key in ("input_size", "mean", "std", "crop_pct")}
         return {
             "hf_hub_id": self.hub,
-            "license": self.license,
+            "license": self.strict_license,
             "origin_url": self.url or None,
             "paper_ids": f"arXiv:{self.paper}",
             "num_classes": self.classes,

@@ -134,7 +134,7 @@ def in_table(row: Weights) -> tuple[str, ...]:
         size_of(row, parameters(row.name)),
         f"{first.top1:g} ({crop})" if first else "-",
         row.source.partition(" (")[0],
-        row.license,
+        row.licenses,
     )
 
 
@@ -215,7 +215,7 @@ def section(row: Weights) -> str:
         "origin": origin,
         "Hub": "".join(f"`{name}`{'' if row.hub_pinned else ', not pinned'}" for name in asked),
         "size": f"{number:,} parameters, {size_of(row, number)}",
-        "licence": " or ".join(filter(None, (row.license, row.license_also))),
+        "licence": row.licenses,
         "commercial use": use_of(row),
         "about the licence": row.license_note,
         "paper": f"[arXiv {row.paper}](https://arxiv.org/abs/{row.paper})",
