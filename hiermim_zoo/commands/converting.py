@@ -27,7 +27,7 @@ from ..checkpoints.unconvert import check_file, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
-from ..models.family import families, family_of
+from ..models.family import Family, families, family_of
 from ..models.shapes import without_memory
 from ..models.weights import keeps_decoder, put
 from ..text import counted, printable
@@ -45,8 +45,16 @@ def options_of(model: str | None, words: Sequence[str]) -> type[ConvertOptions]:
     row = next((row for word in words if (row := known_row(word)) is not None), None)
     arch = model or (row.arch if row else None)
     everybodys = [choice for family in families() for choice in family.choices]
-    own = family_of(arch) if arch else None
+    own = known_family(arch)
     return with_choices(own.choices if own else (), everybodys, own.name if own else "")
+
+
+def known_family(arch: str | None) -> Family | None:
+    """The family of an architecture; None where there is none of that name."""
+    try:
+        return family_of(arch) if arch else None
+    except ValueError:
+        return None
 
 
 def values_of(model: str) -> dict[str, str]:
