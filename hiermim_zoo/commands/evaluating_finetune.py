@@ -76,7 +76,8 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
     tuning.settle()
     found = told(tuning, test, world, how)
     about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
-    found = dataclasses.replace(found, warnings=tuple(about))
+    images = None if train.source.streamed else len(train.source)
+    found = dataclasses.replace(found, warnings=tuple(about), trained=images)
     settings = {"recipe": followed, **dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
