@@ -400,7 +400,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(fo
         (["--model", "local-dir:nowhere"], "nowhere"),
         (["--model", "hivit_atto", "--img-size", "31"], "at least 32"),
         (["--model", "hivit_atto", "--what", "maps", "--levels", "4"], "level"),
-        (["--model", "test_vit", "--what", "maps", "--levels", "99"], "test_vit' fails"),
+        (["--model", "test_vit", "--what", "maps", "--levels", "99"], "--levels 99: test_vit has the levels 0 to 5"),
         (["--model", "hivit_atto", "--levels", "1"], "--what maps"),
         (["--model", "hivit_atto", "--device", "abacus"], "abacus"),
         (["--model", "hivit_atto", "--device", "meta"], "meta"),

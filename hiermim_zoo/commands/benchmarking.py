@@ -15,13 +15,11 @@ from timm.layers import to_2tuple
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
 from ..training.distributed import pick_device, restored
-from ..training.graphs import check_graphs
 from ..training.precision import chosen_amp
 from ..version import __version__
 from .baselines import is_peer
 from .options import Outcome
 from .options.benchmark import BenchmarkOptions
-from .output_files import check_writable
 from .steps import Setup, Side, split
 from .turns import Row, make_ready, ratio, row_of, take_turns
 
@@ -33,12 +31,9 @@ def benchmark(options: BenchmarkOptions) -> Outcome:
         ValueError: a model, a mode, the device or the output cannot be had.
     """
     options = options.filled()
-    if options.output:
-        check_writable(options.output, str(options.output))
     with restored():
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         pick_device(device)
-        check_graphs(options.compile, device)
         if options.threads:
             torch.set_num_threads(options.threads)
         rows = measured(options, device)

@@ -29,7 +29,7 @@ from ..checkpoints.unconvert import check_file, left_out, to_published, write_pu
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
-from ..models.family import families, family_of
+from ..models.family import Family, families, family_of
 from ..models.shapes import without_memory
 from ..models.weights import BESIDE, keeps_decoder, places_of, put
 from ..text import counted, printable
@@ -48,8 +48,16 @@ def options_of(model: str | None, words: Sequence[str]) -> type[ConvertOptions]:
     row = next((row for word in words if (row := known_row(word)) is not None), None)
     arch = model or (row.arch if row else None)
     everybodys = [choice for family in families() for choice in family.choices]
-    own = family_of(arch) if arch else None
+    own = known_family(arch)
     return with_choices(own.choices if own else (), everybodys, own.name if own else "")
+
+
+def known_family(arch: str | None) -> Family | None:
+    """The family of an architecture; None where there is none of that name."""
+    try:
+        return family_of(arch) if arch else None
+    except ValueError:
+        return None
 
 
 def values_of(model: str) -> dict[str, str]:

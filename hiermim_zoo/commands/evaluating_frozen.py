@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def neighbours(options: EvaluateOptions, world: World) -> tuple[Measured, dict[s
     rows, said, queries = (part.to(world.device) for part in (bank.rows, truth, asking.rows))
     count = outputs_told(train, test, bank, asking)
     votes = TASKS[train.kind].votes(rows, said, queries, k, temperature, count)
-    return measured(test, asking._replace(rows=votes.cpu())), {"k": k, "temperature": temperature}
+    found = replace(measured(test, asking._replace(rows=votes.cpu())), trained=len(truth))
+    return found, {"k": k, "temperature": temperature}
 
 
 def linear(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
@@ -116,7 +118,8 @@ def linear(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, 
     if not len(asking.rows):
         raise ValueError(f"none of the images of {test.spec} could be read")
     settings |= {"class_weights": options.class_weights} if options.class_weights else {}
-    return Measured(test, found, test.truth_at(asking.positions, asking.labels), asking.positions), settings
+    true = test.truth_at(asking.positions, asking.labels)
+    return Measured(test, found, true, asking.positions, trained=len(truth)), settings
 
 
 def outputs_told(train: Labelled, test: Labelled, *shown: Shown) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     clock = Clock(options.minutes or MINUTES[name])
     with restored():
         pick_device(device)
-        check_folder(folder)
+        make_folder(folder)
         if suite.threads:
             torch.set_num_threads(suite.threads)
         about = about_run(options, clock, device, suite)
@@ -121,18 +122,29 @@ def chosen_device(options: BenchmarkOptions, suite: Suite) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder for results, if need be.
+    """Refuse a folder before any work is done.
 
     Raises:
-        ValueError: it cannot be written to, or has results already.
+        ValueError: it has results already, or cannot be one.
     """
     for name in Report.FILES:
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds the results of another run ({name}): give another folder with -o")
+            raise ValueError(f"-o {folder} holds the results of another run ({name}): give another folder")
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "no permission" if there.is_dir() else f"{there} is a file, not a folder"
+        raise ValueError(f"-o {folder} cannot hold results: {why}; give another folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for results, if need be.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = "it is a file, not a folder" if folder.is_file() else error.strerror
-        raise ValueError(f"-o {folder} cannot hold results: {why}") from error
+        raise ValueError(f"-o {folder} cannot hold results: {error.strerror}") from error
     for name in Report.FILES:
         check_writable(folder / name, str(folder))

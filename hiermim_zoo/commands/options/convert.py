@@ -104,9 +104,9 @@ class ConvertOptions(OptionSet):
         group="the model",
     )
     inflate: str | None = option(
-        "weights of images become those of a model of clips: center or mean",
+        "weights of images become those of a model of clips",
         default=None,
-        metavar="HOW",
+        choices=("center", "mean"),
         group="the model",
     )
 
