@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from timm.layers import to_2tuple
 
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
 from ..training.distributed import pick_device, restored
 from ..training.precision import chosen_amp
+from ..progress import Progress
 from ..version import __version__
 from .baselines import is_peer
 from .options import Outcome
@@ -52,7 +52,8 @@ def measured(options: BenchmarkOptions, device: str) -> dict[str, Row]:
     contenders = [make_ready(rows[name], side, setup, options.warmup) for name, side in sides.items()]
     for name, row in rows.items():
         row.gmacs = gmacs_of(name, options.img_size)
-    take_turns(contenders, tqdm(range(options.rounds), unit="round", disable=None), setup)
+    with Progress(options.rounds, "round", leave=True) as bar:
+        take_turns(contenders, bar.over(range(options.rounds)), setup)
     return rows
 
 

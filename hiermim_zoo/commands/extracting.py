@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from ..data.readers import readings
 from ..data.transforms import data_config
+from ..progress import Progress
 from ..models.build import make_model
 from ..training.distributed import World, gather_objects, processes
 from ..training.endings import about_model, warn
@@ -96,8 +96,7 @@ def write_part(model: Any, rows: ImageFiles, options: ExtractOptions, folder: Pa
     loader = DataLoader(rows, batch_sampler=todo, num_workers=options.workers, collate_fn=collate, pin_memory=pin)
     part = Part([], {})
     with ExitStack() as stack:
-        hidden = None if world.first else True  # None: unless stderr is a terminal
-        bar = stack.enter_context(tqdm(total=sum(map(len, todo)), unit="image", disable=hidden))
+        bar = stack.enter_context(Progress(sum(map(len, todo)), "image", shown=world.first, leave=True))
         written: dict[str, Any] = {}
         for images, readable, unreadable in readings(loader):
             complain(rows, unreadable, options.on_error)
