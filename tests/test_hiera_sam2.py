@@ -19,13 +19,15 @@ from hiermim_zoo.protocol import PlanningEncoder
 
 TINY = [(224, 224), (256, 256), (448, 448), (320, 480)]
 LARGER = [("tiny", size) for size in ((896, 896), (1024, 1024), (640, 960))]
-LARGER += [("large", (side, side)) for side in (256, 512, 1024)] + [("base_plus", (448, 256)), ("small", (256, 448))]
+LARGER += [("large", (256, 256)), ("base_plus", (448, 256)), ("small", (256, 448))]
+FEW = {"depths": (1, 1, 5, 3), "global_att_blocks": (4, 8)}  # of the large one, whose whole was seen to agree, too
 
 
-def pair(size: str) -> tuple[Any, Any]:
+def pair(size: str, **few: Any) -> tuple[Any, Any]:
     """timm's encoder with weights that hide nothing, and ours, with the same ones through our layouts."""
     torch.manual_seed(0)
-    theirs: Any = timm.create_model(f"sam2_hiera_{size}", num_classes=0).eval()
+    args = {"stages" if name == "depths" else name: value for name, value in few.items()}
+    theirs: Any = timm.create_model(f"sam2_hiera_{size}", num_classes=0, **args).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():  # norms that are not 1, biases that are not 0: keys of empty units
             parameter.add_(0.1 * torch.randn_like(parameter) if parameter.ndim == 1 else 0)
@@ -33,7 +35,7 @@ def pair(size: str) -> tuple[Any, Any]:
         theirs.pos_embed_window.mul_(10)
     overlay = {"state_dict": theirs.state_dict(), "num_classes": 0}
     ours = timm.create_model(
-        f"hiera_sam2_{size}", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=224
+        f"hiera_sam2_{size}", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=224, **few
     )
     return theirs, ours.eval()
 
@@ -63,6 +65,12 @@ def test_all_levels_are_those_of_timm(tiny: tuple[Any, Any], size: tuple[int, in
 @pytest.mark.parametrize(("variant", "size"), LARGER, ids=str)
 def test_all_levels_are_those_of_timm_at_large_sizes(variant: str, size: tuple[int, int]) -> None:
     assert_levels_agree(*pair(variant), size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [512, 1024])
+def test_windows_of_eight_units_are_those_of_timm(side: int) -> None:
+    assert_levels_agree(*pair("large", **FEW), (side, side))
 
 
 @torch.inference_mode()
