@@ -68,9 +68,10 @@ class Progress:
 
         Args:
             count: of them.
-            **shown: what else is worth a look now, by name.
+            **shown: what else is worth a look now, by name; None: nothing yet.
         """
         self.done += count
+        shown = {name: value for name, value in shown.items() if value is not None}
         if shown:
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update(count)

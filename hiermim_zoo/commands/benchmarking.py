@@ -13,9 +13,9 @@ from timm.layers import to_2tuple
 
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
+from ..progress import Progress
 from ..training.distributed import pick_device, restored
 from ..training.precision import chosen_amp
-from ..progress import Progress
 from ..version import __version__
 from .baselines import is_peer
 from .options import Outcome

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from ..data.readers import readings
 from ..data.transforms import data_config
-from ..progress import Progress
 from ..models.build import make_model
+from ..progress import Progress
 from ..training.distributed import World, gather_objects, processes
 from ..training.endings import about_model, warn
 from ..training.image_form import form_for

@@ -27,10 +27,10 @@ from ..commands.options.problems import warmup_line
 from ..data.batches import Batching, batches
 from ..data.seeds import seed_of
 from ..data.transforms import make_transform
-from ..progress import Progress
 from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
+from ..progress import Progress
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients, how
 from .optimizer import gradient_norm, make_optimizer
@@ -283,7 +283,7 @@ class FineTune:
                 latest = self._read(*coming.popleft())
                 total += latest
             speed = (step + 1 - steps.start) * self.batching.batch / (time.perf_counter() - start)
-            bar.update(**({} if latest is None else {"loss": f"{latest:.4f}"}), images_s=f"{speed:.0f}")
+            bar.update(loss=None if latest is None else f"{latest:.4f}", images_s=f"{speed:.0f}")
             say(self.forecast.after(step + 1), self.world.first)
         total += sum(self._read(*late) for late in coming)
         mean = summed(torch.tensor([total], device=self.world.device)).item() / (len(steps) * self.world.size)
