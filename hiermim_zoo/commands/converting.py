@@ -14,10 +14,11 @@ from urllib.parse import quote, urljoin, urlsplit
 import torch
 
 from ..checkpoints import manifest, mirrors, places, store
+from ..checkpoints.configs import CONFIG_KEY, read_config
 from ..checkpoints.download import DownloadError, download
 from ..checkpoints.fetched import compare as compare_digest
 from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
-from ..checkpoints.folder import check_target, write_folder
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, check_target, write_folder
 from ..checkpoints.hub import HUB, fetch_beside, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.places import Place
@@ -86,6 +87,8 @@ def convert_source(options: ConvertOptions) -> Path | None:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
         print(report(converted, every=options.dry_run))
+        if not (options.to or converted.native.decoder) and converted.decoder_beside.is_file():
+            print(f"  left out {DECODER_FILE} beside it: --mae keeps it")
         if target is None:
             return None
         if options.to:
@@ -147,7 +150,7 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
     """
     if row is None and options.install:
         raise ValueError(f"--install {options.install}: no such tag; known are {', '.join(manifest.records())}")
-    arch = options.model or (row.arch if row else None)
+    arch = options.model or (row.arch if row else said_arch(Path(options.source)))
     if arch is None:
         raise ValueError("--model ARCH is needed: which architecture is the checkpoint of?")
     if row and arch != row.arch:
@@ -156,6 +159,17 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
         raise ValueError(f"--install {row.name}: these weights ship with the package")
     family_of(arch)
     return arch
+
+
+def said_arch(folder: Path) -> str | None:
+    """The architecture that a folder of this package names; those of others may mean another model by theirs.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    file = folder / CONFIG_FILE
+    config = read_config(file) if file.is_file() else {}
+    return config["architecture"].partition(".")[0] if config.get(CONFIG_KEY) else None
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
