@@ -67,6 +67,28 @@ def test_the_folder_loads_with_timm_and_says_where_it_comes_from(
     assert "verified" in said
 
 
+def test_a_folder_gets_a_licence_and_keeps_its_decoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names its architecture itself; what is known of its run is still said. Without --mae the decoder is missed."""
+    mae = create_mae("hivit_atto", recipe=(small := {"depth": 1, "dim": 32, "heads": 2}))
+    encoder: Any = mae.encoder
+    encoder.pretrained_cfg = own_cfg("hivit_atto", {}, "unstated", 0, (3, 64, 64))
+    about = {"source": "a run", "license": "unstated", "step": 0, "warnings": ["it was never trained"]}
+    contents = Contents("hivit_atto", encoder, about, "Made.", decoder=decoder_state(mae), recipe=small)
+    write_folder(contents, tmp_path / "run")
+    command(tmp_path / "run", "--license", "mit", "--mae", "-o", tmp_path / "whole")
+    assert "left out" not in capsys.readouterr().out
+    command(tmp_path / "run", "--license", "mit", "-o", tmp_path / "half")
+    assert "left out decoder.safetensors beside it: --mae keeps it" in capsys.readouterr().out
+    again = create_mae("hivit_atto", checkpoint=tmp_path / "whole")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in mae.state_dict().items())
+    said = json.loads((tmp_path / "whole" / "config.json").read_text())["hiermim_zoo"]
+    assert (said["license"], said["step"], said["warnings"]) == ("mit", 0, ["it was never trained"])
+    assert "it was never trained" in (tmp_path / "whole" / "README.md").read_text()
+    torch.save(encoder.state_dict(), tmp_path / "bare.pth")
+    with pytest.raises(ValueError, match="--model ARCH is needed"):
+        command(tmp_path / "bare.pth", "-o", tmp_path / "x")
+
+
 def test_a_converted_folder_converts_again_to_the_same_bits(atto: Path, tmp_path: Path) -> None:
     command(atto, "--model", "hivit_atto", "-o", tmp_path / "a", "--img-size", 96, 64)
     command(tmp_path / "a", "--model", "hivit_atto", "-o", tmp_path / "b")

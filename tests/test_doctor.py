@@ -185,6 +185,11 @@ def test_a_folder_of_an_unknown_architecture_is_refused(written: Path, tmp_path:
         run(targets=str(tmp_path))
 
 
+def test_fetch_without_a_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="--fetch needs the names of the weights to fetch"):
+        run(fetch=True)
+
+
 # ---- weights that are fetched
 
 

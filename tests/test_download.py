@@ -497,6 +497,27 @@ def test_no_network_is_not_tried_again(tmp_path: Path, waits: list[float]) -> No
     assert not waits
 
 
+@pytest.mark.parametrize(("grace", "connections"), [(0.3, (2, 5)), (60.0, (8, 8))])
+def test_a_server_that_sends_a_little_through_each_connection_has_little_time_in_all(
+    grace: float, connections: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each brings something new, so none is fruitless; without the limit all connections are made."""
+
+    def a_block(request: Mapping[str, str]) -> Iterator[bytes]:
+        start, total = int(re.sub(r"\D", "", request.get("range", "0"))), 10**7
+        sizes = {"Content_Length": str(total - start), "Content_Range": f"bytes {start}-{total - 1}/{total}"}
+        yield sent(bytes(1 << 15), "206 Partial Content" if start else "200 OK", **sizes, ETag=TAG)
+        EVER.wait(5)
+
+    monkeypatch.setattr(transfer, "_SLOWEST", 100_000)
+    monkeypatch.setattr(downloads, "_GRACE", grace)
+    with scripted(a_block) as server, pytest.raises(DownloadError) as error:
+        download(f"{server.url}/w.pth", tmp_path / "w.pth")
+    low, high = connections
+    assert low <= len(server.requests) <= high
+    assert ("slower than the slowest that is waited for" in str(error.value)) == (grace < 1)
+
+
 def test_a_note_that_is_damaged_is_none(tmp_path: Path) -> None:
     part = Part(tmp_path / "w.pth")
     for text in ("", "{", "[1]", '{"url": 1, "validator": 2, "total": 3}', "[" * 9999, "\0", '{"url": "x"}'):

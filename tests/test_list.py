@@ -243,15 +243,18 @@ def test_links_of_the_cards_lead_to_their_sections() -> None:
 def test_each_card_has_three_lines_that_make_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
     text = "\n".join(map(cataloguing.section, manifest.records().values()))
+    whole: list[tuple[str, bool]] = []
     monkeypatch.setattr(timm, "create_model", lambda arch, pretrained: asked.append((arch, pretrained)))
+    monkeypatch.setattr(hiermim_zoo, "create_mae", lambda arch, pretrained: whole.append((arch, pretrained)))
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        assert len(list(filter(None, code.splitlines()))) == 3 - ("local-dir:DIR" in code)
+        assert len(list(filter(None, code.splitlines()))) == 3 - ("local-dir:DIR" in code or "create_mae" in code)
         exec(code, {})
     assert asked == [(name if name in OURS else "local-dir:DIR", True) for name in ALL]
     made = re.findall(r"hiermim_zoo\.convert (\S+) (--mae )?-o DIR\n```\n", text)
     with_decoder = [name for name in ALL if name not in OURS and "_ft_" not in name]
     assert [name for name, _ in made] == [name for name in ALL if name not in OURS]
     assert [name for name, mae in made if mae] == with_decoder
+    assert whole == [(name, True) for name in with_decoder]
 
 
 def test_figures_say_their_crop() -> None:
@@ -301,3 +304,18 @@ def test_sizes_in_words(bytes: int, said: str) -> None:
     assert catalogue.size_of(row, None) == said
     assert catalogue.size_of(Weights("a.b", "o/a", "layout", "mit", "us", "1"), 25_000_000) == "~100 MB"
     assert catalogue.size_of(Weights("a.b", "o/a", "layout", "mit", "us", "1"), None) == "-"
+
+
+def test_tags_of_timms_own_models_say_what_loads_them(capsys: pytest.CaptureFixture[str]) -> None:
+    """``timm.create_model`` refuses them; what is said instead works without classes, or by way of a folder."""
+    shown = {one["name"]: one["load"] for one in run(patterns="*")}
+    capsys.readouterr()
+    for name, row in manifest.records().items():
+        by_timm = f'timm.create_model("{name}", pretrained=True)'
+        assert (shown[name] == by_timm) == (not row.timm)
+        assert not row.timm or ("create_mae" in shown[name]) == (not row.classes)
+    for pattern, said in (("vit*", True), ("hivit*", False)):
+        main([pattern])
+        out = capsys.readouterr().out
+        assert ("timm.create_model knows no such tags" in out) == said
+        assert ('timm.create_model("local-dir:DIR", pretrained=True)' in out) == said

@@ -68,6 +68,7 @@ def record(row: Weights) -> dict[str, Any]:
         "origin": row.url or None,
         "paper": row.paper,
         "source": row.source,
+        "load": loading(row),
     }
 
 
@@ -100,12 +101,21 @@ def millions(counted: int | None) -> str:
 
 
 def license_of(row: Weights) -> str:
-    return "not stated" if row.license == UNSTATED else row.licenses
+    return "not stated" if row.license == UNSTATED else row.license
 
 
 def use_of(row: Weights) -> str:
     """Whether the licence allows commercial use: yes, no, or ask."""
     return WORDS[commercial_use(row.license, row.license_also)]
+
+
+def loading(row: Weights) -> str:
+    """What loads them, as a line. timm knows no tags of its own architectures but its own."""
+    if not row.timm:
+        return f'timm.create_model("{row.name}", pretrained=True)'
+    if row.classes:  # for which an autoencoder has no place
+        return f'python -m hiermim_zoo.convert {row.name} -o DIR; timm.create_model("local-dir:DIR", pretrained=True)'
+    return f'hiermim_zoo.create_mae("{row.name}", pretrained=True)'
 
 
 def accuracy_words(one: Accuracy) -> str:

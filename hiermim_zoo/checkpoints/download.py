@@ -21,6 +21,7 @@ _TRIES = 4  # connections in a row that bring nothing new before giving up
 _CONNECTIONS = 50  # in all: each that brings one byte is no reason to go on for ever
 _PAUSE = 1.0  # seconds before the second of the tries, twice that before the third, ...
 _PATIENCE = 120.0  # seconds that a server may make us wait in all (Retry-After)
+_GRACE = 300.0  # seconds that all connections together may take beyond what their bytes may (see transfer.allowed)
 _WHOLE = 86_400.0  # seconds that one download may take
 _DIGITS = {"sha256": 64, "md5": 32}
 _PREFIX = 6  # hexadecimal digits that say something; authors put so many, or 8, into names of files
@@ -129,13 +130,17 @@ def _fetch(wanted: Wanted, part: Part) -> bool:
     Raises:
         DownloadError: it does not, or an answer is refused.
     """
-    from .transfer import transfer  # what downloads nothing, such as a benchmark on a bare machine, needs no requests
+    from .transfer import (
+        allowed,
+        transfer,
+    )  # what downloads nothing, such as a benchmark on a bare machine, needs no requests
 
     deadline = time.monotonic() + _WHOLE
-    patience, best, fruitless, pieced, reason = _PATIENCE, part.size, 0, False, ""
+    patience, best, fruitless, pieced, reason, grace = _PATIENCE, part.size, 0, False, "", _GRACE
     for number in range(_CONNECTIONS):
         wait = None
         pieced = pieced or part.usable(wanted)
+        had, begun = part.size, time.monotonic()
         try:
             if transfer(wanted, part, deadline):
                 return pieced
@@ -147,6 +152,11 @@ def _fetch(wanted: Wanted, part: Part) -> bool:
             reason, wait = str(error), error.wait
             if isinstance(error, Unreachable) and number == 0:  # no network: said at once
                 break
+        grace -= time.monotonic() - begun - allowed(max(0, part.size - had))
+        if grace < 0:  # one that sends a little through each of its connections
+            reason += f", and all in all it is {_GRACE:g} s slower than the slowest that is waited for"
+            break
+        grace = min(grace, _GRACE)
         fruitless = 0 if part.size > best else fruitless + 1
         best = max(best, part.size)
         if fruitless >= _TRIES or time.monotonic() >= deadline:

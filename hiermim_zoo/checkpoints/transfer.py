@@ -41,6 +41,11 @@ _MARKUP = re.compile(rb"\s*<(!doctype|!--|\?xml|html|head|body|title|meta|script
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 
 
+def allowed(count: int) -> float:
+    """Seconds that so many bytes may take."""
+    return count * _WINDOW / _SLOWEST
+
+
 def transfer(wanted: Wanted, part: Part, deadline: float) -> bool:
     """Append to ``part`` what one connection brings.
 

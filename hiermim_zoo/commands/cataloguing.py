@@ -59,14 +59,26 @@ import hiermim_zoo  # registers the architecture
 model = timm.create_model("{}", pretrained=True)
 ```
 """
-FOLDER_CODE = """```bash
-python -m hiermim_zoo.convert {} {}-o DIR
+FOLDER_CODE = """`timm.create_model` knows no such tag of its own model: the name is one for the commands.
+timm loads a folder, and does so without this package:
+
+```bash
+python -m hiermim_zoo.convert {0} {1}-o DIR
 ```
 
 ```python
 import timm
 
 model = timm.create_model("local-dir:DIR", pretrained=True)
+```
+"""
+WHOLE_CODE = """
+Encoder and decoder, from DIR (`checkpoint="DIR"`) or by the name:
+
+```python
+import hiermim_zoo
+
+mae = hiermim_zoo.create_mae("{0}", pretrained=True)
 ```
 """
 COLUMNS = {  # of Measurement -> their heading
@@ -230,6 +242,7 @@ def section(row: Weights) -> str:
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in facts.items() if value)
     code = FOLDER_CODE.format(row.name, "--mae " if keeps_decoder(row) else "") if row.timm else CODE.format(row.name)
+    code += WHOLE_CODE.format(row.name) if keeps_decoder(row) else ""
     return f"## {row.name}\n\n| | |\n| --- | --- |\n{table}\n\n{code}"
 
 

@@ -14,11 +14,11 @@ from urllib.parse import quote, urljoin, urlsplit
 import torch
 
 from ..checkpoints import manifest, mirrors, places, store
-from ..checkpoints.configs import read_config
+from ..checkpoints.configs import CONFIG_KEY, read_config
 from ..checkpoints.download import DownloadError, download
 from ..checkpoints.fetched import compare as compare_digest
 from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, check_target, write_folder
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, check_target, write_folder
 from ..checkpoints.hub import HUB, fetch_beside, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.places import Place
@@ -98,6 +98,8 @@ def convert_source(options: ConvertOptions) -> Path | None:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""
         print(report(converted, every=options.dry_run))
+        if not (options.to or converted.native.decoder) and converted.decoder_beside.is_file():
+            print(f"  left out {DECODER_FILE} beside it: --mae keeps it")
         if target is None:
             return None
         if whole is not None:
@@ -162,7 +164,7 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
     """
     if row is None and options.install:
         raise ValueError(f"--install {options.install}: no such tag; known are {', '.join(manifest.records())}")
-    arch = options.model or (row.arch if row else architecture_of(Path(options.source)))
+    arch = options.model or (row.arch if row else said_arch(Path(options.source)))
     if arch is None:
         raise ValueError("--model ARCH is needed: which architecture is the checkpoint of?")
     if row and arch != row.arch:
@@ -173,11 +175,16 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
     return arch
 
 
-def architecture_of(folder: Path) -> str | None:
-    """The architecture that a folder of this package names, if one of its families has it; else None."""
+def said_arch(folder: Path) -> str | None:
+    """The architecture that a folder of this package names; those of others may mean another model by theirs.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
     file = folder / CONFIG_FILE
-    arch = read_config(file).get("architecture") if file.is_file() else None
-    return arch if any(family.own and arch in family.variants for family in families()) else None
+    config = read_config(file) if file.is_file() else {}
+    arch = config.get("architecture") if config.get(CONFIG_KEY) else None
+    return arch.partition(".")[0] if isinstance(arch, str) else None
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from timm.models import is_model
 
-from ..checkpoints.catalogue import license_of, use_of, where
+from ..checkpoints.catalogue import use_of, where
 from ..checkpoints.configs import CONFIG_KEY, read_config
 from ..checkpoints.files import find_file, read_checkpoint, sha256_of
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, GOLDEN_FILE
@@ -188,7 +188,7 @@ def _layout(target: Target) -> dict[str, Any]:
 
 def _license(target: Target) -> dict[str, Any]:
     if target.row:
-        license, use = license_of(target.row), use_of(target.row)
+        license, use = target.row.licenses, use_of(target.row)
         note = target.row.license_note
     else:
         license = str(target.provenance.get("license") or target.config.get("license") or UNSTATED)

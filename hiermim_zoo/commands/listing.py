@@ -31,6 +31,11 @@ LEGEND = (
     "top-1 in percent; crop: the part of the shorter side that is seen; -: none, or not stated.",
     "from: embedded or here (nothing is fetched), or the Hub, Google Drive or the authors' own server (web).",
 )
+OF_TIMM = (
+    "vit_*: timm.create_model knows no such tags of its own models; they are names for the commands. For timm:",
+    '  python -m hiermim_zoo.convert NAME -o DIR, then timm.create_model("local-dir:DIR", pretrained=True).',
+    "  Those without classes: also hiermim_zoo.create_mae(NAME, pretrained=True).",
+)
 
 
 def list_weights(options: ListOptions) -> Outcome:
@@ -109,7 +114,8 @@ def table(rows: Sequence[Weights]) -> str:
         ).rstrip()
         for row in cells
     ]
-    return "\n".join([*lines, *(["", *LEGEND] if rows else [])])
+    legend = [*LEGEND, *(OF_TIMM if any(row.timm for row in rows) else ())]
+    return "\n".join([*lines, *(["", *legend] if rows else [])])
 
 
 def line(row: Weights) -> tuple[str, ...]:

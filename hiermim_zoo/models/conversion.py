@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Converted:
         }
         if self.row and "sha256" in said:  # of a store or a bundle, whose folder says which file it was converted from
             read = {key: said[key] for key in ("file", "sha256", "key", "prefix", "layout") if key in said}
+        ran = {key: said[key] for key, kind in (("step", int), ("warnings", list)) if type(said.get(key)) is kind}
         return {
             "source": self.source,
             **read,
@@ -74,6 +76,7 @@ class Converted:
             **({LICENSE_NOTE: self.license_note} if self.license_note else {}),
             **self.notes,
             **({TRAINING_KEY: training} if training else {}),
+            **ran,  # what has to be known of the run that made the source
             "hiermim_zoo": __version__,
         }
 
@@ -85,13 +88,18 @@ class Converted:
         both = f"{self.row.licenses} may hold, the stricter one is taken." if self.row.license_also else ""
         return " ".join(filter(None, (both, self.row.license_note)))
 
+    @property
+    def decoder_beside(self) -> Path:
+        """Where the decoder of the source would be if it is a folder that was written with one."""
+        return self.checkpoint.path.with_name(DECODER_FILE)
+
     def source_decoder(self) -> dict[str, Tensor]:
         """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty
         without.
         """
-        beside, table = self.checkpoint.path.with_name(DECODER_FILE), self.native.layout
-        if beside.is_file():
-            return read_checkpoint(beside).state
+        table = self.native.layout
+        if self.decoder_beside.is_file():
+            return read_checkpoint(self.decoder_beside).state
         rules = (*table.decoder, Drop(".*", "of the encoder"))
         return apply_rules(self.checkpoint.state, rules, table.name, table.prefix)[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import OptionSet
@@ -20,3 +21,7 @@ class DoctorOptions(OptionSet):
     )
     fetch: bool = flag("fetch weights that are not here; without it no server is asked")
     json: bool = flag("write records instead of lines")
+
+    def check_together(self) -> Iterator[str]:
+        if self.fetch and not self.targets:
+            yield "--fetch needs the names of the weights to fetch"
