@@ -27,6 +27,8 @@ from .checkpoints.folder import CONFIG_FILE, DECODER_FILE
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
 from .masking import check_keep, random_keep
+from .models import weights
+from .models.conversion import Converted
 from .models.decoder import EPS, FUSIONS, Decoder, raster, token_grid, xavier_uniform
 from .models.family import families, family_of, view_of
 from .models.going_on import INSTEAD, fit_decoder, fit_stem
@@ -282,6 +284,21 @@ def create_mae(
     if folder is not None:
         _load(mae, name, folder, decoder, saved.size)
     return mae
+
+
+def assembled(converted: Converted) -> MaskedAutoencoder:
+    """The autoencoder of a conversion that kept its decoder, around the very encoder of the conversion.
+
+    Raises:
+        ValueError: the decoder does not fit what is said of it.
+    """
+    mae = MaskedAutoencoder(converted.model, recipe_of(converted.arch, converted.recipe() or {}))
+    state = fit_decoder(converted.native.decoder, mae, converted.native.size, f"the autoencoder of {converted.arch}")
+    mae.load_state_dict({**mae.state_dict(), **state})
+    return mae
+
+
+weights.assemble = assembled  # so that what is fetched is tried as a whole
 
 
 def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
-from hiermim_zoo import mirror, publish
+from hiermim_zoo import convert, mirror, publish
 from hiermim_zoo.checkpoints import licenses, manifest, mirrors, store
 from hiermim_zoo.checkpoints.download import DownloadError
 from hiermim_zoo.checkpoints.golden import check_golden
@@ -69,6 +72,11 @@ def failed(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
     return [line.removeprefix("error: ") for line in lines]
 
 
+def seen(folder: Path) -> list[str]:
+    """What is in a bundle, without the lock."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
 # ---- a bundle
 
 
@@ -82,7 +90,7 @@ def test_a_bundle_has_whole_folders_and_what_they_are(bundle: Path) -> None:
         model = timm.create_model(f"local-dir:{bundle / tag}", pretrained=True)
         assert check_golden(bundle / tag, model.eval()).within
     assert (bundle / TAG / "model.safetensors").read_bytes() == CONTENT
-    assert sorted(path.name for path in bundle.iterdir()) == [RECORD, ENCODER, TAG]
+    assert seen(bundle) == [RECORD, ENCODER, TAG]
 
 
 def test_what_is_there_stays_and_what_is_damaged_is_made_anew(copied: Path) -> None:
@@ -94,7 +102,7 @@ def test_what_is_there_stays_and_what_is_damaged_is_made_anew(copied: Path) -> N
     mirrors.read_record(copied)
     about = mirrors.read_record(copied)[ENCODER]["files"]["model.safetensors"]
     assert digest((copied / ENCODER / "model.safetensors").read_bytes()) == about["sha256"]
-    assert sorted(path.name for path in copied.iterdir()) == [RECORD, ENCODER, TAG, "mine.txt"]
+    assert seen(copied) == [RECORD, ENCODER, TAG, "mine.txt"]
 
 
 def test_a_bundle_that_breaks_off_has_whole_tags(
@@ -110,8 +118,52 @@ def test_a_bundle_that_breaks_off_has_whole_tags(
     monkeypatch.setattr(mirror_module.shutil, "copyfile", full)
     [line] = failed(capsys, "hivit_atto", "--to", str(tmp_path / "b"))
     assert "No space left on device" in line
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [RECORD, TAG]
+    assert seen(tmp_path / "b") == [RECORD, TAG]
     assert list(mirrors.read_record(tmp_path / "b")) == [TAG]
+
+
+TWO = """
+import os, sys, time
+from hiermim_zoo import mirror
+from hiermim_zoo.checkpoints import mirrors
+read = mirrors.read_record
+
+def slowly(folder):
+    found = read(folder)
+    time.sleep(0.2)  # whoever reads now and writes later, without a lock, forgets what the other one wrote
+    return found
+
+mirrors.read_record = slowly
+mirror.run(tags=sys.argv[2 + int(os.environ["RANK"])].split(), to=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_bundle(tmp_path: Path, forked: Forks) -> None:
+    """Nothing that one of them put into the record is lost, also where both put the same in."""
+    done = forked.run(TWO, f"{tmp_path}/b/", f"{TAG} hpvit_atto.*", f"{ENCODER} hpvit_atto.*", processes=2)
+    assert done.returncode == 0, done.stderr
+    record = mirrors.read_record(tmp_path / "b")
+    assert set(record) == {row.name for row in mirror_module.chosen([TAG, ENCODER, "hpvit_atto"])}
+    assert seen(tmp_path / "b") == sorted([RECORD, *record])
+    for tag, about in record.items():
+        assert {n: digest((tmp_path / "b" / tag / n).read_bytes()) for n in about["files"]} == {
+            name: one["sha256"] for name, one in about["files"].items()
+        }
+
+
+def test_what_was_killed_between_record_and_folder_is_made_anew(copied: Path) -> None:
+    before = mirrors.read_record(copied)[TAG]
+    shutil.rmtree(copied / TAG)
+    mirror.run(tags=TAG, to=copied)
+    assert mirrors.read_record(copied)[TAG] == before, "and twice the same, to the bit"
+    (copied / TAG / "mine.txt").write_text("mine")
+    (copied / TAG / "config.json").write_text("damaged")
+    mirror.run(tags=TAG, to=copied)
+    assert {n: digest((copied / TAG / n).read_bytes()) for n in before["files"]} == {
+        name: one["sha256"] for name, one in before["files"].items()
+    }
+    assert (copied / TAG / "mine.txt").read_text() == "mine"
 
 
 def test_a_folder_of_somebody_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -253,6 +305,35 @@ def test_no_mirror_is_asked_unless_one_is_named(monkeypatch: pytest.MonkeyPatch)
         mirrors.mirrored(row)
 
 
+@pytest.mark.parametrize("kind", ["store", "folder", "address", "organisation"])
+def test_a_tag_is_converted_from_where_pretrained_would_take_it(
+    kind: str, bundle: Path, nothing_embedded: None, own_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The origin is asked only for what the authors' file alone tells."""
+    files = {f"/m/{p.relative_to(bundle)}": p.read_bytes() for p in bundle.rglob("*") if p.is_file()}
+    own_hub.repos[f"ORG/{TAG}"] = Repo()
+    own_hub.repos[f"ORG/{TAG}"].add({"model.safetensors": CONTENT})
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    with serving(files) as web:
+        row = dataclasses.replace(manifest.records()[TAG], file="", sha256="", bytes=0, url=f"{web.url}/origin.pth")
+        monkeypatch.setattr(manifest, "records", lambda: {TAG: row})
+        places = {"folder": str(bundle), "address": f"{web.url}/m", "organisation": "hf-hub:ORG"}
+        monkeypatch.setenv(*("HIERMIM_WEIGHTS", str(bundle)) if kind == "store" else ("HIERMIM_MIRROR", places[kind]))
+        convert.run(source=TAG, output=tmp_path / "out")
+        assert not [path for _, path, _ in web.log if path == "/origin.pth"]
+        with pytest.raises(DownloadError, match=r"/origin.pth: the server answered 404"):
+            convert.run(source=TAG, output=tmp_path / "verified", verify=True)
+        monkeypatch.delenv("HIERMIM_WEIGHTS", raising=False)  # negative control: without a mirror it is the origin
+        monkeypatch.setenv("HIERMIM_MIRROR", str(tmp_path / "nowhere" / "bundle"))
+        with pytest.raises(DownloadError, match=r"is no bundle; .*/origin.pth: the server answered 404"):
+            convert.run(source=TAG, output=tmp_path / "other")
+    own = load_file(ROOT / "weights" / f"{TAG}.safetensors")
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert own.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hiermim_zoo"]["source"] == TAG
+
+
 def test_a_mirror_is_asked_before_the_origin(
     bundle: Path, nothing_embedded: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,7 +341,8 @@ def test_a_mirror_is_asked_before_the_origin(
     row = dataclasses.replace(manifest.records()[TAG], file="", sha256="", bytes=0, url="http://127.0.0.1:9/never")
     monkeypatch.setenv("HIERMIM_MIRROR", str(bundle))
     path = weights.locate(row)
-    assert path == store.user_store() / f"{TAG}.safetensors"
+    assert path == store.user_store() / TAG / "model.safetensors"
+    assert seen(path.parent) == seen(bundle / TAG)
     assert path.read_bytes() == CONTENT
     [line] = [record.getMessage() for record in caplog.records]
     place = bundle / TAG / "model.safetensors"
@@ -291,7 +373,7 @@ def test_a_bundle_with_other_bytes_is_refused(
         asked = str(error.value).splitlines()[2]
         said = f"says sha256 {digest(other)}, the manifest {digest(CONTENT)}"
         assert (said if known else f"sha256 is {digest(other)} instead of {digest(CONTENT)}") in asked
-        assert not [path for path in store.user_store().iterdir() if path.suffix != ".lock"]
+        assert not [path for path in store.user_store().rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(

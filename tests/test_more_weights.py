@@ -4,15 +4,18 @@ SARATR-X and Hiera of MAE-Lite. Files of random weights in their names compute w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, get_relative_position_index
@@ -20,11 +23,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import hiermim_zoo.mae as autoencoders
-from hiermim_zoo import convert
+from hiermim_zoo import convert, mirror
 from hiermim_zoo.checkpoints import manifest, places, store
 from hiermim_zoo.checkpoints.layouts import all_layouts, find_layout
 from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.checkpoints.unconvert import to_published
+from hiermim_zoo.commands import mirroring, publication
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state
 from hiermim_zoo.models.build import make_model
 from hiermim_zoo.models.family import family_named, family_of
@@ -207,6 +211,7 @@ def tag(by_mae: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with serving({"/o.pth": (tmp_path / "origin.pth").read_bytes()}) as server:
         name = f"{VIT}.toy"
         row = Weights(name, "o/n", "vit_mae_pixels", "mit", "a test", "0", timm=True, url=f"{server.url}/o.pth")
+        row = replace(row, md5=hashlib.md5((tmp_path / "origin.pth").read_bytes()).hexdigest())
         monkeypatch.setattr(manifest, "records", lambda: {name: row})
         yield name, server
 
@@ -228,12 +233,80 @@ def test_a_tag_of_a_plain_vit_has_its_decoder(tag: Any, plain: MaskedAutoencoder
         timm.create_model(name, pretrained=True)
 
 
+def test_the_decoder_is_tried_with_the_encoder(
+    tag: Any, by_mae: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no digest is known: random ones are refused; of those that predict the mean of each patch it cannot be
+    told.
+    """
+    name, server = tag
+    row = replace(manifest.records()[name], md5="", layout="vit_mae")
+    monkeypatch.setattr(manifest, "records", lambda: {name: row})
+    with pytest.raises(store.WeightsNotFound, match="implausible: its loss on 10 images of photographs is"):
+        create_mae(name, pretrained=True)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    for end in ("weight", "bias"):
+        by_mae[f"decoder_pred.{end}"].zero_()
+    torch.save({"model": by_mae}, tmp_path / "mean.pth")
+    server.files["/o.pth"] = (tmp_path / "mean.pth").read_bytes()
+    assert create_mae(name, pretrained=True).norm_pix
+
+
 def test_a_tag_of_a_plain_vit_is_installed_from_a_file(tag: Any, tmp_path: Path) -> None:
     name, server = tag
     command(tmp_path / "origin.pth", "--install", name)
     assert store.find_local(manifest.records()[name]) == tmp_path / "store" / name / "model.safetensors"
     assert not create_mae(name, pretrained=True).norm_pix
     assert server.log == []
+
+
+@pytest.fixture
+def bundled(tag: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundle with the tag, whose origin is gone, and a store without it."""
+    name, server = tag
+    for module in (mirroring, publication):
+        monkeypatch.setattr(module, "records", lambda: manifest.records())
+    mirror.run(tags=name, to=tmp_path / "bundle")
+    server.files.clear()
+    monkeypatch.setenv("HIERMIM_WEIGHTS", str(tmp_path / "empty"))
+    return tmp_path / "bundle"
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["folder", "address", "store", "organisation"])
+def test_a_bundle_has_the_decoder_too(
+    kind: str, bundled: Path, tag: Any, plain: MaskedAutoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``create_mae`` and ``convert --mae`` work from it; the encoder alone is a model of timm."""
+    name, server = tag
+    repository = {
+        f"/o/{name}/resolve/main/{path.name}": path.read_bytes()
+        for path in (bundled / name).iterdir()
+        if path.name in ("model.safetensors", "config.json", "decoder.safetensors")
+    }
+    server.files |= {
+        f"/b/{path.relative_to(bundled)}": path.read_bytes() for path in bundled.rglob("*") if path.is_file()
+    }
+    with serving(repository, hub=True) as own_hub:
+        monkeypatch.setattr(constants, "ENDPOINT", own_hub.url)
+        files = own_hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        if kind == "store":
+            monkeypatch.setenv("HIERMIM_WEIGHTS", str(bundled))
+        else:
+            places = {"folder": str(bundled), "address": f"{server.url}/b", "organisation": "hf-hub:o"}
+            monkeypatch.setenv("HIERMIM_MIRROR", places[kind])
+        mae = create_mae(name, pretrained=True).eval()
+        command(name, "--mae", "-o", tmp_path / "out")
+        command(name, "-o", tmp_path / "encoder")
+    images, keep = torch.randn(1, 3, 224, 224), torch.arange(49)[None]
+    again = create_mae(VIT, checkpoint=tmp_path / "out").eval()
+    for one in (mae, again):
+        torch.testing.assert_close(one(images, keep).pred, plain(images, keep).pred)
+        assert not one.norm_pix
+    assert not (tmp_path / "encoder" / "decoder.safetensors").exists()
+    assert not [path for _, path, _ in server.log[1:] if path == "/o.pth"], "the origin is not asked again"
 
 
 # ---- mmpretrain

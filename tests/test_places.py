@@ -17,7 +17,7 @@ from hiermim_zoo import convert
 from hiermim_zoo.checkpoints import fetched, manifest, network, store
 from hiermim_zoo.checkpoints.download import DownloadError
 from hiermim_zoo.checkpoints.manifest import Weights
-from hiermim_zoo.checkpoints.places import KNOWN, closed, digests_of, fetch, origins, place_of, places
+from hiermim_zoo.checkpoints.places import KNOWN, accept, closed, digests_of, fetch, origins, place_of, places
 from hiermim_zoo.models import weights
 
 from .servers import COMMIT, serving
@@ -86,7 +86,7 @@ def test_digests_that_others_publish_are_known() -> None:
 def test_a_file_that_is_not_the_one_known_is_refused(known: dict[str, str], tmp_path: Path) -> None:
     with serving({"/w.pth": ONE}) as server:
         row = dataclasses.replace(ROW, url=f"{server.url}/w.pth", **known)
-        assert fetch(origins(row)[0], tmp_path / "got").read_bytes() == ONE
+        assert fetch(origins(row)[0], tmp_path / "got").path.read_bytes() == ONE
         (tmp_path / "got.pth").unlink()
         server.files["/w.pth"] = TWO
         with pytest.raises(DownloadError, match=f"{next(iter(known))} is"):
@@ -109,12 +109,45 @@ def test_a_file_that_changes_later_is_refused_until_a_user_says_it_is_right(tmp_
                 assert all(digest in str(error.value) for digest in DIGESTS)
                 assert f"--sha256 {DIGESTS[1]}" in str(error.value)
                 assert not list(tmp_path.glob("got*"))
-                fetch(place, tmp_path / "got", sha256=DIGESTS[1]).unlink()
-            fetch(place, tmp_path / "got").unlink()
+                fetched = fetch(place, tmp_path / "got", sha256=DIGESTS[1])
+                accept(place, fetched, pinned=True)
+                fetched.path.unlink()
+            fetched = fetch(place, tmp_path / "got")
+            accept(place, fetched)
+            fetched.path.unlink()
             digest = DIGESTS[content is TWO]
             assert json.loads(record.read_text()) == {place.address: {"sha256": digest, "bytes": len(content)}}
         with pytest.raises(DownloadError, match=f"sha256 is {DIGESTS[1]} instead of {DIGESTS[0]}"):
             fetch(place, tmp_path / "got", sha256=DIGESTS[0])
+
+
+def test_a_file_that_is_refused_does_not_stand_in_the_way_of_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is no checkpoint, or one of another model; what was taken does (see above)."""
+    torch.save(timm.create_model("hivit_atto", num_classes=0).state_dict(), tmp_path / "right.pth")
+    torch.save(timm.create_model("hiera_atto", num_classes=0).state_dict(), tmp_path / "other.pth")
+    right, other = ((tmp_path / f"{name}.pth").read_bytes() for name in ("right", "other"))
+    record = store.user_store() / "fetched.json"
+    with serving({}) as server:
+        row = dataclasses.replace(ROW, url=f"{server.url}/w.pth", layout="hivit_timm")
+        monkeypatch.setattr(manifest, "records", lambda: {ROW.name: row})
+        asked = {"source": f"{server.url}/x.pth", "model": "hivit_atto", "output": tmp_path / "x"}
+        for content in (ONE, other):
+            server.files |= {"/w.pth": content, "/x.pth": content}
+            with pytest.raises(store.WeightsNotFound):
+                weights.locate(row)
+            for command in (asked, {"source": row.name, "output": tmp_path / "y"}):
+                with pytest.raises(ValueError, match=r"no PyTorch checkpoint|no hivit checkpoint"):
+                    convert.run(**command)
+            assert not record.exists()
+        server.files |= {"/w.pth": right, "/x.pth": right}
+        convert.run(**asked)
+        assert weights.locate(row).is_file()
+    digest = hashlib.sha256(right).hexdigest()
+    assert {address: about["sha256"] for address, about in json.loads(record.read_text()).items()} == {
+        f"{server.url}/{name}.pth": digest for name in "xw"
+    }
 
 
 def test_a_damaged_record_is_said_and_one_that_cannot_be_written_is_no_hindrance(

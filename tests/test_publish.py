@@ -16,8 +16,8 @@ import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from safetensors.torch import load_file
 
-from hiermim_zoo import publish
-from hiermim_zoo.checkpoints import manifest, pins, upload
+from hiermim_zoo import convert, publish
+from hiermim_zoo.checkpoints import manifest, pins, store, upload
 from hiermim_zoo.checkpoints.card import model_card, published_card
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.checkpoints.golden import check_golden
@@ -261,9 +261,8 @@ def test_a_store_that_says_something_else_than_the_manifest_is_not_published(
     monkeypatch.setattr(publication, "locate", lambda row: folders("apache-2.0") / "model.safetensors")
     publish.run(source=TAG, to=NAME)
     files = here.repos[NAME].files
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "decoder.safetensors"):
         assert files[name] == (folders("apache-2.0") / name).read_bytes()
-    assert "decoder.safetensors" not in files
     assert "| source | `a test` |" in files["README.md"].decode()
 
 
@@ -298,6 +297,69 @@ def test_a_permission_replaces_that_of_an_earlier_publication() -> None:
     assert twice.count("## Permission") == twice.count("## Golden outputs") == 1
     assert "They said so again." in twice
     assert "## Permission" not in published_card(twice, NAME, "unstated")
+
+
+@pytest.mark.parametrize(
+    ("license", "also", "strict"),
+    [
+        ("apache-2.0", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", "apache-2.0", "cc-by-nc-4.0"),
+        ("apache-2.0", "cc-by-nc-nd-4.0", ""),
+        ("mit", "house-rules", ""),
+    ],
+)
+def test_of_two_licences_the_stricter_one_counts_and_the_card_says_both(
+    license: str,
+    also: str,
+    strict: str,
+    here: Hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    row = dataclasses.replace(manifest.records()[TAG], license=license, license_also=also, license_note="Ask them.")
+    monkeypatch.setattr(publication, "records", lambda: {TAG: row})
+    if not strict:
+        assert also in failed(capsys, TAG, "--to", NAME)
+        assert here.log == []
+        return
+    assert publish.run(source=TAG, to=NAME)["license"] == strict
+    files = here.repos[NAME].files
+    card, config = files["README.md"].decode(), json.loads(files["config.json"])
+    assert f"\nlicense: {strict}\n" in card
+    assert f"{license} or {also} may hold, the stricter one is taken. Ask them." in card
+    assert config["pretrained_cfg"]["license"] == config["hiermim_zoo"]["license"] == strict
+
+
+def test_the_same_weights_make_the_same_files(here: Hub, folders: Callable[[str], Path]) -> None:
+    """To the bit, so that nothing is left to be sent the second time."""
+    for source in (TAG, folders("mit")):
+        found = [publish.run(source=source, to=NAME, force=True) for _ in range(3)]
+        assert found[0] == found[1] == found[2]
+    assert len(here.repos[NAME].commits) == 2
+
+
+def test_loaders_of_others_find_the_names_of_the_classes(here: Hub, tmp_path: Path) -> None:
+    """timm reads both places; transformers' wrapper the outer one alone, as a list."""
+    publish.run(source=TAG, to=NAME)
+    folder = snapshot_download(NAME, cache_dir=tmp_path / "hub")
+    names = json.loads(Path(folder, "config.json").read_text())["label_names"]
+    assert names == list(manifest.records()[TAG].labels)
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["label_names"] == names
+
+
+def test_a_tag_of_imagenet_has_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture that is small for it; a folder of which nobody says what its classes are gets none."""
+    row = dataclasses.replace(manifest.records()[TAG], name="hivit_atto.toy", labels=(), classes=1000, file="")
+    model = timm.create_model("hivit_atto", num_classes=1000)
+    torch.save(model.state_dict(), tmp_path / "o.pth")
+    monkeypatch.setattr(manifest, "records", lambda: {row.name: row})
+    convert.run(source=tmp_path / "o.pth", install=row.name)
+    convert.run(source=tmp_path / "o.pth", model="hivit_atto", output=tmp_path / "own")
+    folder = store.user_store() / row.name
+    names = json.loads((folder / "config.json").read_text())["label_names"]
+    assert (len(names), names[0], names[999].partition(",")[0]) == (1000, "tench, Tinca tinca", "toilet tissue")
+    assert timm.create_model(f"local-dir:{folder}", pretrained=True).pretrained_cfg["label_names"] == names
+    assert "label_names" not in json.loads((tmp_path / "own" / "config.json").read_text())
 
 
 # ---- what a Hub may answer
@@ -350,6 +412,8 @@ def test_what_a_hub_refuses_is_one_line_and_nothing_is_published(
     assert line.startswith(f"{NAME}: ")
     assert said in line
     assert here.repos.get(NAME, Repo()).commits == []
+    made = f"; the repository was made and may be empty: run the same again, or delete it at {here.url}/{NAME}/settings"
+    assert line.endswith(made) == (NAME in here.repos)
     assert waits == []
     assert (tmp_path / "m.toml").read_text(encoding="utf-8") == rows
 
@@ -381,7 +445,7 @@ def test_a_commit_that_is_cut_off_is_not_there(here: Hub, capsys: pytest.Capture
     here.instead = cut
     line = failed(capsys, TAG, "--to", NAME)
     assert line.startswith(f"{NAME}: the connection was cut off (")
-    assert line.endswith("; nothing was published: run the same again")
+    assert "; nothing was published: run the same again; the repository was made and may be empty: " in line
     assert here.repos[NAME].commits == []
     here.instead = lambda request, number: None
     assert publish.run(source=TAG, to=NAME)["commit"] == here.repos[NAME].head

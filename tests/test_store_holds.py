@@ -246,7 +246,9 @@ def test_without_a_home_there_is_no_cache(
     with pytest.raises(WeightsNotFound, match=rf"^{TAG}: no home folder is known, .*: set HIERMIM_WEIGHTS to a folder"):
         weights.locate(row)
     place = places.origins(row)[0]
-    assert places.fetch(place, tmp_path / "got").is_file(), "what goes elsewhere needs no cache"
+    got = places.fetch(place, tmp_path / "got")
+    assert got.path.is_file(), "what goes elsewhere needs no cache"
+    places.accept(place, got)
     assert "is not recorded: no home folder is known" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["got.pth"]
     assert weights.locate(row, cache_dir=tmp_path / "mine") == tmp_path / "mine" / "hiermim_zoo" / TAG / MODEL[-1]

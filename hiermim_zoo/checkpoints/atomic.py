@@ -5,6 +5,7 @@ part.
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,19 +17,36 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file.
+def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+    """Write a .safetensors file: of the same tensors and metadata the same bytes. None: without metadata.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
     try:
-        save_file(dict(state), path, metadata=dict(metadata))
+        save_file(dict(state), path, metadata=None if metadata is None else dict(metadata))
+        if metadata and len(metadata) > 1:
+            _sort_metadata(path)
     except SafetensorError as error:
         said = OSError(f"{path.name} cannot be written: {error}")
         number = re.search(r"os error (\d+)", str(error))
         said.errno = int(number[1]) if number else None
         raise said from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata, which safetensors writes in an order that differs from process to process, into that of their
+    names. The header keeps its length.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > length:  # other escapes than safetensors has: the file is sound as it is
+            return
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def sweep(path: Path) -> None:

@@ -58,6 +58,7 @@ def record(row: Weights) -> dict[str, Any]:
         "parameters": parameters().get(row.name),
         "bytes": row.bytes or None,
         "license": row.license,
+        "license_also": row.license_also,
         "commercial_use": commercial_use(row.license, row.license_also),
         "license_note": row.license_note,
         "accuracies": [{"top1": one.top1, "by": one.by, "crop": one.crop} for one in row.accuracies],
@@ -99,7 +100,7 @@ def millions(counted: int | None) -> str:
 
 
 def license_of(row: Weights) -> str:
-    return "not stated" if row.license == UNSTATED else row.license
+    return "not stated" if row.license == UNSTATED else row.licenses
 
 
 def use_of(row: Weights) -> str:

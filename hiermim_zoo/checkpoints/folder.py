@@ -157,7 +157,7 @@ def write_folder(contents: Contents, folder: Path, force: bool = False) -> None:
         )
         (part / CARD).write_text(card, encoding="utf-8")
         if place == folder:
-            _move_into(folder, part)
+            move_into(folder, part)
         else:
             part.rename(folder)
     finally:
@@ -172,7 +172,7 @@ def remove_parts(folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _move_into(folder: Path, part: Path) -> None:
+def move_into(folder: Path, part: Path) -> None:
     """Replace OWN_FILES by those of a part. config.json leaves first and comes last: without it there is no model."""
     (folder / CONFIG_FILE).unlink(missing_ok=True)
     for name in (MODEL_FILE, DECODER_FILE, GOLDEN_FILE, CARD, CONFIG_FILE):
@@ -194,4 +194,6 @@ def _write_config(contents: Contents, path: Path) -> None:
     save_config_for_hf(contents.model, str(path), {CONFIG_KEY: ours})
     config = json.loads(path.read_text(encoding="utf-8"))
     config["model_args"] = dict(contents.model_args)
+    if names := config["pretrained_cfg"].get("label_names"):
+        config["label_names"] = names  # where transformers' wrapper looks
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,34 @@ def fetch_file(address: str, cache_dir: str | Path | None, *, sha256: str = "", 
         if sha256 and about.etag and len(about.etag) == len(sha256) and about.etag != sha256:  # of large files
             raise DownloadError(f"{address}: sha256 is {about.etag} instead of {sha256}: not the file that is meant")
         return Path(hf_hub_download(name, MODEL_FILE, revision=revision, cache_dir=cache_dir))
+
+
+def fetch_beside(address: str, file: Path, names: Iterable[str], cache_dir: str | Path | None = None) -> None:
+    """What a repository has beside a file of it that is in the Hub's cache, of the same commit; what it does not have
+    is no error.
+
+    Args:
+        address: "hf-hub:ORG/NAME[@REVISION]".
+        file: in the cache, in the folder of its commit.
+        names: of the other files.
+        cache_dir: instead of the Hub's own cache.
+
+    Raises:
+        DownloadError: one cannot be had.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    name, commit = split(address)[0], file.parent.name
+    for wanted in names:
+        if try_to_load_from_cache(name, wanted, cache_dir=cache_dir, revision=commit) is None:  # neither yes nor no
+            with hub_errors():
+                try:
+                    hf_hub_download(name, wanted, revision=commit, cache_dir=cache_dir)
+                except LocalEntryNotFoundError:  # nobody could be asked
+                    raise
+                except EntryNotFoundError:
+                    pass
 
 
 def fetch_repository(address: str) -> Path:

@@ -32,6 +32,17 @@ def commercial_use(*licenses: str) -> bool | None:
     return found.pop() if len(found) == 1 else None
 
 
+def stricter(*licenses: str) -> str:
+    """Of licences that may hold the one that allows less: passing the weights on counts before commercial use.
+
+    Args:
+        licenses: as their authors name them; empty ones are none.
+    """
+    ranks = {False: 0, None: 1, True: 2}
+    named = [license for license in licenses if license]
+    return min(named, key=lambda one: (ranks[redistribution(one)], ranks[commercial_use(one)]), default=UNSTATED)
+
+
 def redistribution(license: str) -> bool | None:
     """Whether a licence allows to pass weights on that were changed, and a conversion is a change; None where the
     authors name none, or it is not in the table.

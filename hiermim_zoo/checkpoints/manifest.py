@@ -10,6 +10,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .licenses import stricter
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -42,6 +44,7 @@ class Weights:
     license: str  # licence of the weights; "unstated" where the authors name none (see ``licenses``)
     source: str  # who trained them, in words
     paper: str  # arXiv number
+    family_name: str = ""  # where it is not what the name begins with
     timm: bool = False  # the architecture is timm's own, which knows no tags but its own: see ``models.weights``
     url: str = (
         ""  # where the origin file can be downloaded; "hf-hub:ORG/NAME" for somebody else's repository on the Hub
@@ -74,6 +77,16 @@ class Weights:
         return self.name.partition(".")[0]
 
     @property
+    def strict_license(self) -> str:
+        """Of the licences that may hold the one that allows less: folders, cards and repositories name it."""
+        return stricter(self.license, self.license_also)
+
+    @property
+    def licenses(self) -> str:
+        """All that may hold, in words."""
+        return " or ".join(filter(None, (self.license, self.license_also)))
+
+    @property
     def accuracies(self) -> tuple[Accuracy, ...]:
         """All that were measured, first the one of ``top1``."""
         own = () if self.top1 is None else (Accuracy(self.top1, self.top1_by, self.top1_crop),)
@@ -85,7 +98,7 @@ class Weights:
 
     @property
     def family(self) -> str:
-        return self.arch.partition("_")[0]
+        return self.family_name or self.arch.partition("_")[0]
 
     @property
     def hub_pinned(self) -> bool:
@@ -98,7 +111,7 @@ class Weights:
         optional = {key: getattr(self, key) for key in ("input_size", "mean", "std", "crop_pct")}
         return {
             "hf_hub_id": self.hub,
-            "license": self.license,
+            "license": self.strict_license,
             "origin_url": self.url or None,
             "paper_ids": f"arXiv:{self.paper}",
             "num_classes": self.classes,

@@ -13,20 +13,24 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from huggingface_hub.utils import WeakFileLock
+
 from ..text import printable
-from .atomic import replacing
+from .atomic import replacing, sweep
 from .configs import read_json
 from .download import DownloadError, download
-from .files import sha256_of
+from .files import sha256_of, wrong_digest
+from .folder import OWN_FILES
 from .hub import HUB
 from .manifest import MODEL_FILE, Weights
-from .places import Place
+from .places import Place, copy
 
 VARIABLE = "HIERMIM_MIRROR"
 RECORD = "bundle.json"
@@ -90,22 +94,37 @@ def known(row: Weights, place: Place) -> Place:
     return replace(place, digests={"sha256": sha256} if sha256 else {}, bytes=size)
 
 
-def described(place: Place, row: Weights) -> Place:
-    """A place in a bundle, with what the record of the bundle says of its file.
+def fetch(place: Place, row: Weights, folder: Path) -> None:
+    """Bring the folder of a tag out of a bundle, each file checked against the record of the bundle; those that are
+    there already, and right, stay.
+
+    Args:
+        place: of the tag's weights in the bundle.
+        row: the tag.
+        folder: gets the files under the names that this package gives them; made if need be.
 
     Raises:
-        DownloadError: there is no record, it does not have the tag, or says another digest than the manifest.
+        DownloadError: there is no record, it does not have the tag, says another digest than the manifest, or a file
+            cannot be had or is another one.
+        OSError: a file cannot be written.
     """
-    if place.on_hub:
-        return place
     base = place.address.removesuffix(f"/{row.name}/{MODEL_FILE}")
     said = _record_at(base, place.local).get(row.name)
     if said is None:
         raise DownloadError(f"{base}/{RECORD} does not have {row.name}")
-    about = said["files"][MODEL_FILE]
-    if (sha256 := place.digests.get("sha256", about["sha256"])) != about["sha256"]:
-        raise DownloadError(f"{base}/{RECORD} says sha256 {about['sha256']}, the manifest {sha256}")
-    return replace(place, digests={"sha256": sha256}, bytes=about["bytes"])
+    about: dict[str, Any] = said["files"]
+    digest = about[MODEL_FILE]["sha256"]
+    if (known := place.digests.get("sha256", digest)) != digest:
+        raise DownloadError(f"{base}/{RECORD} says sha256 {digest}, the manifest {known}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (name for name in OWN_FILES if name in about):
+        source, target, digests = f"{base}/{row.name}/{name}", folder / name, {"sha256": about[name]["sha256"]}
+        if target.is_file() and not wrong_digest(target, digests.items()):
+            continue
+        if place.local:
+            copy(Path(source), target, digests)
+        else:
+            download(source, target, digests=digests, size=about[name]["bytes"])
 
 
 def _record_at(base: str, local: bool) -> dict[str, Any]:
@@ -147,11 +166,18 @@ def _sound(sha256: Any, size: Any) -> bool:
     return re.fullmatch("[0-9a-f]{64}", sha256) is not None and type(size) is int and size > 0
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time changes what a bundle has; the lock of one that was killed is free."""
+    with WeakFileLock(folder / f".{RECORD}.lock"):
+        yield
+
+
 def add_to_record(folder: Path, tag: str, license: str, files: Mapping[str, Path]) -> None:
     """Put what is known of a tag into the record of a bundle, which is made if there is none.
 
     Args:
-        folder: of the bundle.
+        folder: of the bundle, whose lock the caller holds.
         tag: name of the weights.
         license: of them.
         files: of the tag, by their names in its folder.
@@ -162,5 +188,6 @@ def add_to_record(folder: Path, tag: str, license: str, files: Mapping[str, Path
     weights = read_record(folder) if (folder / RECORD).exists() else {}
     about = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in files.items()}
     weights[tag] = {"license": license, "files": about}
+    sweep(folder / RECORD)
     with replacing(folder / RECORD) as part:
         part.write_text(json.dumps({"format": FORMAT, "weights": weights}, indent=2) + "\n", encoding="utf-8")

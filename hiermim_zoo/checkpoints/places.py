@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from . import drive, hub, manifest
 from .atomic import replacing
 from .download import DownloadError, download
-from .fetched import confirm
+from .fetched import compare, confirm
 from .files import sha256_of, wrong_digest
 from .hub import HUB
 from .manifest import Weights
@@ -48,6 +48,15 @@ class Place:
     def local(self) -> bool:
         """Whether no server has to be asked."""
         return not self.on_hub and urlsplit(self.address).scheme not in ("http", "https")
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A file that came from a place."""
+
+    path: Path
+    sha256: str
+    bytes: int
 
 
 def origins(row: Weights) -> list[Place]:
@@ -98,8 +107,10 @@ def _server(address: str) -> str:
     return drive.DRIVE_URL if urlsplit(address).hostname == "drive.google.com" else address
 
 
-def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sha256: str = "") -> Path:
-    """Bring the one file of a place onto the disk, checked against all that is known of it.
+def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sha256: str = "") -> Fetched:
+    """Bring the one file of a place, which is not in a bundle, onto the disk, checked against all that is known of it.
+
+    Whoever can use it says so by :func:`accept`.
 
     Args:
         place: of the file.
@@ -119,25 +130,34 @@ def fetch(place: Place, target: Path, cache_dir: str | Path | None = None, *, sh
         path = path or hub.fetch_file(place.address, cache_dir, sha256=whole, size=place.bytes)
         if wrong := wrong_digest(path, digests.items()):
             raise DownloadError(f"{place.address}: {wrong}: not the file that is meant; {path} can be removed")
-    elif place.local:
-        path = target.with_name(target.name + Path(place.address).suffix)
-        _copy(Path(place.address), path, digests)
     else:
         path = target.with_name(target.name + (Path(urlsplit(place.address).path).suffix or ".pth"))
         if not path.is_file():  # else another process just downloaded and verified it
             download(place.address, path, digests=digests, size=place.bytes)
-    if sha256 or not place.known:
-        try:
-            digest = sha256_of(path)
-            confirm(place.address, digest, path.stat().st_size, pinned=bool(sha256), cache_dir=cache_dir)
-        except DownloadError:
-            if path.parent == target.parent:
-                path.unlink()
-            raise
-    return path
+    if place.known:
+        return Fetched(path, digests["sha256"], path.stat().st_size)
+    digest = sha256_of(path)
+    try:
+        if not sha256:
+            compare(place.address, digest, cache_dir)
+    except DownloadError:
+        if path.parent == target.parent:
+            path.unlink()
+        raise
+    return Fetched(path, digest, path.stat().st_size)
 
 
-def _copy(source: Path, target: Path, digests: Mapping[str, str]) -> None:
+def accept(place: Place, fetched: Fetched, *, pinned: bool = False, cache_dir: str | Path | None = None) -> None:
+    """Record the digest of what came from a place of whose file none was known, see :func:`fetched.confirm`.
+
+    Raises:
+        DownloadError: another file came from there before.
+    """
+    if not place.known:
+        confirm(place.address, fetched.sha256, fetched.bytes, pinned=pinned, cache_dir=cache_dir)
+
+
+def copy(source: Path, target: Path, digests: Mapping[str, str]) -> None:
     """A file of this machine, checked after it was written.
 
     Raises:
@@ -146,7 +166,6 @@ def _copy(source: Path, target: Path, digests: Mapping[str, str]) -> None:
     """
     if not source.is_file():
         raise DownloadError(f"{source}: no such file")
-    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as part:
         shutil.copyfile(source, part)
         if wrong := wrong_digest(part, digests.items()):

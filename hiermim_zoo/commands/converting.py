@@ -13,24 +13,27 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import torch
 
-from ..checkpoints import manifest, places, store
+from ..checkpoints import manifest, mirrors, places, store
+from ..checkpoints.configs import read_config
 from ..checkpoints.download import DownloadError, download
-from ..checkpoints.fetched import confirm
+from ..checkpoints.fetched import compare as compare_digest
 from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
-from ..checkpoints.folder import check_target, write_folder
-from ..checkpoints.hub import HUB, fetch_repository
+from ..checkpoints.folder import CONFIG_FILE, check_target, write_folder
+from ..checkpoints.hub import HUB, fetch_beside, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
+from ..checkpoints.places import Place
 from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
 from ..checkpoints.shards import is_index, parts_of
-from ..checkpoints.unconvert import check_file, to_published, write_published
+from ..checkpoints.unconvert import check_file, left_out, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import Family, families, family_of
 from ..models.shapes import without_memory
-from ..models.weights import keeps_decoder, put
+from ..models.weights import BESIDE, keeps_decoder, places_of, put
 from ..text import counted, printable
+from .exchanging import put_into, whole_checkpoint
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -80,8 +83,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
     into_store = row if options.install and target is not None else None
     if into_store:
         store.writable_store()
+    whole = None
     if options.to:
         check_file(options.output or Path(), options.force)
+        whole = whole_checkpoint(options, arch) if options.into else None
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,6 +100,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
         print(report(converted, every=options.dry_run))
         if target is None:
             return None
+        if whole is not None:
+            put_into(converted, whole, target)
+            return target
         if options.to:
             write_back(converted, options.to, target, options.force)
             return target
@@ -115,13 +123,15 @@ def converted_by(options: ConvertOptions, arch: str, row: manifest.Weights | Non
         ValueError, OSError: it cannot be had or does not fit; of names that fit no layout the message says what helps.
     """
     try:
-        checkpoint = fetch(options, scratch)
+        checkpoint, place = fetch(options, scratch)
     except SeveralSets as error:
         raise ValueError(f"{error}; {way_out(options, arch, error.names)}") from error
     try:
-        return convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
+        converted = convert(checkpoint, arch, wanted_by(options), source=options.source, row=row)
     except (NoLayout, NotOfLayout) as error:
         raise ValueError("; ".join(filter(None, (str(error), way_out(options, arch, checkpoint.names))))) from error
+    accept(checkpoint, place, options.sha256)
+    return converted
 
 
 def way_out(options: ConvertOptions, arch: str, names: Mapping[str, Sequence[str]]) -> str:
@@ -152,7 +162,7 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
     """
     if row is None and options.install:
         raise ValueError(f"--install {options.install}: no such tag; known are {', '.join(manifest.records())}")
-    arch = options.model or (row.arch if row else None)
+    arch = options.model or (row.arch if row else architecture_of(Path(options.source)))
     if arch is None:
         raise ValueError("--model ARCH is needed: which architecture is the checkpoint of?")
     if row and arch != row.arch:
@@ -161,6 +171,13 @@ def architecture(options: ConvertOptions, row: manifest.Weights | None) -> str:
         raise ValueError(f"--install {row.name}: these weights ship with the package")
     family_of(arch)
     return arch
+
+
+def architecture_of(folder: Path) -> str | None:
+    """The architecture that a folder of this package names, if one of its families has it; else None."""
+    file = folder / CONFIG_FILE
+    arch = read_config(file).get("architecture") if file.is_file() else None
+    return arch if any(family.own and arch in family.variants for family in families()) else None
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
@@ -184,9 +201,12 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
     with torch.random.fork_rng(devices=[]):
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
-    write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
+    state = contents.state()
+    write_published(to_published(state, contents.decoder_state(), table, fresh), file, force, table.top_key)
     what = "encoder and decoder" if decoder and table.decoder else "the model"
     print(f"wrote {file}: {what} under the names of {layout}")
+    if lost := left_out(state, table):
+        print(f"  left out, as {layout} has no place for a classifier: {', '.join(lost)}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:
@@ -218,18 +238,21 @@ def target_of(options: ConvertOptions, row: manifest.Weights | None) -> Path | N
     return store.user_store() / row.name if options.install and row else options.output
 
 
-def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
+def fetch(options: ConvertOptions, scratch: Path) -> tuple[Checkpoint, Place | None]:
     """Bring a source of any kind onto the disk, compare its digest and read it.
 
     Args:
         options: name the source, and what of it is read.
         scratch: folder for what is downloaded.
 
+    Returns:
+        The checkpoint, and the place that it came from; None: this machine, or a bundle.
+
     Raises:
         ValueError, OSError: it cannot be had or read, or is not what was asked for or came before.
     """
     try:
-        path = located(options.source, scratch, options.sha256 or "")
+        path, place = located(options, scratch)
         if options.sha256 and (digest := sha256_of_checkpoint(find_file(path))) != options.sha256:
             raise ValueError(f"--sha256 {options.sha256}: {options.source} has {digest}")
         checkpoint = read_checkpoint(
@@ -238,61 +261,90 @@ def fetch(options: ConvertOptions, scratch: Path) -> Checkpoint:
     except ValueError as error:
         error.args = (str(error).replace(f"{scratch}{os.sep}", ""),)  # which is gone when the message is read
         raise
-    if known_row(options.source) is None and is_address(options.source):  # those of tags are compared when they come
-        size = checkpoint.path.stat().st_size
-        confirm(options.source, checkpoint.sha256, size, pinned=bool(options.sha256))
-    return checkpoint
+    if place and not place.known and not options.sha256:
+        compare_digest(place.address, checkpoint.sha256)
+    return checkpoint, place
 
 
-def is_address(source: str) -> bool:
-    return source.startswith(HUB) or urlsplit(source).scheme in ("http", "https")
+def accept(checkpoint: Checkpoint, place: Place | None, sha256: str | None) -> None:
+    """Record the digest of what could be converted, so that a file that is refused never stands in the way of another.
+
+    Raises:
+        DownloadError: another file came from there before.
+    """
+    if place:
+        fetched = places.Fetched(checkpoint.path, checkpoint.sha256, checkpoint.path.stat().st_size)
+        places.accept(place, fetched, pinned=bool(sha256))
 
 
-def located(source: str, scratch: Path, sha256: str) -> Path:
-    """The file or folder on the disk; what is downloaded goes to ``scratch`` or into the Hub's cache."""
+def located(options: ConvertOptions, scratch: Path) -> tuple[Path, Place | None]:
+    """The file or folder on the disk, and the place that it came from; what is downloaded goes to ``scratch`` or into
+    the Hub's cache.
+    """
+    source = options.source
     row = known_row(source)
     if row is not None:
-        local = store.find_local(row) if row.file else None
-        return local or from_origin(row, scratch, sha256)
+        return of_tag(row, options, scratch)
     if source.startswith(HUB):
-        return fetch_repository(source)
+        return fetch_repository(source), Place(source)
     if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
         raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
-    if not is_address(source):
-        return Path(source)
+    if urlsplit(source).scheme not in ("http", "https"):
+        return Path(source), None
     place = places.place_of(source)
-    check_open(place)
-    target = scratch / (Path(urlsplit(source).path).name or "checkpoint.pth")
+    if reason := places.closed([place], None).get(place.address):
+        raise DownloadError(f"{place.address}: {reason}")
+    target = scratch / (Path(urlsplit(place.address).path).name or "checkpoint.pth")
     download(source, target, digests=place.digests, size=place.bytes)
     for part in parts_of(target) if is_index(target) else ():
         download(urljoin(source, quote(part)), scratch / part)
-    return target
+    return target, place
 
 
-def from_origin(row: manifest.Weights, scratch: Path, sha256: str) -> Path:
-    """The file of a tag from the first of its origins that has it.
+def of_tag(row: manifest.Weights, options: ConvertOptions, scratch: Path) -> tuple[Path, Place | None]:
+    """The weights of a tag from where ``pretrained=True`` would take them, or from their origins where something is
+    asked for that the authors' file alone has.
 
     Raises:
-        DownloadError: none has; says why, of each.
+        DownloadError: no place has them; says why, of each.
     """
+    authors = of_authors(row, options)
+    if (row.file or not (authors or options.install)) and (local := store.find_local(row)):
+        return local, None
+    asked = places.origins(row) if authors else places_of(row)
+    closed = places.closed(asked, None)
     reasons = []
-    for place in places.origins(row):
+    for place in asked:
         try:
-            check_open(place)
-            return places.fetch(place, scratch / row.name, sha256=sha256)
+            if place.address in closed:
+                raise DownloadError(f"{place.address}: {closed[place.address]}")
+            return from_place(row, place, scratch, options.sha256 or "")
         except DownloadError as error:
             reasons.append(str(error))
     raise DownloadError("; ".join(reasons) or f"{row.name}: the manifest names no origin")
 
 
-def check_open(place: places.Place) -> None:
-    """Refuse a place that cannot be reached now, before clients try for half a minute.
+def of_authors(row: manifest.Weights, options: ConvertOptions) -> bool:
+    """Whether something is asked for that the authors' file alone tells: its own names or digest, a decoder that no
+    folder of the tag has, what the source computes.
+    """
+    own = (options.key, options.prefix, options.layout, options.sha256, options.to, options.verify)
+    return any(own) or (options.mae and not keeps_decoder(row))
+
+
+def from_place(row: manifest.Weights, place: Place, scratch: Path, sha256: str) -> tuple[Path, Place | None]:
+    """The weights of a tag from one place, which is none if it is a bundle: what is known of that is in its record.
 
     Raises:
-        DownloadError: it cannot; says why.
+        DownloadError: they cannot be had from there.
     """
-    if reason := places.closed([place], None).get(place.address):
-        raise DownloadError(f"{place.address}: {reason}")
+    if place.ready and not place.on_hub:
+        mirrors.fetch(place, row, scratch / row.name)
+        return scratch / row.name, None
+    path = places.fetch(place, scratch / row.name, sha256=sha256).path
+    if place.ready and row.timm:
+        fetch_beside(place.address, path, BESIDE)
+    return path, place
 
 
 def report(converted: Converted, every: bool) -> str:

@@ -155,6 +155,7 @@ def _digest(target: Target) -> dict[str, Any]:
     assert target.file
     found, row = sha256_of(target.file), target.row
     origin = target.provenance.get("sha256")
+    of_row = bool(row and row.sha256 and origin and target.provenance.get("layout") == row.layout)
     if row and row.file == target.file.name:
         known = row.sha256
     elif row and row.hub_pinned and not target.folder:
@@ -163,9 +164,9 @@ def _digest(target: Target) -> dict[str, Any]:
         known = ""
     if known and found != known:
         return _check("digest", WRONG, f"sha256 is {found} instead of {known}")
-    if row and row.sha256 and origin and origin != row.sha256:
+    if row and of_row and origin != row.sha256:
         return _check("digest", WRONG, f"the file that it was converted from has sha256 {origin}, not {row.sha256}")
-    if known or (row and row.sha256 and origin):
+    if known or of_row:
         return _check("digest", OK, f"sha256 {found}, as the manifest says{'' if known else ' of its origin'}")
     before = f"; converted from a file of sha256 {origin}" if origin else ""
     return _check("digest", OPEN, f"sha256 {found}{before}; nothing is known to compare it with")

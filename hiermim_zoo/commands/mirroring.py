@@ -14,7 +14,7 @@ from ..checkpoints import mirrors
 from ..checkpoints.catalogue import amount, matching, size_of
 from ..checkpoints.download import DownloadError
 from ..checkpoints.files import sha256_of
-from ..checkpoints.folder import MODEL_FILE, PART
+from ..checkpoints.folder import MODEL_FILE, PART, move_into
 from ..checkpoints.licenses import why_not_passed_on
 from ..checkpoints.manifest import Weights, parameters, records
 from ..checkpoints.mirrors import RECORD
@@ -65,7 +65,7 @@ def into_organisation(rows: Sequence[Weights], organisation: str, options: Mirro
     permission = options.i_have_permission
     if not options.to.startswith(mirrors.HUB):
         print(f"{organisation} is taken for an organisation of the Hub; ./{organisation} would be a folder")
-    together(*(lambda row=row: check_license(row.license, permission, row.name) for row in rows))
+    together(*(lambda row=row: check_license(row.strict_license, permission, row.name) for row in rows))
     user = Repository(f"{organisation}/{rows[0].name}", options.token)
     found = []
     for row in rows:
@@ -93,17 +93,17 @@ def into_folder(rows: Sequence[Weights], folder: Path, options: MirrorOptions) -
             raise ValueError(f"{flag} is for an organisation of the Hub, and --to {options.to} is a folder")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--to {options.to} is a file; name a folder")
-    had = recorded(folder)
+    recorded(folder)
     for row in rows:
-        if why := why_not_passed_on(row.license):
+        if why := why_not_passed_on(row.strict_license):
             print(f"warning: {row.name}: {why}: keep the bundle to yourself", file=sys.stderr)
     if options.dry_run:
-        lines = [f"  {row.name}: {size_of(row, parameters().get(row.name))}, licence {row.license}" for row in rows]
+        lines = [f"  {row.name}: {size_of(row, parameters().get(row.name))}, licence {row.licenses}" for row in rows]
         return Outcome([], "\n".join([f"into {folder}:", *lines, "dry run: nothing was written"]))
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for row in rows:
-        size = bundled(row, folder, had.get(row.name))
+        size = bundled(row, folder)
         print(f"{row.name}: {amount(size)} in {printable(folder / row.name)}")
         found.append({"name": row.name, "folder": str(folder / row.name)})
     return Outcome(found, f"{len(found)} mirrored: {mirrors.VARIABLE}={folder.resolve()} finds them, without a network")
@@ -121,25 +121,20 @@ def recorded(folder: Path) -> Mapping[str, Any]:
         raise ValueError(str(error)) from error
 
 
-def bundled(row: Weights, folder: Path, had: Mapping[str, Any] | None) -> int:
+def bundled(row: Weights, folder: Path) -> int:
     """Put a tag into a bundle, beside its place and then renamed; bytes of its weights.
 
     Args:
         row: the tag.
         folder: of the bundle.
-        had: what the record has of the tag.
 
     Raises:
         ValueError: there is another file already, or the weights here are not those that the manifest pins.
         OSError: the weights cannot be had, or the folder cannot be written.
     """
-    place = folder / row.name
-    here = place / MODEL_FILE
-    if had and here.is_file() and sha256_of(here) == had["files"][MODEL_FILE]["sha256"]:
-        return here.stat().st_size
-    if place.exists() and not had:
-        raise ValueError(f"{place} is there and not in {RECORD}: remove it, or name another folder")
-    part = folder / f"{PART}{secrets.token_hex(8)}"
+    if had := whole(row, folder):
+        return had
+    place, part = folder / row.name, folder / f"{PART}{secrets.token_hex(8)}"
     try:
         with tempfile.TemporaryDirectory() as scratch:
             ready = prepared(row.name, Path(scratch), f"ORG/{row.name}")
@@ -149,13 +144,34 @@ def bundled(row: Weights, folder: Path, had: Mapping[str, Any] | None) -> int:
                 shutil.copyfile(path, part / name)
                 if sha256_of(part / name) != sha256_of(path):
                     raise OSError(f"{part / name}: what was written is not what came: is the disk in order?")
-        if place.exists():  # damaged since it was recorded
-            shutil.rmtree(place)
-        part.rename(place)
+        with mirrors.locked(folder):
+            if had := whole(row, folder):  # another process was faster
+                return had
+            # The record first: of whoever is killed in between, the next makes the folder anew.
+            mirrors.add_to_record(
+                folder, row.name, row.strict_license, {path.name: path for path in sorted(part.iterdir())}
+            )
+            if place.exists():  # damaged since it was recorded; files of others stay
+                move_into(place, part)
+            else:
+                part.rename(place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    mirrors.add_to_record(folder, row.name, row.license, {path.name: path for path in sorted(place.iterdir())})
-    return here.stat().st_size
+    return (place / MODEL_FILE).stat().st_size
+
+
+def whole(row: Weights, folder: Path) -> int:
+    """Bytes of the weights of a tag in a bundle; 0 if they are not there, or not as its record says.
+
+    Raises:
+        ValueError: there is a folder of the tag's name that is not in the record.
+    """
+    place, had = folder / row.name, recorded(folder).get(row.name)
+    if had is None and place.exists():
+        raise ValueError(f"{place} is there and not in {RECORD}: remove it, or name another folder")
+    files = had["files"] if had else {}
+    sound = all((place / name).is_file() and sha256_of(place / name) == one["sha256"] for name, one in files.items())
+    return files[MODEL_FILE]["bytes"] if files and sound else 0
 
 
 def check_pinned(row: Weights, sha256: str) -> None:

@@ -55,7 +55,7 @@ def license_of(source: str) -> str:
         ValueError: what :func:`row_of` and :func:`check_folder` refuse, or two licences.
     """
     row = row_of(source)
-    return row.license if row else said_license(Path(source), check_folder(Path(source)))
+    return row.strict_license if row else said_license(Path(source), check_folder(Path(source)))
 
 
 def check_license(license: str, permission: str | None, source: str) -> None:
@@ -118,8 +118,8 @@ def prepared(source: str, scratch: Path, repository: str, permission: str = "") 
     config = check_folder(scratch)
     arch = config["architecture"]
     license = said_license(scratch, config)
-    if row and (arch, license) != (row.arch, row.license):
-        said = f"{arch} and {license}, the manifest {row.arch} and {row.license}"
+    if row and (arch, license) != (row.arch, row.strict_license):
+        said = f"{arch} and {license}, the manifest {row.arch} and {row.strict_license}"
         raise ValueError(f"{row.name}: the configuration in the local store says {said}: remove it from the store")
     model = make_model(f"local-dir:{scratch}", pretrained=True).eval()
     written = Path(source) / CARD
@@ -139,7 +139,7 @@ def _link_tag(row: Weights, path: Path, scratch: Path) -> None:
     """The weights of a tag as they are in the store, with the configuration that belongs to them."""
     beside = path.with_name(CONFIG_FILE)
     if path.name == MODEL_FILE and beside.is_file() and read_config(beside)[CONFIG_KEY]:
-        _link(path.parent, scratch, (MODEL_FILE, CONFIG_FILE))
+        _link(path.parent, scratch, (MODEL_FILE, DECODER_FILE, CONFIG_FILE))
         return
     converted = convert(read_checkpoint(path), row.arch, source=row.name, row=row)
     write_folder(converted.contents(), scratch)

@@ -11,7 +11,7 @@ from ..checkpoints import pins
 from ..checkpoints.configs import read_json
 from ..checkpoints.files import SUFFIXES, sha256_of
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, MODEL_FILE
-from ..checkpoints.upload import Repository, There, check_name, is_same
+from ..checkpoints.upload import NotPublished, Repository, There, check_name, is_same
 from ..text import printable
 from .options import Outcome
 from .options.publish import PublishOptions
@@ -73,8 +73,14 @@ def send(ready: Publication, repository: Repository, source: str, options: Any) 
     files = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in ready.files.items()}
     commit = None
     if not options.dry_run:
-        there = there or repository.create(options.private)
-        commit = repository.commit(ready.files, gone, f"Publish {ready.arch}", there)
+        onto = there or repository.create(options.private)
+        try:
+            commit = repository.commit(ready.files, gone, f"Publish {ready.arch}", onto)
+        except NotPublished as error:
+            if there is not None:
+                raise
+            help = f"run the same again, or delete it at {repository.url}/settings"
+            raise NotPublished(f"{error}; the repository was made and may be empty: {help}") from error
         repository.compare(ready.files, commit)
     return {"repository": repository.name, "commit": commit, "license": ready.license, "files": files}
 

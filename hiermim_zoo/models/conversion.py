@@ -27,6 +27,7 @@ from ..version import __version__
 from .beside import check_beside, decoder_beside, pool_beside
 from .family import Family, family_of
 from .grids import Sizes, sizes_beside
+from .imagenet import IMAGENET_CLASSES, imagenet_names
 from .saved import blank, check_buildable, saved_args
 
 UNSAID = (224, 224)  # pixels of timm's ViTs where neither arguments nor a fixed size say others
@@ -55,14 +56,20 @@ class Converted:
     notes: dict[str, str] = field(default_factory=dict)  # what else the family has to say of the weights
 
     def provenance(self) -> dict[str, Any]:
-        training = self.checkpoint.config.get(CONFIG_KEY, {}).get(TRAINING_KEY)
-        return {
-            "source": self.source,
+        said = self.checkpoint.config.get(CONFIG_KEY, {})
+        training = said.get(TRAINING_KEY)
+        read = {
             "file": self.checkpoint.path.name,
             "sha256": self.checkpoint.sha256,
             **({"key": self.checkpoint.top_key} if len(self.checkpoint.sets) > 1 else {}),
             **({"prefix": self.checkpoint.prefix} if self.checkpoint.prefix else {}),
             "layout": self.native.layout.name,
+        }
+        if self.row and "sha256" in said:  # of a store or a bundle, whose folder says which file it was converted from
+            read = {key: said[key] for key in ("file", "sha256", "key", "prefix", "layout") if key in said}
+        return {
+            "source": self.source,
+            **read,
             "license": self.license,
             **({LICENSE_NOTE: self.license_note} if self.license_note else {}),
             **self.notes,
@@ -73,7 +80,10 @@ class Converted:
     @property
     def license_note(self) -> str:
         """What has to be said of the licence; empty where nothing has."""
-        return self.row.license_note if self.row else self.native.layout.license_note
+        if not self.row:
+            return self.native.layout.license_note
+        both = f"{self.row.licenses} may hold, the stricter one is taken." if self.row.license_also else ""
+        return " ".join(filter(None, (both, self.row.license_note)))
 
     def source_decoder(self) -> dict[str, Tensor]:
         """Fusion and decoder that the source holds or that stand beside it, whether they are kept or not; empty
@@ -154,7 +164,7 @@ def convert(
     wanted = replace(wanted, layout=wanted.layout or _layout_of(row, checkpoint))
     native = _read(checkpoint, arch, family, wanted)
     check_kinds({**native.state, **native.decoder}, blank(arch)[1], model=arch)
-    known = {**native.layout.preprocessing, **(row.pretrained_cfg() if row else {})}
+    known = {**native.layout.preprocessing, **(_cfg_of(row) if row else {})}
     config = {**known, **checkpoint.config.get("pretrained_cfg", {})}
     license = wanted.license or config.get("license") or UNSTATED
     native, shape, args = _shape(checkpoint, arch, family, native, wanted, config)
@@ -185,6 +195,14 @@ def convert(
         initial,
         notes,
     )
+
+
+def _cfg_of(row: Weights) -> dict[str, Any]:
+    """What the manifest says of weights; all of its rows with as many classes as ImageNet-1K have these."""
+    cfg = row.pretrained_cfg()
+    if row.classes == IMAGENET_CLASSES and not row.labels:
+        cfg["label_names"] = imagenet_names()
+    return cfg
 
 
 def _layout_of(row: Weights | None, checkpoint: Checkpoint) -> str | None:
@@ -228,7 +246,12 @@ def _read(checkpoint: Checkpoint, arch: str, family: Family, wanted: Wanted) -> 
     for name in wanted.model_args:
         if name not in offered:
             raise ValueError(f"--{name.replace('_', '-')} is nothing that a conversion to {arch} can choose")
-    native = family.native(checkpoint.state, wanted.layout, decoder=wanted.decoder, args=wanted.model_args)
+    beside = checkpoint.path.with_name(DECODER_FILE)
+    apart = wanted.decoder and beside.is_file()  # as in a folder that was written with its decoder
+    kept = wanted.decoder and not apart
+    native = family.native(checkpoint.state, wanted.layout, decoder=kept, args=wanted.model_args)
+    if apart:
+        native = native._replace(decoder=read_checkpoint(beside).state)
     if not wanted.inflate:
         return native
     if family.inflate is None:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.utils import WeakFileLock
 
 from ..checkpoints import hub, manifest, mirrors, places, store
 from ..checkpoints.download import DownloadError
-from ..checkpoints.files import Checkpoint, read_checkpoint, sha256_of
-from ..checkpoints.folder import MODEL_FILE, Contents, remove_parts, write_folder
+from ..checkpoints.files import read_checkpoint, sha256_of
+from ..checkpoints.folder import (
+    CONFIG_FILE,
+    DECODER_FILE,
+    MODEL_FILE,
+    Contents,
+    move_into,
+    remove_parts,
+    write_folder,
+)
 from ..checkpoints.layouts import find_layout
 from ..checkpoints.licenses import commercial_use
 from ..checkpoints.manifest import Weights
@@ -21,6 +31,10 @@ from ..checkpoints.refused import CannotWrite
 from .conversion import Converted, Wanted, convert
 
 DOWNLOADS = "downloads"  # folder in the store
+BESIDE = (CONFIG_FILE, DECODER_FILE)  # what a folder of timm's architectures has beside the weights
+
+# Makes one model of the encoder and the decoder of a conversion. The room above has it: mae.py says so here.
+assemble: Callable[[Converted], Any] | None = None
 
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +52,7 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
     path = store.find_local(row, cache_dir)
     if path is not None:
         return path
-    found = [*mirrors.mirrored(row), *places.places(row)]
+    found = places_of(row)
     closed = places.closed(found, cache_dir)
     tried = []
     for place in found:
@@ -51,6 +65,15 @@ def locate(row: Weights, cache_dir: str | Path | None = None) -> Path:
         except (OSError, ValueError) as error:
             tried.append(f"{place.address} ({hub.first_line(error).removeprefix(f'{place.address}: ')})")
     raise store.WeightsNotFound(_advice(row, found, closed) + _search(row, tried, cache_dir))
+
+
+def places_of(row: Weights) -> list[Place]:
+    """All places outside the local store that have the weights of a tag, in the order in which they are asked.
+
+    Raises:
+        ValueError: $HIERMIM_MIRROR names nothing that can be a mirror.
+    """
+    return [*mirrors.mirrored(row), *places.places(row)]
 
 
 def _advice(row: Weights, found: Sequence[Place], closed: Mapping[str, str]) -> str:
@@ -79,27 +102,42 @@ def _ready(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
     if not place.on_hub:
         return _from_bundle(row, place, cache_dir)
     here = hub.cached(place.address, cache_dir)
-    path = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
+    fetched = places.fetch(place, store.user_store(cache_dir) / row.name, cache_dir)
     if here is None:
         try:
             if not place.digests:
-                converted = convert(read_checkpoint(path), row.arch, Wanted(), source=place.address, row=row)
+                converted = convert(read_checkpoint(fetched.path), row.arch, Wanted(), source=place.address, row=row)
                 _try(row, place, converted)
         except ValueError:
-            hub.forget(path)  # else it would be taken as it is next time
+            hub.forget(fetched.path)  # else it would be taken as it is next time
             raise
-        _say(row, place, path.stat().st_size, sha256_of(path))
-    return path
+    places.accept(place, fetched, cache_dir=cache_dir)
+    if row.timm:
+        hub.fetch_beside(place.address, fetched.path, BESIDE, cache_dir)
+    if here is None:
+        _say(row, place, fetched.bytes, fetched.sha256)
+    return fetched.path
 
 
 def _from_bundle(row: Weights, place: Place, cache_dir: str | Path | None) -> Path:
+    """The folder of a tag as the bundle has it; half of one waits among the downloads."""
     root = store.writable_store(cache_dir)
+    part = root / DOWNLOADS / f"{row.name}.bundle"
     with _locked(root, row):
         path = store.find_local(row, cache_dir)
         if path is None:  # else another process was faster
-            place = mirrors.described(place, row)
-            path = places.fetch(place, root / row.name, cache_dir)
-            _say(row, place, path.stat().st_size, place.digests["sha256"])
+            try:
+                mirrors.fetch(place, row, part)
+            finally:
+                with suppress(OSError):  # what came waits for the next call
+                    part.rmdir()
+            path = root / row.name / MODEL_FILE
+            if path.parent.exists():  # without the weights, as somebody may have left it
+                move_into(path.parent, part)
+            else:
+                part.rename(path.parent)
+            _say(row, place, path.stat().st_size, sha256_of(path))
+            _clear(root, row)
     return path
 
 
@@ -127,20 +165,25 @@ def install(row: Weights, cache_dir: str | Path | None = None, place: Place | No
     with _locked(root, row):
         if (folder / MODEL_FILE).is_file():  # another process was faster
             return folder
-        checkpoint = _read_origin(row, place, root, cache_dir)
-        size = checkpoint.path.stat().st_size
+        fetched = places.fetch(place, root / DOWNLOADS / row.name, cache_dir)
+        try:
+            checkpoint = read_checkpoint(fetched.path)
+        except ValueError:
+            _clear(root, row)
+            raise
     try:
         wanted = Wanted(layout=row.layout, decoder=keeps_decoder(row))
         converted = convert(checkpoint, row.arch, wanted, source=place.address, row=row)
         if not place.digests:
             _try(row, place, converted)
         contents = converted.contents()
+        places.accept(place, fetched, cache_dir=cache_dir)
     except BaseException:  # also a file that turned out to be another one: kept, it would be taken for the right one
         with _locked(root, row):
             _clear(root, row)
         raise
     if put(contents, row, cache_dir):
-        _say(row, place, size, checkpoint.sha256)
+        _say(row, place, fetched.bytes, fetched.sha256)
     return folder
 
 
@@ -152,7 +195,8 @@ def _try(row: Weights, place: Place, converted: Converted) -> None:
     """
     from .plausible import tried  # with it comes Pillow, of which most have no need
 
-    trial = tried(converted.model, photographic=bool(row.accuracies))  # one that nobody measured need not do anything
+    model = assemble(converted) if assemble and converted.native.decoder else converted.model
+    trial = tried(model, photographic=bool(row.accuracies))  # one that nobody measured need not do anything
     if trial.plausible is False:
         raise ValueError(
             f"the weights are implausible: {trial.words}; to take them all the same: python -m hiermim_zoo.convert "
@@ -215,22 +259,12 @@ def folder_of(name: str) -> Path | None:
     return locate(row).parent if row is not None and row.timm else None
 
 
-def _read_origin(row: Weights, place: Place, root: Path, cache_dir: str | Path | None) -> Checkpoint:
-    """The origin file, downloaded unless another process just did."""
-    raw = places.fetch(place, root / DOWNLOADS / row.name, cache_dir)
-    try:
-        return read_checkpoint(raw)
-    except ValueError:
-        _clear(root, row)
-        raise
-
-
 def _clear(root: Path, row: Weights) -> None:
     """Remove what was downloaded of a tag, whole, in part, or by processes that were killed."""
     for pattern in (f"{row.name}.*", f".{row.name}.*.part"):
         for file in (root / DOWNLOADS).glob(pattern):
             with suppress(OSError):
-                file.unlink()
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
 
 def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
@@ -239,7 +273,7 @@ def _say(row: Weights, place: Place, size: int, sha256: str) -> None:
     if row.license == "unstated":
         license = "the authors state no licence: ask them before commercial use"
     elif row.license_also:
-        license += f" or {row.license_also}: ask the authors before commercial use"
+        license = f"licence {row.licenses}: ask the authors before commercial use"
     elif commercial_use(row.license) is False:
         license += ", for non-commercial use only"
     # A warning, since nothing less is shown by default.

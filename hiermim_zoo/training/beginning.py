@@ -62,12 +62,12 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     chosen = with_recipe(chosen, size, world.device.type, sketch)
     rows = rows_of(chosen, rows)
     mae = sketch
-    folder = chosen.checkpoint if rows.start is None else None  # of which the sketch is the autoencoder
-    if not folder or any(getattr(chosen, name) != getattr(said, name) for name in DECODER):
+    read = chosen.checkpoint if rows.start is None else None  # then the sketch is the autoencoder
+    if not read or any(getattr(chosen, name) != getattr(said, name) for name in DECODER):
         torch.manual_seed(chosen.seed)
         mae = build_autoencoder(chosen, rows.recipe, rows.start)
-    if folder:
-        rows = replace(rows, start=encoder_args(chosen.model, Path(folder)))
+    if read:
+        rows = replace(rows, start=encoder_args(chosen.model, Path(read)))
     if chosen.accumulate is None:
         chosen = replace(chosen, accumulate=_passes(chosen, mae, data, world))
     parts = (chosen.accumulate, world.rank, world.size)
