@@ -24,7 +24,7 @@ PRETRAIN: Wrong = {
     "own option": ({"model_kwargs": {"num_classes": 4}}, "--model-kwargs num_classes=4: this has an option"),
     "optimiser": ({"opt": "best"}, "--opt 'best' is none"),
     "device": ({"device": "abacus"}, "device 'abacus'"),
-    "folder": ({"output": "{used}"}, "holds another run"),
+    "folder": ({"output": "{used}"}, "is not empty and holds no run"),
     "size": ({"img_size": 40}, "--img-size 40 40 is not"),
     "decoder": ({"decoder_dim": 30, "decoder_heads": 4}, "width 30 and 4 heads cannot be built"),
     "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),

@@ -383,7 +383,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(fo
     monkeypatch.setattr(extracting, "make_model", lambda *args, **kwargs: pytest.fail("too late"))
     for output in (tmp_path / "missing" / "out", folder, folder / "e.png" / "out"):
         assert str(output) in refused(capsys, folder, "--model", "hivit_atto", "-o", output)
-    assert "is a folder" in refused(capsys, folder, "--force", "--model", "hivit_atto", "-o", folder)
+    assert "cannot be written: a folder" in refused(capsys, folder, "--force", "--model", "hivit_atto", "-o", folder)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if not os.access(locked, os.W_OK):  # root may write anywhere

@@ -15,8 +15,7 @@ from .options.benchmark import BenchmarkOptions
 from .options.problems import check_all, gathered
 from .output_files import check_writable
 from .steps import Side, build, split
-from .suite_run import check_folder, chosen_device, chosen_rows
-from .suites import SUITES
+from .suite_run import check_folder, chosen_device, chosen_rows, suite_of
 
 
 def problems(said: Mapping[str, Any]) -> list[str]:
@@ -71,8 +70,7 @@ def check_rows(options: BenchmarkOptions) -> None:
     Raises:
         ValueError: naming one.
     """
-    assert options.suite
-    chosen_rows(SUITES[options.suite], options.rows)
+    chosen_rows(suite_of(options), options.rows)
 
 
 def check_suite_device(options: BenchmarkOptions) -> None:
@@ -81,8 +79,7 @@ def check_suite_device(options: BenchmarkOptions) -> None:
     Raises:
         ValueError: naming it.
     """
-    assert options.suite
-    try_device(chosen_device(options, SUITES[options.suite]))
+    try_device(chosen_device(options, suite_of(options)))
 
 
 def try_device(name: str) -> None:

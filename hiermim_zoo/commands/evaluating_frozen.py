@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Chosen, Labelled, classes_by_label
 from ..models.build import make_model
+from ..text import counted
 from ..training.distributed import World
 from ..training.image_form import form_for, to_remember
 from ..training.linear import Bank, needed
@@ -94,7 +95,9 @@ def neighbours(options: EvaluateOptions, world: World) -> tuple[Measured, dict[s
     rows, said, queries = (part.to(world.device) for part in (bank.rows, truth, asking.rows))
     count = outputs_told(train, test, bank, asking)
     votes = TASKS[train.kind].votes(rows, said, queries, k, temperature, count)
-    found = replace(measured(test, asking._replace(rows=votes.cpu())), trained=len(truth))
+    fewer = f"-k {options.k} is more than the {counted(len(truth), 'images')} to train on, so all of them vote"
+    lines = (fewer,) if (options.k or 0) > len(truth) else ()
+    found = replace(measured(test, asking._replace(rows=votes.cpu())), trained=len(truth), warnings=lines)
     return found, {"k": k, "temperature": temperature}
 
 

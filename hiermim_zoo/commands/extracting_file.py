@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..text import counted
 from ..training.image_form import to_remember
 from ..version import __version__
 from .extracting_rows import ImageFiles
@@ -151,6 +152,7 @@ def header(tensors: list[Tensors], done: list[str], rows: ImageFiles, options: E
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     if len(text) > MAX_HEADER:
         raise ValueError(
-            f"the names of {len(done)} images and {len(tensors)} tensors do not fit the header of one file"
+            f"the names of {counted(len(done), 'images')} and {counted(len(tensors), 'tensors')} do not fit the "
+            "header of one file"
         )
     return len(text).to_bytes(8, "little") + text

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..text import counted
 from ..training.distributed import pick_device, restored
 from ..training.precision import chosen_amp
 from .machine import machine, matrix_product, versions
@@ -29,13 +30,13 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     Raises:
         ValueError: there is no such device or comparison, or the folder holds results already.
     """
-    name, folder = options.suite, options.output
-    assert name is not None
+    folder = options.output
+    assert options.suite is not None
     assert folder is not None
-    suite = chosen_rows(SUITES[name], options.rows)
+    suite = chosen_rows(suite_of(options), options.rows)
     suite = rehearsed(suite) if options.rehearse else suite
     device = chosen_device(options, suite)
-    clock = Clock(options.minutes or MINUTES[name])
+    clock = Clock(options.minutes or MINUTES[options.suite])
     with restored():
         pick_device(device)
         make_folder(folder)
@@ -54,10 +55,19 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
             say(f"{number + 1} of {len(suite.rows)}: {row.title}")
             Measuring(suite, device, clock, partial(written, report, number)).measure(row)
         if options.jobs and later:
-            say(f"{len(later)} of {len(suite.rows)} comparisons, made ready by {options.jobs} processes")
+            say(
+                f"{len(later)} of {counted(len(suite.rows), 'comparisons')}, made ready by "
+                f"{counted(options.jobs, 'processes')}"
+            )
             Jobs(suite, device, clock, partial(written, report), options.jobs).measure(later)
         report.write()
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
+
+
+def suite_of(options: BenchmarkOptions) -> Suite:
+    """All of the suite that is asked for."""
+    assert options.suite is not None
+    return SUITES[options.suite]
 
 
 def chosen_rows(suite: Suite, numbers: tuple[int, ...] | None) -> Suite:
@@ -69,7 +79,7 @@ def chosen_rows(suite: Suite, numbers: tuple[int, ...] | None) -> Suite:
     if numbers is None:
         return suite
     if max(numbers) > len(suite.rows):
-        raise ValueError(f"--rows {max(numbers)}: the suite has {len(suite.rows)} comparisons")
+        raise ValueError(f"--rows {max(numbers)}: the suite has {counted(len(suite.rows), 'comparisons')}")
     return suite._replace(rows=tuple(suite.rows[n - 1] for n in sorted(set(numbers))))
 
 

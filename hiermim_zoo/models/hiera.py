@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.rules import Copy, Rename, Reshape, apply_rules, then
 from ..checkpoints.tables.hiera import LAYOUTS
+from ..text import counted
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
 from .grids import Sizes, position_table, sizes_of, source_grid
@@ -130,7 +131,7 @@ def _grid(state: Mapping[str, Tensor], name: str, sizes: Sizes) -> tuple[int, in
     """Units along both sides."""
     tokens = position_table(state, name).shape[1]
     if tokens % SIDE**2:
-        raise ValueError(f"tensor {name!r} has {tokens} rows, which are no units of {SIDE} x {SIDE} tokens")
+        raise ValueError(f"tensor {name!r} has {counted(tokens, 'rows')}, which are no units of {SIDE} x {SIDE} tokens")
     return source_grid(tokens // SIDE**2, UNIT[-1], sizes, rows=SIDE**2)
 
 
