@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from hiermim_zoo import progress
-from hiermim_zoo.progress import EVERY, Progress
+from hiermim_zoo.progress import Progress
+
+EVERY = 30.0
 
 
 class Clock:
@@ -25,6 +27,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
+    monkeypatch.setattr(progress, "EVERY", EVERY)
     monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
     monkeypatch.setattr(progress, "are_progress_bars_disabled", lambda name: False)
     return clock
