@@ -23,7 +23,14 @@ import torch
 
 from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, reconstruct, stats
 from hiermim_zoo import list as listing
-from hiermim_zoo.commands import baselines, cataloguing, evaluating, evaluating_frozen, extracting, extracting_file
+from hiermim_zoo.commands import (
+    baselines,
+    cataloguing,
+    evaluating,
+    evaluating_frozen,
+    extracting_checks,
+    extracting_file,
+)
 from hiermim_zoo.commands.options import evaluate as evaluate_options
 from hiermim_zoo.commands.options import extract as extract_options
 from hiermim_zoo.commands.options import run_command
@@ -176,7 +183,7 @@ def test_words_for_defaults_are_true() -> None:
     )
     assert ("auto", *precision.DTYPES) == shared_options.AMP
     assert tuple(evaluating.METHODS) == evaluate_options.METHODS
-    assert tuple(extracting.NEEDED) == extract_options.WHAT
+    assert tuple(extracting_checks.NEEDED) == extract_options.WHAT
     assert tuple(extracting_file.DTYPES) == extract_options.DTYPES
     [models] = (field for field in dataclasses.fields(benchmark.VERB.options) if field.name == "models")
     assert all(f"{peer}/" in option_of(models).help for peer in baselines.PEERS)
