@@ -13,6 +13,9 @@ comparison, so a run that is cut off has what it has; what is not installed is l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.benchmark import BenchmarkOptions
 
@@ -23,6 +26,9 @@ EXAMPLES = (
 
 
 def execute(options: BenchmarkOptions) -> Outcome:
+    from .commands.benchmarking_checks import check
+
+    check(options)
     if options.suite:
         from .commands.suite_run import run_suite
 
@@ -32,7 +38,13 @@ def execute(options: BenchmarkOptions) -> Outcome:
     return benchmark(options)
 
 
-VERB = Verb("benchmark", __doc__ or "", BenchmarkOptions, EXAMPLES, execute)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.benchmarking_checks import problems
+
+    return problems(said)
+
+
+VERB = Verb("benchmark", __doc__ or "", BenchmarkOptions, EXAMPLES, execute, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

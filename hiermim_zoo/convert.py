@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .commands.options import Verb, run_command
 from .commands.options.convert import ConvertOptions
@@ -24,7 +25,9 @@ EXAMPLES = (
 def execute(options: ConvertOptions) -> Path | None:
     """Convert; the folder or file that was written, None of a dry run."""
     from .commands.converting import convert_source
+    from .commands.converting_checks import check
 
+    check(options)
     return convert_source(options)
 
 
@@ -40,7 +43,22 @@ def family_values(model: str) -> Mapping[str, str]:
     return values_of(model)
 
 
-VERB = Verb("convert", __doc__ or "", ConvertOptions, EXAMPLES, execute, family_values, family_options)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.converting_checks import problems
+
+    return problems(said)
+
+
+VERB = Verb(
+    "convert",
+    __doc__ or "",
+    ConvertOptions,
+    EXAMPLES,
+    execute,
+    family_values,
+    family_options,
+    more_problems=more_problems,
+)
 main = VERB.main
 run = VERB.run
 

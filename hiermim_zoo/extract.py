@@ -14,6 +14,9 @@ OMP_NUM_THREADS.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.extract import ExtractOptions
 
@@ -30,7 +33,13 @@ def execute(options: ExtractOptions) -> Outcome:
     return extract(options)
 
 
-VERB = Verb("extract", __doc__ or "", ExtractOptions, EXAMPLES, execute)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.extracting_checks import problems
+
+    return problems(said)
+
+
+VERB = Verb("extract", __doc__ or "", ExtractOptions, EXAMPLES, execute, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

@@ -341,6 +341,15 @@ def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in mae.state_dict().items() if not name.startswith("encoder.")}
 
 
+def encoder_args(name: str, folder: Path) -> dict[str, Any]:
+    """The arguments of the encoder that a folder says, which :func:`create_mae` takes too.
+
+    Raises:
+        ValueError: naming what cannot be taken from it.
+    """
+    return dict(_saved(name, folder).args)
+
+
 class _Saved(NamedTuple):
     """What config.json of a folder says of an autoencoder."""
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .text import counted
+
 
 def on_host(keep: Tensor) -> bool:
     """Whether the values of a mask may be looked at: not where the host would wait for a device, nor inside a graph."""
@@ -31,9 +33,7 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
         ValueError: naming what is wrong.
     """
     if keep.dtype != torch.int64 or keep.ndim != 2 or keep.shape[0] != batch or not 0 < keep.shape[1] <= units:
-        raise ValueError(
-            f"keep must be int64 [{batch}, K] with 1 <= K <= {units} units, got {keep.dtype} {list(keep.shape)}"
-        )
+        raise ValueError(f"keep must be int64 [{batch}, K] with 1 <= K <= {units}, got {keep.dtype} {list(keep.shape)}")
     if not on_host(keep):
         return
     low, high = int(keep.min()), int(keep.max())
@@ -58,7 +58,7 @@ def random_keep(
         int64 [batch, visible], ascending.
     """
     if not 0 < visible <= units:
-        raise ValueError(f"{visible} of {units} units cannot stay visible")
+        raise ValueError(f"{visible} of {counted(units, 'units')} cannot stay visible")
     noise = torch.rand(batch, units, generator=generator, device=device)
     return noise.argsort(dim=1)[:, :visible].sort(dim=1).values
 

@@ -6,6 +6,9 @@ python -m hiermim_zoo.reconstruct CLIP.mp4 FOLDER_OF_FRAMES --model hiera_base_v
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.reconstruct import ReconstructOptions
 
@@ -21,7 +24,13 @@ def execute(options: ReconstructOptions) -> Outcome:
     return reconstruct(options)
 
 
-VERB = Verb("reconstruct", __doc__ or "", ReconstructOptions, EXAMPLES, execute)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.reconstructing import problems
+
+    return problems(said)
+
+
+VERB = Verb("reconstruct", __doc__ or "", ReconstructOptions, EXAMPLES, execute, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

@@ -9,6 +9,9 @@ pretrain --mean and --std take them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .commands.options import Outcome, Verb, run_command
 from .commands.options.stats import StatsOptions
 
@@ -24,7 +27,13 @@ def execute(options: StatsOptions) -> Outcome:
     return survey(options)
 
 
-VERB = Verb("stats", __doc__ or "", StatsOptions, EXAMPLES, execute)
+def more_problems(said: Mapping[str, Any]) -> list[str]:
+    from .commands.surveying import problems
+
+    return problems(said)
+
+
+VERB = Verb("stats", __doc__ or "", StatsOptions, EXAMPLES, execute, more_problems=more_problems)
 main = VERB.main
 run = VERB.run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -11,7 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hiermim_zoo import progress
+
 from .forks import Forks, forks
+
+progress.EVERY = math.inf  # what a command says does not depend on how busy the machine is
 
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hiermim_zoo import evaluate, pretrain
+from hiermim_zoo import benchmark, convert, evaluate, extract, pretrain, reconstruct, stats
 from hiermim_zoo.commands.options import BadOptions
 from hiermim_zoo.training.small import PRETRAINING, Size, small_pretraining
 
@@ -24,7 +24,7 @@ PRETRAIN: Wrong = {
     "own option": ({"model_kwargs": {"num_classes": 4}}, "--model-kwargs num_classes=4: this has an option"),
     "optimiser": ({"opt": "best"}, "--opt 'best' is none"),
     "device": ({"device": "abacus"}, "device 'abacus'"),
-    "folder": ({"output": "{used}"}, "holds another run"),
+    "folder": ({"output": "{used}"}, "is not empty and holds no run"),
     "size": ({"img_size": 40}, "--img-size 40 40 is not"),
     "decoder": ({"decoder_dim": 30, "decoder_heads": 4}, "width 30 and 4 heads cannot be built"),
     "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
@@ -51,17 +51,82 @@ EVALUATE: Wrong = {
     "form": ({"scale": "odd"}, "--scale odd: use"),
     "video": ({"views": (2, 1)}, "--views is for models of video"),
 }
+EXTRACT: Wrong = {
+    "kind": ({"workers": -1}, "--workers -1 is not"),
+    "pair": ({"seed": 3}, "--seed is of the random weights"),
+    "device": ({"device": "abacus"}, "device 'abacus'"),
+    "input": (
+        {"images": ("{used}/none.png",)},
+        "IMAGES {used}/none.png: no such file or folder; {used} has no none.png",
+    ),
+    "file": ({"output": "{used}/file"}, "-o {used}/file exists; --force replaces it"),
+    "size": ({"img_size": 30}, "fails on --img-size 30"),
+    "levels": ({"what": ("maps",), "levels": (9,)}, "--levels 9: hivit_atto has the levels 0 to 3"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "bands": ({"bands": (1, 2)}, "--bands names 2 bands, and the model takes 3 channels"),
+    "video": ({"frame_stride": 2}, "--frame-stride is for models of video"),
+}
+RECONSTRUCT: Wrong = {
+    "kind": ({"seed": -1}, "--seed -1 is not"),
+    "input": ({"images": ("{used}/none.png",)}, "IMAGES {used}/none.png: no such file or folder"),
+    "file": ({"output": "{out}.txt"}, "name an image file, like out.png"),
+    "start": ({"checkpoint": "{used}/start"}, "--checkpoint {used}/start: no such file or folder"),
+    "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "shown": ({"show_bands": 9}, "--show-bands 9: one or three"),
+    "bands": ({"bands": (1, 2)}, "--bands names 2 bands, and the model takes 3 channels"),
+    "video": ({"frame_rate": 2}, "--frame-rate is for models of video"),
+}
+STATS: Wrong = {
+    "kind": ({"most": 0}, "--most 0 is not"),
+    "input": ({"data": "{used}/none"}, "{used}/none: no such folder, tar or table"),
+    "file": ({"json": "/nowhere/a"}, "--json /nowhere/a cannot be written"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "axes": ({"axes": "cwh"}, "--axes cwh is not"),
+}
+BENCHMARK: Wrong = {
+    "kind": ({"rounds": 0}, "--rounds 0 is not"),
+    "pair": ({"jobs": 2}, "--jobs: goes with --suite alone"),
+    "model": ({"models": ("hivit_atto", "hivit_atoo")}, "model 'hivit_atoo' is unknown; did you mean hivit_atto"),
+    "peer": ({"versus": "hpvit_atto:dense"}, "hpvit_atto cannot be pre-trained by masking here"),
+    "device": ({"device": "abacus"}, "device 'abacus'"),
+    "graphs": ({"compile": "cudagraphs"}, "--compile cudagraphs records what a GPU does"),
+    "size": ({"img_size": 30}, "img_size=(30, 30) is too small"),
+    "file": ({"output": "/nowhere/a"}, "-o /nowhere/a cannot be written"),
+}
+CONVERT: Wrong = {
+    "kind": ({"dtype": "f8"}, "--dtype f8 is not one of float32"),
+    "pair": ({"verify": True, "allow_nonfinite": True}, "--verify compares values, and NaN equals nothing"),
+    "source": ({"source": "{used}/none.pth"}, "SOURCE {used}/none.pth does not exist; {used} has no none.pth"),
+    "choice": ({"pool": "odd"}, "--pool odd is not one of avg, conv"),
+    "layout": ({"layout": "x"}, "--layout x: layout 'x' is unknown"),
+    "size": ({"img_size": 9000}, "--img-size 9000 9000: sides of 8192 pixels are the largest"),
+    "clips": ({"inflate": "mean"}, "--inflate mean: hpvit_atto is no model of clips"),
+    "folder": ({"output": "{used}"}, "-o {used} is not empty; use --force"),
+}
 VERBS = {
     "pretrain": (pretrain, PRETRAIN, {"data": "nowhere", "model": "hivit_atto", "output": "{out}"}),
     "evaluate": (evaluate, EVALUATE, {"data": "nowhere", "model": "hivit_atto", "method": "finetune"}),
+    "extract": (extract, EXTRACT, {"images": ("{used}",), "model": "hivit_atto", "output": "{out}"}),
+    "reconstruct": (reconstruct, RECONSTRUCT, {"images": ("{used}",), "model": "hivit_atto", "output": "{out}.png"}),
+    "stats": (stats, STATS, {"data": "{used}"}),
+    "benchmark": (benchmark, BENCHMARK, {"models": ("hivit_atto",)}),
+    "convert": (convert, CONVERT, {"source": "{used}/file", "model": "hpvit_atto", "output": "{out}"}),
 }
 
 
 def combinations(wrong: Wrong) -> list[tuple[str, ...]]:
     """Some pairs and triples."""
-    pairs, triples = (list(itertools.combinations(wrong, count)) for count in (2, 3))
     chance = random.Random(0)
-    return [*chance.sample(pairs, 30), *chance.sample(triples, 20)]
+    kinds = ((list(itertools.combinations(wrong, count)), most) for count, most in ((2, 30), (3, 20)))
+    return [names for found, most in kinds for names in chance.sample(found, min(most, len(found)))]
+
+
+def filled(value: Any, paths: dict[str, str]) -> Any:
+    """A value with the paths of the test."""
+    if isinstance(value, tuple):
+        return tuple(filled(one, paths) for one in value)
+    return value.format(**paths) if isinstance(value, str) else value
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -74,7 +139,7 @@ def test_wrong_values_of_different_groups_are_all_found(verb: str, tmp_path: Pat
         given: dict[str, Any] = dict(fine)
         for name in names:
             given |= wrong[name][0]
-        given = {name: value.format(**paths) if isinstance(value, str) else value for name, value in given.items()}
+        given = {name: filled(value, paths) for name, value in given.items()}
         with pytest.raises(BadOptions) as error:
             module.run(**given)
         lines = error.value.lines

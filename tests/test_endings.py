@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 from hiermim_zoo import evaluate, extract, pretrain, reconstruct
+from hiermim_zoo.commands.evaluating import advice_for
 from hiermim_zoo.training.endings import (
     CHANCES,
+    FEW_MEASURED,
     FEWEST,
     Chance,
     about_groups,
     about_model,
     about_score,
     about_steps,
+    about_trained,
     about_training,
     chance_of,
     fell,
@@ -99,10 +102,44 @@ def test_a_score_is_chance_if_its_interval_says_so(total: int) -> None:
     chance = Chance(0.3, "always cats")
     for right in range(0, total + 1, max(1, total // 100)):
         low, high = interval(right, total)
-        lines = about_score("few", (100 * low, 100 * high), chance, "sleep")
+        lines = about_score("few", (100 * low, 100 * high), chance, total, ["sleep"])
         assert bool(lines) == (low <= 0.3), right
-    [line] = about_score("30 % right", (10.8, 60.3), chance, "sleep")
-    assert line == "30 % right is no better than chance, 30 % (always cats); try sleep"
+        for line in lines:  # what is clearly worse than chance is so of few images, too
+            assert ("measure on 100 or more" in line) == (total < FEW_MEASURED and high >= 0.3), line
+    [line] = about_score("30 % right", (20.8, 40.3), chance, FEW_MEASURED, ["sleep", "eat"])
+    assert line == "30 % right is no better than chance, 30 % (always cats); try sleep, or eat"
+    [line] = about_score("30 % right", (10.8, 60.3), chance, 1, ["sleep"])
+    assert "cannot be told from chance, 30 % (always cats), because only 1 image was measured; measure on" in line
+
+
+def test_few_images_to_train_on_are_named() -> None:
+    [line] = about_trained(32, 10, "classes")
+    assert line.startswith(
+        "trained on 32 images for 10 classes, which is little to learn from; try 10 or more for each"
+    )
+    assert "on 1 image for 1 tag," in about_trained(1, 1, "tags")[0]
+    assert about_trained(100, 10, "classes") == about_trained(None, 10, "classes") == []
+
+
+def test_advice_fits_the_method_and_the_model() -> None:
+    def advice(method: str, kind: str = "classes", taught: bool = True) -> str:
+        options = evaluate.VERB.options(data="x", model="hivit_atto", method=method)
+        return ", ".join(advice_for(options, kind, taught))
+
+    assert "--epochs" in advice("finetune")
+    assert "--method finetune" not in advice("finetune")
+    assert "--epochs" not in advice("knn") + advice("linear") + advice("classify")
+    assert "trained longer" in advice("knn")
+    assert "trained longer" not in advice("knn", taught=False)
+    assert "in this order" in advice("classify")
+    assert "order" not in advice("classify", "values")
+
+
+def test_steps_that_were_left_out_are_the_cause_that_is_named() -> None:
+    [line] = about_training(FEWEST, FEWEST - 1, 0, False, [])
+    assert "in 200 steps, because in the others loss or gradients were not finite; try a lower --lr" in line
+    assert "--batch-size" not in about_training(2, 2, 0, False, [], "more --steps")[0]
+    assert "or a smaller --batch-size" in about_training(2, 2, 0, False, [])[0]
 
 
 def test_few_groups_have_intervals_that_mean_little() -> None:
@@ -114,8 +151,8 @@ def test_few_groups_have_intervals_that_mean_little() -> None:
 
 def test_other_labels_have_a_chance_of_their_own() -> None:
     for chance, low in ((CHANCES["tags"], 0.5), (CHANCES["values"], 0.0)):
-        assert about_score("a score", (low, 0.9), chance, "sleep")
-        assert not about_score("a score", (low + 1e-3, 0.9), chance, "sleep")
+        assert about_score("a score", (low, 0.9), chance, 9, ["sleep"])
+        assert not about_score("a score", (low + 1e-3, 0.9), chance, 9, ["sleep"])
 
 
 # ---- who was never trained
@@ -204,13 +241,13 @@ def test_a_fine_tuning_that_ends_at_chance_says_so(noise: Path, capsys: pytest.C
     options: dict[str, Any] = {"epochs": 2, "warmup": 0, "batch_size": 10, "auto_augment": "none", "lr": 1e-9}
     common: dict[str, Any] = {"data": str(noise), "model": "hivit_atto", "img_size": 32, "workers": 0, "device": "cpu"}
     result = evaluate.run(**common, method="finetune", pretrained=False, **options)
-    scratch, chance, few, *_ = result["warnings"]
+    scratch, chance, *_, few = (line for line in result["warnings"] if "loss did not fall" not in line)
     assert "this measures training from scratch" in scratch
-    assert "no better than chance, 66.67 % (always the most frequent class, many)" in chance
+    assert "cannot be told from chance, 66.67 % (always the most frequent class, many), because only 30" in chance
     assert "changed 6 times" in few
     err = capsys.readouterr().err
     assert all(err.count(f"warning: {line}\n") == 1 for line in result["warnings"])
-    assert any("no better than chance" in line for line in evaluate.run(**common, method="knn")["warnings"])
+    assert any("cannot be told from chance" in line for line in evaluate.run(**common, method="knn")["warnings"])
 
 
 def test_a_method_that_tells_digits_apart_does_not(capsys: pytest.CaptureFixture[str]) -> None:

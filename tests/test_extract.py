@@ -383,7 +383,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(fo
     monkeypatch.setattr(extracting, "make_model", lambda *args, **kwargs: pytest.fail("too late"))
     for output in (tmp_path / "missing" / "out", folder, folder / "e.png" / "out"):
         assert str(output) in refused(capsys, folder, "--model", "hivit_atto", "-o", output)
-    assert "is a folder" in refused(capsys, folder, "--force", "--model", "hivit_atto", "-o", folder)
+    assert "cannot be written: a folder" in refused(capsys, folder, "--force", "--model", "hivit_atto", "-o", folder)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     if not os.access(locked, os.W_OK):  # root may write anywhere
@@ -400,7 +400,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(fo
         (["--model", "local-dir:nowhere"], "nowhere"),
         (["--model", "hivit_atto", "--img-size", "31"], "at least 32"),
         (["--model", "hivit_atto", "--what", "maps", "--levels", "4"], "level"),
-        (["--model", "test_vit", "--what", "maps", "--levels", "99"], "test_vit' fails"),
+        (["--model", "test_vit", "--what", "maps", "--levels", "99"], "--levels 99: test_vit has the levels 0 to 5"),
         (["--model", "hivit_atto", "--levels", "1"], "--what maps"),
         (["--model", "hivit_atto", "--device", "abacus"], "abacus"),
         (["--model", "hivit_atto", "--device", "meta"], "meta"),

@@ -299,7 +299,7 @@ def test_inflating_is_a_matter_of_the_command(tmp_path: Path, capsys: pytest.Cap
     assert (model.num_frames, model.num_classes, model.patch_embed.img_size) == (8, 3, (32, 32))
     assert torch.equal(model.patch_embed.proj.weight[:, :, 1], state["patch_embed.proj.weight"])
     for more, words in (
-        (["--model", "hiera_atto_video", "--inflate", "max"], "--inflate max is unknown, use center or mean"),
+        (["--model", "hiera_atto_video", "--inflate", "max"], "--inflate max is not one of center, mean"),
         (["--model", "hiera_atto", "--inflate", "mean"], "hiera_atto or the source is not of that kind"),
         (["--model", "hivit_atto", "--inflate", "mean"], "fit|hivit"),
         (["--model", "hiera_atto_video", "--inflate", "mean", "--mae"], "leave out --mae"),

@@ -103,7 +103,7 @@ def test_all_that_is_wrong_is_said_a_line_each(tmp_path: Path, capsys: pytest.Ca
         "--warmup 0.2 would work",
         "'hivit_huge' is unknown",
         "--opt 'best'",
-        "holds another run",
+        "holds no run",
         "device 'abacus'",
     ):
         assert sum(words in line for line in lines) == 1, words
@@ -143,10 +143,14 @@ def test_an_option_that_is_wrong_by_itself_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("verb", "given", "bad"),
     [
-        (extract, {"images": ["a"], "model": "a", "output": "x"}, {"workers": -1, "max_pixels": 0, "levels": [1]}),
-        (reconstruct, {"images": ["a"], "model": "a", "output": "x"}, {"mask_ratio": 2, "seed": -1}),
-        (benchmark, {"models": ["a"]}, {"rounds": 0, "suite": "nosuch"}),
-        (stats, {"data": "a"}, {"workers": -1, "most": 0}),
+        (
+            extract,
+            {"images": ["."], "model": "hivit_atto", "output": "x"},
+            {"workers": -1, "max_pixels": 0, "levels": [1]},
+        ),
+        (reconstruct, {"images": ["."], "model": "hivit_atto", "output": "x.png"}, {"mask_ratio": 2, "seed": -1}),
+        (benchmark, {"models": ["hivit_atto"]}, {"rounds": 0, "suite": "nosuch"}),
+        (stats, {"data": "."}, {"workers": -1, "most": 0}),
     ],
 )
 def test_other_commands_say_all_too(verb: Any, given: dict[str, Any], bad: dict[str, Any]) -> None:

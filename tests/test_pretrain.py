@@ -547,6 +547,24 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path, argv
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_is_a_runs_own(tmp_path: Path) -> None:
+    """What a run left that ended before its first step is in nobody's way; what is of no run is never written among."""
+    own, foreign = tmp_path / "own", tmp_path / "foreign"
+    for folder in (own, foreign):
+        folder.mkdir()
+        (folder / "run.lock").write_text("process 1\n")
+        (folder / "log.jsonl").touch()
+    (foreign / "image.jpg").touch()
+    for resume in (None, "auto"):
+        assert snapshots.where(own, resume) is None
+        with pytest.raises(ValueError, match=r"foreign is not empty and holds no run; name another -o"):
+            snapshots.where(foreign, resume)
+    (own / "log.jsonl").write_text("{}\n")
+    assert snapshots.where(own, "auto") is None
+    with pytest.raises(ValueError, match="own holds another run: --resume auto goes on"):
+        snapshots.where(own, None)
+
+
 def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
     """Options, output folder, model, data, batch: of several mistakes the first is named, and nothing is written."""
     (tmp_path / "used").mkdir()
@@ -554,7 +572,7 @@ def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
     mistakes: dict[str, dict[str, Any]] = {
         "--epochs -1": {"epochs": -1},
         "'adamwish'": {"opt": "adamwish"},
-        "holds another run": {"output": tmp_path / "used"},
+        "holds no run": {"output": tmp_path / "used"},
         "--img-size 40 40": {"img_size": 40},
         "missing: no such folder": {"data": "missing"},
         "batch of 5000": {"batch_size": 5000},

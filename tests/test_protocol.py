@@ -25,6 +25,11 @@ ENCODERS = {
         "hiera_atto",
         {"num_classes": 0, "img_size": (96, 64), "q_pool": 2, "depths": (1, 1, 2, 1)},
     ),
+    "hiera of SAM 2": ("hiera_sam2_atto", {"num_classes": 0}),
+    "hiera of SAM 2 in pre-training": (
+        "hiera_sam2_atto",
+        {"num_classes": 0, "img_size": (128, 192), "q_pool": 2, "depths": (1, 1, 3, 2)},
+    ),
     "green swin": ("green_swin_atto", {"num_classes": 0, "depths": (2, 1, 1, 1)}),
     "green swin not square": (
         "green_swin_atto",

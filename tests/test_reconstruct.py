@@ -58,7 +58,7 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
     ("args", "message"),
     [
         (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.md cannot be read as an image"),
-        (["missing.png", "--model", "hivit_atto", "-o", "{out}.png"], "missing.png cannot be read"),
+        (["missing.png", "--model", "hivit_atto", "-o", "{out}.png"], "IMAGES missing.png: no such file or folder"),
         (["{text}", "--model", "hivit_atto", "-o", "{out}.doc"], "name an image file"),
         (["{text}", "--model", "hivit_atto", "-o", "/nowhere/out.png"], "no such folder"),
         (
@@ -66,7 +66,10 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
             "resnet18 is a model of timm.models.resnet",
         ),
         (["{text}", "--model", "hivit_atto", "--mask-ratio", "1", "-o", "{out}.png"], "mask_ratio=1.0"),
-        (["{text}", "--model", "hivit_atto", "--checkpoint", "{out}", "-o", "{out}.png"], "out does not exist"),
+        (
+            ["{text}", "--model", "hivit_atto", "--checkpoint", "{out}", "-o", "{out}.png"],
+            "out: no such file or folder",
+        ),
     ],
 )
 def test_bad_input_is_one_line(

@@ -60,14 +60,21 @@ def test_what_is_told_otherwise_is_refused_all_at_once(tmp_path: Path) -> None:
     pretrain.run(output=tmp_path / "out", **AGAIN, steps=6, seed=0, raw_pixels=False)
 
 
-def test_a_fresh_decoder_is_remembered(tmp_path: Path) -> None:
-    """Of a folder whose own decoder has another width."""
+@pytest.mark.parametrize("decoder", [{}, {"decoder": "fresh", "decoder_dim": 64}])
+def test_a_run_goes_on_without_the_folder_that_it_started_from(tmp_path: Path, decoder: dict[str, Any]) -> None:
+    """A fresh decoder of another width than the folder's is remembered, too."""
     start = pretrain.run(output=tmp_path / "start", **TOLD)
-    told = TOLD | {"checkpoint": str(start), "decoder": "fresh", "decoder_dim": 64}
+    told = TOLD | {"checkpoint": str(start), **decoder}
     pretrain.run(output=tmp_path / "whole", **told)
     pretrain.run(output=tmp_path / "halves", stop_after=3, **told)
+    (tmp_path / "start").rename(tmp_path / "elsewhere")
     pretrain.run(output=tmp_path / "halves", **AGAIN)
     assert largest_difference(weights(tmp_path / "whole"), weights(tmp_path / "halves")) == 0
+    configs = [json.loads((tmp_path / run / "encoder" / "config.json").read_text()) for run in ("whole", "halves")]
+    assert configs[0]["pretrained_cfg"] == configs[1]["pretrained_cfg"]
+    assert configs[0].get("model_args") == configs[1].get("model_args")
+    with pytest.raises((ValueError, OSError), match="start"):  # a run that begins needs it
+        pretrain.run(output=tmp_path / "new", **told)
 
 
 def test_folders_name_the_recipe_of_their_training(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 
 from hiermim_zoo import evaluate, pretrain
 from hiermim_zoo.mae import create_mae
+from hiermim_zoo.progress import duration
 from hiermim_zoo.training import beginning, memory, run_log, small, snapshots
 from hiermim_zoo.training.finetuning import recipe_for
-from hiermim_zoo.training.run_log import Forecast, duration
+from hiermim_zoo.training.run_log import Forecast
 from hiermim_zoo.training.small import FEW, PRETRAINING, TUNING, Size, recipe_of_size, small_tuning
 
 from .test_pretrain import largest_difference, weights

@@ -74,7 +74,7 @@ TENSORS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "NaN": (
         lambda: W / W,
-        "[2, 3]: 1 values are NaN or infinite; use --allow-nonfinite to take them as they are",
+        "[2, 3]: 1 value is NaN or infinite; use --allow-nonfinite to take them as they are",
     ),
     "infinite": (
         lambda: torch.tensor([float("inf"), 1.0, -float("inf")]),
@@ -340,9 +340,7 @@ def test_values_that_are_not_finite_are_taken_by_those_who_insist(
 ) -> None:
     name, out = "blocks.0.mlp.fc1.weight", tmp_path / "out"
     changed(toy / "model.safetensors", name, with_value(float("nan")))
-    with pytest.raises(
-        ValueError, match=rf"tensor '{name}' \[.*\]: 1 values are NaN or infinite; use --allow-nonfinite"
-    ):
+    with pytest.raises(ValueError, match=rf"tensor '{name}' \[.*\]: 1 value is NaN or infinite; use --allow-nonfinite"):
         command(toy, out)
     with pytest.raises(ValueError, match="leave out one of it and --allow-nonfinite"):
         command(toy, out, "--allow-nonfinite", "--verify")
@@ -423,7 +421,7 @@ def test_what_timm_loads_by_itself_is_checked_too(toy: Path) -> None:
 
 def test_a_decoder_with_values_that_are_not_finite_is_refused(toy: Path) -> None:
     changed(toy / "decoder.safetensors", "decoder.embed.weight", with_value(float("inf")))
-    with pytest.raises(ValueError, match=r"decoder\.safetensors: tensor 'decoder\.embed\.weight' .*: 1 values are NaN"):
+    with pytest.raises(ValueError, match=r"decoder\.safetensors: tensor 'decoder\.embed\.weight' .*: 1 value is NaN"):
         create_mae("hivit_atto", checkpoint=toy, recipe={"depth": 1, "dim": 16, "heads": 2})
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiermim_zoo import extract
-from hiermim_zoo.commands import extracting
+from hiermim_zoo.commands import extracting, loading
 from hiermim_zoo.commands.extracting_tiles import Cutting
 
 STRIDE, FAR = 16, 24  # pixels of a cell of the coarsest map; on how far pixels a cell of it depends
@@ -50,14 +50,19 @@ class Convolutions(nn.Module):
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Convolutions:
     torch.manual_seed(0)
-    found = Convolutions().eval()
-    monkeypatch.setattr(extracting, "make_model", lambda *_, **__: found)
-    return found
+    return in_every_name(monkeypatch, Convolutions().eval())
+
+
+def in_every_name(monkeypatch: pytest.MonkeyPatch, model: Convolutions) -> Convolutions:
+    """Every name stands for this model, or, where none of its values is asked for, for one like it."""
+    monkeypatch.setattr(extracting, "make_model", lambda *_, **__: model)
+    monkeypatch.setattr(loading, "make_model", lambda *_, **__: Convolutions(model.in_chans))
+    return model
 
 
 def extracted(paths: list[Path], output: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
     options = {"what": ("pooled", "maps"), "tile": 64, "overlap": 32, "workers": 0, "batch_size": 3, **options}
-    extract.run(images=[str(path) for path in paths], model="any", output=output, force=True, **options)
+    extract.run(images=[str(path) for path in paths], model="hivit_atto", output=output, force=True, **options)
     with safe_open(output, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
@@ -189,8 +194,7 @@ def test_images_beyond_the_bound_are_cut_where_the_format_allows(model: Convolut
 
 def test_many_bands_in_a_file_or_a_stack_and_numbers_of_two_bytes(tmp_path: Path, monkeypatch: Any) -> None:
     torch.manual_seed(0)
-    model = Convolutions(2).eval()
-    monkeypatch.setattr(extracting, "make_model", lambda *_, **__: model)
+    in_every_name(monkeypatch, Convolutions(2).eval())
     values = np.random.default_rng(0).integers(0, 65536, (2, 100, 130)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "both.tif", values, photometric="minisblack", compression="zlib")
     for n, name in enumerate(("red", "nir")):

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a .safetensors file: of the same tensors and metadata the same bytes.
+def save_tensors(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None) -> None:
+    """Write a .safetensors file: of the same tensors and metadata the same bytes. None: without metadata.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
     try:
-        save_file(dict(state), path, metadata=dict(metadata))
-        if len(metadata) > 1:
+        save_file(dict(state), path, metadata=None if metadata is None else dict(metadata))
+        if metadata and len(metadata) > 1:
             _sort_metadata(path)
     except SafetensorError as error:
         said = OSError(f"{path.name} cannot be written: {error}")

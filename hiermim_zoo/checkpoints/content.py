@@ -8,12 +8,13 @@ import tarfile
 import threading
 import warnings
 import zipfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,6 +37,23 @@ def read_content(file: Path) -> Any:
     """
     refuse_other_kinds(file)
     return _read_safetensors(file) if _is_safetensors(file) else _read_pickle(file)
+
+
+def read_whole(file: Path) -> tuple[Any, Mapping[str, str] | None, bool]:
+    """Read a file so that it can be written again as it is: nothing stands in for anything.
+
+    Returns:
+        Its content, the metadata of a file of safetensors, and whether it is one.
+
+    Raises:
+        ValueError: the file cannot be read, or holds what cannot be read safely.
+    """
+    refuse_other_kinds(file)
+    if not _is_safetensors(file):
+        return _read_pickle(file, stubs=()), None, False
+    tensors = _read_safetensors(file)
+    with safe_open(file, "pt") as opened:
+        return tensors, opened.metadata(), True
 
 
 def remedy(file: Path) -> str:
@@ -72,9 +90,8 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file} is no complete .safetensors file ({printable(error, 200)}); get it again") from error
 
 
-def _read_pickle(file: Path) -> Any:
-    stubs: Any = list(STUBS)
-    with _ONE_AT_A_TIME, torch.serialization.safe_globals(stubs), warnings.catch_warnings():
+def _read_pickle(file: Path, stubs: Sequence[Any] = STUBS) -> Any:
+    with _ONE_AT_A_TIME, torch.serialization.safe_globals(list(stubs)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickles that are then refused, or read all the same
         try:
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -21,6 +21,8 @@ from struct import error as StructError
 from struct import unpack
 from typing import IO, Any
 
+from ..text import counted
+
 DAMAGED = "is damaged or no PyTorch checkpoint"
 # What readers raise of damaged files.
 BROKEN = (
@@ -244,4 +246,4 @@ class _Machine:
             raise ValueError(f"{self.file} {DAMAGED}")
         for part in place.parts:
             if isinstance(part.value, int) and part.value > self.size:
-                raise ValueError(f"{self.file} has {self.size} bytes, but declares {part.value} values")
+                raise ValueError(f"{self.file} has {self.size} bytes, but declares {counted(part.value, 'values')}")

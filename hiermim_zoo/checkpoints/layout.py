@@ -42,6 +42,7 @@ class Layout:
     own: bool = False  # the files of this package
     prefix: str = ""  # names that begin with it lose it before ``has``, ``lacks``, ``rules`` and ``decoder`` see them
     bare: bool = True  # there are also files without the prefix
+    exchanges: bool = False  # the encoder in such a file can be exchanged: its tensors are renamed, nothing else
     by_name: bool = False  # its files have the names of another layout: only a tag or --layout can tell
 
     def fits(self, names: Collection[str]) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..text import counted
 from .layout import DECODER_REASON, Layout
 from .rules import Drop, Rule, Step, apply_rules, then
 from .tables.strangers import Strange, refuse_strangers
@@ -70,14 +71,15 @@ def recognise(names: Collection[str], readable: Sequence[Layout], family: str) -
     ours = [layout for layout in fitting if layout.name in known]
     if len(ours) > 1:
         both = " and ".join(repr(layout.name) for layout in ours)
-        raise NoLayout(f"the names of the {len(names)} tensors are those of the layouts {both} at once")
+        raise NoLayout(f"the names of the {counted(len(names), 'tensors')} are those of the layouts {both} at once")
     if ours:
         return ours[0]
     if fitting:
         raise NoLayout(f"the file is {fitting[0].name!r} ({fitting[0].about}), which is no {family} checkpoint")
     first = ", ".join(list(names)[:4])
     raise NoLayout(
-        f"the names of the {len(names)} tensors ({first}, ...) fit no layout of {family}; known are {', '.join(known)}"
+        f"the names of the {counted(len(names), 'tensors')} ({first}, ...) fit no layout of {family}; "
+        f"known are {', '.join(known)}"
     )
 
 

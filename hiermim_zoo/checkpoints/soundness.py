@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text import counted
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -64,8 +66,10 @@ def check_sound(state: Mapping[str, Tensor], where: object, nonfinite: bool = Fa
     if found and not nonfinite:
         name, count = next(iter(found.items()))
         others = f" (and those of {len(found) - 1} other tensors)" if len(found) > 1 else ""
+        are = "is" if count == 1 else "are"
         raise ValueError(
-            f"{where}: tensor {name!r} {list(state[name].shape)}: {count} values are NaN or infinite{others}; "
+            f"{where}: tensor {name!r} {list(state[name].shape)}: {counted(count, 'values')} {are} NaN or "
+            f"infinite{others}; "
             "use --allow-nonfinite to take them as they are"
         )
     return found

@@ -12,8 +12,8 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import requests
 import urllib3
-from huggingface_hub.utils import tqdm
 
+from ..progress import Progress
 from ..text import printable
 from . import drive
 from .part import Part, Version, Wanted, date, validator
@@ -239,12 +239,12 @@ def _written(answer: _Answer, part: Part, have: int, limit: int, watch: Watch) -
     """Append the body to the part, never more than ``limit`` bytes in all; the bytes that are there then."""
     with (
         part.path.open("ab" if have else "wb") as file,
-        tqdm(
-            total=limit if limit != _UNANNOUNCED else None,
-            initial=have,
-            unit="B",
-            unit_scale=True,
-            desc=part.path.stem,
+        Progress(
+            limit if limit != _UNANNOUNCED else None,
+            "B",
+            done=have,
+            leave=True,
+            what=part.path.stem,
             name="hiermim_zoo.download",
         ) as bar,
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .atomic import replacing, save_tensors
 from .layout import Layout
 from .layouts import all_layouts
-from .rules import Copy, apply_rules
+from .rules import Copy, Drop, apply_rules
 
 
 def to_published(
@@ -55,6 +55,12 @@ def to_published(
     if lost:
         raise ValueError(f"tensor {lost!r} is trained, but the layout {layout.name!r} has no place for it")
     return renamed
+
+
+def left_out(names: Iterable[str], layout: Layout) -> list[str]:
+    """Those of a model's tensors that are left out of files of a layout, which have no place for them."""
+    patterns = [rule.pattern for rule in layout.back if isinstance(rule, Drop)]
+    return [name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)]
 
 
 def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: str = "model") -> None:

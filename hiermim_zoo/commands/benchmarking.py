@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from timm.layers import to_2tuple
 
 from ..checkpoints.atomic import replacing
 from ..models.measure import measure
+from ..progress import Progress
 from ..training.distributed import pick_device, restored
-from ..training.graphs import check_graphs
 from ..training.precision import chosen_amp
 from ..version import __version__
 from .baselines import is_peer
 from .options import Outcome
 from .options.benchmark import BenchmarkOptions
-from .output_files import check_writable
 from .steps import Setup, Side, split
 from .turns import Row, make_ready, ratio, row_of, take_turns
 
@@ -33,12 +31,9 @@ def benchmark(options: BenchmarkOptions) -> Outcome:
         ValueError: a model, a mode, the device or the output cannot be had.
     """
     options = options.filled()
-    if options.output:
-        check_writable(options.output, str(options.output))
     with restored():
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         pick_device(device)
-        check_graphs(options.compile, device)
         if options.threads:
             torch.set_num_threads(options.threads)
         rows = measured(options, device)
@@ -57,7 +52,8 @@ def measured(options: BenchmarkOptions, device: str) -> dict[str, Row]:
     contenders = [make_ready(rows[name], side, setup, options.warmup) for name, side in sides.items()]
     for name, row in rows.items():
         row.gmacs = gmacs_of(name, options.img_size)
-    take_turns(contenders, tqdm(range(options.rounds), unit="round", disable=None), setup)
+    with Progress(options.rounds, "round", leave=True) as bar:
+        take_turns(contenders, bar.over(range(options.rounds)), setup)
     return rows
 
 

@@ -25,14 +25,15 @@ from ..checkpoints.places import Place
 from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
 from ..checkpoints.shards import is_index, parts_of
-from ..checkpoints.unconvert import check_file, to_published, write_published
+from ..checkpoints.unconvert import check_file, left_out, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.conversion import Converted, Wanted, convert
-from ..models.family import families, family_of
+from ..models.family import Family, families, family_of
 from ..models.shapes import without_memory
 from ..models.weights import BESIDE, keeps_decoder, places_of, put
 from ..text import counted, printable
+from .exchanging import put_into, whole_checkpoint
 from .options.convert import ConvertOptions, with_choices
 from .verify import compare, verify
 
@@ -47,8 +48,16 @@ def options_of(model: str | None, words: Sequence[str]) -> type[ConvertOptions]:
     row = next((row for word in words if (row := known_row(word)) is not None), None)
     arch = model or (row.arch if row else None)
     everybodys = [choice for family in families() for choice in family.choices]
-    own = family_of(arch) if arch else None
+    own = known_family(arch)
     return with_choices(own.choices if own else (), everybodys, own.name if own else "")
+
+
+def known_family(arch: str | None) -> Family | None:
+    """The family of an architecture; None where there is none of that name."""
+    try:
+        return family_of(arch) if arch else None
+    except ValueError:
+        return None
 
 
 def values_of(model: str) -> dict[str, str]:
@@ -74,8 +83,10 @@ def convert_source(options: ConvertOptions) -> Path | None:
     into_store = row if options.install and target is not None else None
     if into_store:
         store.writable_store()
+    whole = None
     if options.to:
         check_file(options.output or Path(), options.force)
+        whole = whole_checkpoint(options, arch) if options.into else None
     elif target is not None:
         check_target(target, options.force)
     with tempfile.TemporaryDirectory() as scratch:
@@ -91,6 +102,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
             print(f"  left out {DECODER_FILE} beside it: --mae keeps it")
         if target is None:
             return None
+        if whole is not None:
+            put_into(converted, whole, target)
+            return target
         if options.to:
             write_back(converted, options.to, target, options.force)
             return target
@@ -169,7 +183,8 @@ def said_arch(folder: Path) -> str | None:
     """
     file = folder / CONFIG_FILE
     config = read_config(file) if file.is_file() else {}
-    return config["architecture"].partition(".")[0] if config.get(CONFIG_KEY) else None
+    arch = config.get("architecture") if config.get(CONFIG_KEY) else None
+    return arch.partition(".")[0] if isinstance(arch, str) else None
 
 
 def wanted_by(options: ConvertOptions) -> Wanted:
@@ -193,9 +208,12 @@ def write_back(converted: Converted, layout: str, file: Path, force: bool) -> No
     with torch.random.fork_rng(devices=[]):
         fresh = family_of(converted.arch).construct(converted.arch, num_classes=0, **converted.model_args)
     table = find_layout(layout)
-    write_published(to_published(contents.state(), contents.decoder_state(), table, fresh), file, force, table.top_key)
+    state = contents.state()
+    write_published(to_published(state, contents.decoder_state(), table, fresh), file, force, table.top_key)
     what = "encoder and decoder" if decoder and table.decoder else "the model"
     print(f"wrote {file}: {what} under the names of {layout}")
+    if lost := left_out(state, table):
+        print(f"  left out, as {layout} has no place for a classifier: {', '.join(lost)}")
     if decoder and not table.decoder:
         print(f"  the source's decoder is left out: {layout} has none of its kind")
     if table.added_why:

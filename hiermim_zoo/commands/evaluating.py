@@ -14,7 +14,17 @@ import torch
 from ..checkpoints.atomic import replacing
 from ..text import counted, printable
 from ..training.distributed import gather_objects, processes
-from ..training.endings import CHANCES, FROM_SCRATCH, LITTLE, about_groups, about_model, about_score, chance_of, warn
+from ..training.endings import (
+    CHANCES,
+    FROM_SCRATCH,
+    LITTLE,
+    about_groups,
+    about_model,
+    about_score,
+    about_trained,
+    chance_of,
+    warn,
+)
 from ..training.image_form import form_for, to_remember
 from ..training.precision import chosen_amp
 from ..version import __version__
@@ -26,10 +36,6 @@ from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
 from .options.problems import together
 
-ADVICE = {
-    "finetune": "more --epochs, another --lr, a pre-trained encoder, or look at the labels",
-    "frozen": "--method finetune, a model that was trained longer or on similar images, or look at the labels",
-}
 METHODS = {"classify": classify, "knn": neighbours, "linear": linear, "finetune": finetune}
 
 
@@ -61,7 +67,7 @@ def evaluate(options: EvaluateOptions) -> Outcome:
 def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The result, with all that is needed to get it again; what is in it are the types that JSON knows."""
     trained = options.method in TRAINED
-    so = FROM_SCRATCH if options.method == "finetune" else LITTLE
+    untaught = about_model(options.model, options.pretrained, FROM_SCRATCH if options.method == "finetune" else LITTLE)
     found = {
         "model": options.model,
         "pretrained": options.pretrained,
@@ -81,7 +87,7 @@ def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, An
         "split_fraction": measured.test.measured,
         "pictures": len(measured.truth),
         **measured.scores,
-        "warnings": [*about_model(options.model, options.pretrained, so), *about_found(options, measured)],
+        "warnings": [*untaught, *about_found(options, measured, not untaught)],
         "seed": options.seed,
         "settings": {"amp": options.amp, "max_bad": options.max_bad, **settings},
         "command": options.command("evaluate"),
@@ -97,15 +103,35 @@ def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, An
     return plain
 
 
-def about_found(options: EvaluateOptions, found: Measured) -> list[str]:
-    """What should be known beside the scores: that they may be chance, few groups, and what training had to say."""
+def advice_for(options: EvaluateOptions, kind: str, taught: bool) -> list[str]:
+    """What to try where a score is no better than chance.
+
+    Args:
+        kind: of the labels.
+        taught: whether the model had learned something before.
+    """
+    other = "a model that was trained longer, or on images like these" if taught else "a model with trained weights"
+    if options.method == "classify":
+        order = "whether its outputs mean these classes in this order" if kind == "classes" else "its scale"
+        return [f"look at {order}", "--method finetune"]
+    ways = ["more --epochs", "another --lr"] if options.method == "finetune" else ["--method finetune"]
+    return [*ways, other, "look at the labels"]
+
+
+def about_found(options: EvaluateOptions, found: Measured, taught: bool) -> list[str]:
+    """What should be known beside the scores: that they may be chance, few groups, and what training had to say.
+
+    Args:
+        taught: whether the model had learned something before.
+    """
     kind = found.test.kind
     by = "top1" if kind == "classes" else CHANCES[kind].score
     bounds = found.scores[f"{by}_interval"]
     chance = chance_of(found.truth, len(found.names), found.names) if kind == "classes" else CHANCES[kind]
-    advice = ADVICE["finetune" if options.method == "finetune" else "frozen"]
+    advice = advice_for(options, kind, taught)
     called, score, interval = headline(found, by)
-    lines = about_score(f"{called} {score}{interval}", bounds, chance, advice) if bounds else []
+    lines = about_score(f"{called} {score}{interval}", bounds, chance, len(found.truth), advice) if bounds else []
+    lines += about_trained(found.trained, len(found.names), kind) if lines else []
     grouped = found.test.groups_at(found.positions.tolist())
     groups = 0 if grouped is None else len(grouped.unique())
     return [*lines, *about_groups(groups), *found.warnings]

@@ -5,19 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..checkpoints.folder import check_target
 from ..data.batches import Batching
 from ..data.clips import refuse_videos
 from ..data.transforms import data_config
 from ..models.build import input_shape
-from ..models.family import check_arch
-from ..models.saved import check_folder
-from ..models.shapes import without_memory
 from ..training.checks import check_form, device_type, first_process, processes_of_run
 from ..training.distributed import pick_device
 from ..training.finetuning import augmentation, recipe_for
@@ -26,12 +20,12 @@ from ..training.linear import needed
 from ..training.optimizer import check_optimizer
 from ..training.run_log import LOG
 from ..training.small import FEW, TUNING, Size, recipe_of_size
-from .evaluating_finetune import architecture_of, chosen_settings, without_weights
+from .evaluating_finetune import architecture_of, chosen_settings
 from .evaluating_frozen import check_classifier
 from .evaluating_shared import OWN_ARGS, own_model_kwargs
-from .loading import model_errors, set_img_size
+from .loading import check_img_size, check_model, without_weights
 from .options.evaluate import EvaluateOptions
-from .options.problems import BadOptions, gathered
+from .options.problems import BadOptions, check_all, gathered
 from .options.shared import RECIPES
 from .output_files import check_writable
 
@@ -106,8 +100,7 @@ def check_sketch(options: EvaluateOptions) -> None:
         looks.append(partial(check_classifier, options.model, sketch))
     if options.method == "finetune":
         looks.append(partial(check_tuning, options, sketch))
-    if lines := gathered(*looks):
-        raise BadOptions(lines)
+    check_all(*looks)
 
 
 def check_size(options: EvaluateOptions, sketch: Any) -> None:
@@ -120,9 +113,7 @@ def check_size(options: EvaluateOptions, sketch: Any) -> None:
         sketch.set_grad_checkpointing()
         sketch.set_grad_checkpointing(False)
     if side := options.img_size:
-        with model_errors(options.model, f"--img-size {side}"), without_memory():
-            set_img_size(sketch, side)
-            sketch(torch.zeros(1, *data_config(sketch, (side, side))["input_size"]))
+        check_img_size(options.model, sketch, side)
 
 
 def check_tuning(options: EvaluateOptions, sketch: Any) -> None:
@@ -147,20 +138,7 @@ def check_tuning(options: EvaluateOptions, sketch: Any) -> None:
         recipe, settings = chosen_settings(unsized, arch, size)
         augmentation(data_config(sketch), recipe, settings)
 
-    if lines := gathered(divided, settled):
-        raise BadOptions(lines)
-
-
-def check_model(name: str) -> None:
-    """Refuse a name that stands for no model.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if name.startswith("local-dir:"):
-        check_folder(Path(name.removeprefix("local-dir:")))
-    elif ":" not in name:
-        check_arch(name)
+    check_all(divided, settled)
 
 
 def _one_process(options: EvaluateOptions) -> None:

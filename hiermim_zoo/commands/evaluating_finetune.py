@@ -15,10 +15,8 @@ from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..checkpoints.licenses import UNSTATED
 from ..data.splits import Labelled, classes_by_label
 from ..data.transforms import data_config
-from ..models.build import make_model
 from ..models.family import check_arch
 from ..models.recipes import FineTuning
-from ..models.shapes import without_memory
 from ..text import counted
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
@@ -30,6 +28,7 @@ from ..training.small import LIGHT_CROP, Size, chosen_in_words, recipe_of_size, 
 from ..training.tasks import TASKS, Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
+from .loading import without_weights
 from .options.evaluate import EvaluateOptions
 from .options.problems import rate_of
 from .options.shared import BY_PAPER
@@ -77,7 +76,8 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
     tuning.settle()
     found = told(tuning, test, world, how)
     about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
-    found = dataclasses.replace(found, warnings=tuple(about))
+    images = None if train.source.streamed else len(train.source)
+    found = dataclasses.replace(found, warnings=tuple(about), trained=images)
     settings = {"recipe": followed, **dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
     settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
     settings |= {"processes": world.size, "computed in": tuning.computed}
@@ -128,16 +128,6 @@ def recipe_of_kind(options: EvaluateOptions, recipe: FineTuning, kind: str) -> F
         if value := getattr(options, name):
             raise ValueError(f"--{name} {value:g} is for classes and tags, not for {kind}")
     return dataclasses.replace(recipe, mixup=0.0, cutmix=0.0, smoothing=0.0)
-
-
-def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
-    """A model without values: what it is can be read from it, and nothing was loaded.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    with without_memory():
-        return make_model(name, pretrained=False, **kwargs)
 
 
 def architecture_of(name: str, model: Any) -> str:

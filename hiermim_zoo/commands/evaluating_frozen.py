@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoints.atomic import replacing, save_tensors
 from ..data.splits import Chosen, Labelled, classes_by_label
 from ..models.build import make_model
+from ..text import counted
 from ..training.distributed import World
 from ..training.image_form import form_for, to_remember
 from ..training.linear import Bank, needed
@@ -93,7 +95,10 @@ def neighbours(options: EvaluateOptions, world: World) -> tuple[Measured, dict[s
     rows, said, queries = (part.to(world.device) for part in (bank.rows, truth, asking.rows))
     count = outputs_told(train, test, bank, asking)
     votes = TASKS[train.kind].votes(rows, said, queries, k, temperature, count)
-    return measured(test, asking._replace(rows=votes.cpu())), {"k": k, "temperature": temperature}
+    fewer = f"-k {options.k} is more than the {counted(len(truth), 'images')} to train on, so all of them vote"
+    lines = (fewer,) if (options.k or 0) > len(truth) else ()
+    found = replace(measured(test, asking._replace(rows=votes.cpu())), trained=len(truth), warnings=lines)
+    return found, {"k": k, "temperature": temperature}
 
 
 def linear(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
@@ -116,7 +121,8 @@ def linear(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, 
     if not len(asking.rows):
         raise ValueError(f"none of the images of {test.spec} could be read")
     settings |= {"class_weights": options.class_weights} if options.class_weights else {}
-    return Measured(test, found, test.truth_at(asking.positions, asking.labels), asking.positions), settings
+    true = test.truth_at(asking.positions, asking.labels)
+    return Measured(test, found, true, asking.positions, trained=len(truth)), settings
 
 
 def outputs_told(train: Labelled, test: Labelled, *shown: Shown) -> int:

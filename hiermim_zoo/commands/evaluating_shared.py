@@ -43,6 +43,7 @@ class Measured:
         truth: int64 [N] of classes, or float32 [N, T].
         positions: int64 [N], of those that could be read.
         warnings: what should be known beside it.
+        trained: images that were trained on, if that is known.
     """
 
     test: Labelled
@@ -50,6 +51,7 @@ class Measured:
     truth: Tensor
     positions: Tensor
     warnings: tuple[str, ...] = ()
+    trained: int | None = None
 
     @property
     def names(self) -> list[str]:

@@ -27,6 +27,7 @@ from ..models.build import make_model
 from ..models.family import family_of
 from ..models.plausible import Trial, tried
 from ..models.weights import locate
+from ..text import counted
 from .front_door import PACKAGE
 
 OK, WRONG, OPEN = "ok", "wrong", "open"  # states of a check; open: it cannot be told
@@ -175,7 +176,7 @@ def _layout(target: Target) -> dict[str, Any]:
     """The tensors by their names, and what was read from where."""
     assert target.file
     checkpoint = read_checkpoint(target.file)
-    count = f"{len(checkpoint.state)} tensors, all finite"
+    count = f"{counted(len(checkpoint.state), 'tensors')}, all finite"
     try:
         layout = family_of(target.arch).layout_of(checkpoint.state).name
     except NoLayout as error:
@@ -244,13 +245,13 @@ def _of_outputs(model: Any) -> Iterator[str]:
     if not torch.equal(model.forward_head(features), output):
         yield "forward is not forward_head of forward_features"
     if (classes := model.num_classes) and output.shape != (1, classes):
-        yield f"{classes} classes, but an output of {list(output.shape)}"
+        yield f"{counted(classes, 'classes')}, but an output of {list(output.shape)}"
     other: Any = copy.deepcopy(model)
     for wanted in (7, 0):
         other.reset_classifier(wanted)
         width = other(image).shape[1]
         if width != (wanted or model.num_features):
-            yield f"after reset_classifier({wanted}) the output has {width} values"
+            yield f"after reset_classifier({wanted}) the output has {counted(width, 'values')}"
 
 
 def _of_levels(model: Any) -> Iterator[str]:
@@ -258,12 +259,12 @@ def _of_levels(model: Any) -> Iterator[str]:
     image = shown(photographs(1), model).to(next(model.parameters()).dtype)
     maps = model.forward_intermediates(image, intermediates_only=True)
     if len(maps) != len(model.feature_info):
-        yield f"{len(maps)} maps, feature_info has {len(model.feature_info)}"
+        yield f"{counted(len(maps), 'maps')}, feature_info has {len(model.feature_info)}"
         return
     sides = image.shape[-2:]
     for level, info in zip(maps, model.feature_info, strict=True):
         if level.shape[1] != info["num_chs"]:
-            yield f"{info['module']}: {level.shape[1]} channels, feature_info says {info['num_chs']}"
+            yield f"{info['module']}: {counted(level.shape[1], 'channels')}, feature_info says {info['num_chs']}"
         if any(
             abs(a * info["reduction"] - b) >= info["reduction"] for a, b in zip(level.shape[-2:], sides, strict=True)
         ):

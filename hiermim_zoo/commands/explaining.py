@@ -30,9 +30,10 @@ from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from ..training.small import FEW, PRETRAINING, REFERENCE, TUNING, Rule, Size, recipe_of_size, small_decoder
 from .evaluating_checks import check as check_evaluation
-from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind, without_weights
+from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
+from .loading import without_weights
 from .options import Outcome
 from .options.evaluate import EvaluateOptions
 from .options.fields import long_flag

@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader
 
 from ..data.readers import readings
 from ..data.transforms import data_config
 from ..models.build import make_model
+from ..progress import Progress
 from ..training.distributed import World, gather_objects, processes
 from ..training.endings import about_model, warn
 from ..training.image_form import form_for
+from .extracting_checks import check, check_files
 from .extracting_features import complain, features
 from .extracting_file import Part, merge, reserve
 from .extracting_rows import ImageFiles, collate, expand, find_files, rows_of
@@ -29,12 +30,7 @@ from .extracting_tiles import TiledFiles, cutting_of, merge_tiles, write_tiles
 from .loading import model_errors, set_img_size
 from .options import Outcome
 from .options.extract import ExtractOptions
-
-NEEDED = {  # what is asked for -> the methods of timm's models that give it
-    "pooled": ("forward_features", "forward_head"),
-    "tokens": ("forward_features",),
-    "maps": ("forward_intermediates",),
-}
+from .options.problems import check_all
 
 
 def extract(options: ExtractOptions) -> Outcome:
@@ -44,8 +40,10 @@ def extract(options: ExtractOptions) -> Outcome:
         ValueError: model, images or output do not go together, or an image cannot be read.
     """
     text = ""
+    check(options)
     with processes(options.device) as world:
-        paths, folder = (expand(options.images), reserve(options.output, options.force)) if world.first else ({}, "")
+        check_all(*check_files(options) if world.first else ())
+        paths, folder = (expand(options.images), reserve(options.output)) if world.first else ({}, "")
         try:
             folder = gather_objects(folder)[0]
             model = load_model(options).to(world.device)
@@ -72,15 +70,11 @@ def load_model(options: ExtractOptions) -> Any:
     """The model for inference, set to the size asked for.
 
     Raises:
-        ValueError: there is no such model, or it cannot give what is asked for.
+        ValueError: there is no such model, or it does not take the size.
     """
     if not options.pretrained:
         torch.manual_seed(options.seed or 0)
     model: Any = make_model(options.model, pretrained=options.pretrained).eval()
-    for what in options.what:
-        for method in NEEDED[what]:
-            if not hasattr(model, method):
-                raise ValueError(f"model {options.model!r} has no {method}(), which --what {what} needs")
     side, flag = (options.tile, "--tile") if options.tile else (options.img_size, "--img-size")
     with model_errors(options.model, f"{flag} {side}"):
         set_img_size(model, side)
@@ -102,8 +96,7 @@ def write_part(model: Any, rows: ImageFiles, options: ExtractOptions, folder: Pa
     loader = DataLoader(rows, batch_sampler=todo, num_workers=options.workers, collate_fn=collate, pin_memory=pin)
     part = Part([], {})
     with ExitStack() as stack:
-        hidden = None if world.first else True  # None: unless stderr is a terminal
-        bar = stack.enter_context(tqdm(total=sum(map(len, todo)), unit="image", disable=hidden))
+        bar = stack.enter_context(Progress(sum(map(len, todo)), "image", shown=world.first, leave=True))
         written: dict[str, Any] = {}
         for images, readable, unreadable in readings(loader):
             complain(rows, unreadable, options.on_error)

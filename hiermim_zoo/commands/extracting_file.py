@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..text import counted
 from ..training.image_form import to_remember
 from ..version import __version__
 from .extracting_rows import ImageFiles
 from .options.extract import ExtractOptions
+from .output_files import check_writable
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK = 2**24  # bytes that are copied at once
@@ -33,20 +35,27 @@ class Part(NamedTuple):
     shapes: dict[str, list[int]]  # of a row, by the key of the tensor; empty where no image could be read
 
 
-def reserve(output: Path, force: bool) -> str:
+def check_output(output: Path, force: bool) -> None:
+    """Refuse a file before any work is done.
+
+    Raises:
+        ValueError: it cannot, or must not be written.
+    """
+    if output.exists() and not output.is_dir() and not force:
+        raise ValueError(f"-o {output} exists; --force replaces it")
+    check_writable(output, f"-o {output}")
+
+
+def reserve(output: Path) -> str:
     """Make a folder beside the output, which proves that the output can be written.
 
     Raises:
-        ValueError: it cannot, or must not.
+        ValueError: it cannot.
     """
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder; name a file")
-    if output.exists() and not force:
-        raise ValueError(f"{output} exists; use --force to replace it")
     try:
         return tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".parts", dir=output.absolute().parent)
     except OSError as error:
-        raise ValueError(f"{output} cannot be written: {error.strerror}") from error
+        raise ValueError(f"-o {output} cannot be written: {error.strerror}") from error
 
 
 class Piece(NamedTuple):
@@ -143,6 +152,7 @@ def header(tensors: list[Tensors], done: list[str], rows: ImageFiles, options: E
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     if len(text) > MAX_HEADER:
         raise ValueError(
-            f"the names of {len(done)} images and {len(tensors)} tensors do not fit the header of one file"
+            f"the names of {counted(len(done), 'images')} and {counted(len(tensors), 'tensors')} do not fit the "
+            "header of one file"
         )
     return len(text).to_bytes(8, "little") + text

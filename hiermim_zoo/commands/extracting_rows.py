@@ -33,12 +33,10 @@ def expand(names: Sequence[str]) -> dict[str, list[str]]:
     """The files and folders that names stand for, those of a pattern sorted, those of a table in its order.
 
     Raises:
-        ValueError: a name leads to nothing.
+        ValueError: a table cannot be read, or names a file that is not there.
     """
     # a file may have a [ in its name
     paths = {name: [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) for name in names}
-    for name in (name for name, found in paths.items() if not found):
-        raise ValueError(f"{name}: no such file or folder")
     return {name: located(name, read_table(name)) if is_table(name) else found for name, found in paths.items()}
 
 

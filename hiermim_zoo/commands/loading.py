@@ -1,10 +1,23 @@
-"""Models of any kind, made to look at images of the size that was asked for."""
+"""Models of any kind: whether they exist, and what they are without their weights; set to the size asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from ..checkpoints.folder import CONFIG_FILE
+from ..data.transforms import data_config
+from ..models.build import make_model
+from ..models.family import check_arch
+from ..models.saved import check_folder
+from ..models.shapes import without_memory
+from .input_files import what_is_there
+
+LOCAL = "local-dir:"
 
 
 @contextmanager
@@ -31,3 +44,48 @@ def set_img_size(model: Any, side: int | None) -> None:
     """
     if side and hasattr(model, "set_input_size"):
         model.set_input_size((side, side))
+
+
+def check_model(name: str) -> None:
+    """Refuse a name that stands for no model.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if ":" not in name:
+        check_arch(name)
+    if not name.startswith(LOCAL):
+        return
+    folder = Path(name.removeprefix(LOCAL))
+    if not folder.is_dir():
+        raise ValueError(f"--model {name}: no such folder; {what_is_there(folder)}")
+    if not (folder / CONFIG_FILE).is_file():
+        of_run = (folder / "encoder" / CONFIG_FILE).is_file()
+        works = f"--model {LOCAL}{folder / 'encoder'} would work" if of_run else "convert and pretrain write one"
+        raise ValueError(f"--model {name}: the folder holds no {CONFIG_FILE}; {works}")
+    check_folder(folder)
+
+
+def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:
+    """A model without values: what it is can be read from it, and nothing was loaded.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    with without_memory():
+        return make_model(name, pretrained=False, **kwargs)
+
+
+def check_img_size(name: str, sketch: Any, side: int) -> None:
+    """Refuse a size that a model cannot take.
+
+    Args:
+        name: of the model.
+        sketch: see :func:`without_weights`; it is set to the size.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    with model_errors(name, f"--img-size {side}"), without_memory():
+        set_img_size(sketch, side)
+        sketch(torch.zeros(1, *data_config(sketch, (side, side))["input_size"]))

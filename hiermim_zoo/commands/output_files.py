@@ -16,7 +16,9 @@ def check_writable(file: Path, called: str) -> None:
         ValueError: it cannot be written.
     """
     folder = file.absolute().parent
-    if file.is_dir():
+    if str(file) == "-":
+        why = "- is the name of no file; what is printed is on stdout anyway"
+    elif file.is_dir():
         why = "a folder"
     elif not folder.is_dir():
         why = "no such folder"

@@ -51,7 +51,10 @@ def write_predictions(path: Path, files: Sequence[str], targets: Described, outp
         OSError: it cannot be written.
     """
     if len(files) != len(outputs) or len(truth) != len(outputs) or outputs.shape[1] != len(targets.names):
-        raise ValueError(f"{len(files)} files and {len(targets.names)} names do not fit outputs {list(outputs.shape)}")
+        raise ValueError(
+            f"{counted(len(files), 'files')} and {counted(len(targets.names), 'names')} do not fit "
+            f"outputs {list(outputs.shape)}"
+        )
     header, rows = COLUMNS[targets.kind](targets.names, outputs.detach().cpu().float(), truth.detach().cpu())
     with replacing(path) as part, open(part, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file)  # its line ends make it quote either character of them

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,19 @@ from ..data.stacks import read_stack, stacked
 from ..data.tables import is_table, located, read_table
 from ..data.transforms import make_transform
 from ..data.videos import Videos, files_in, is_video
-from ..mae import create_mae
+from ..mae import MaskedAutoencoder, create_mae
 from ..masking import random_keep
+from ..models.shapes import without_memory
 from ..text import counted
+from ..training.checks import check_form
+from ..training.distributed import restored
 from ..training.drawing import preprocessing, sheet, shown_of
 from ..training.endings import about_no_checkpoint, about_steps, warn
 from ..training.image_form import form_of, said_in
 from .extracting_rows import find_files
+from .input_files import missing
 from .options import Outcome
+from .options.problems import BadOptions, gathered
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_writable
 
@@ -39,14 +46,9 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     Raises:
         ValueError: model, images or output do not go together.
     """
-    kind = kind_of(options.output)
-    check_writable(options.output, str(options.output))
-    mae = create_mae(
-        options.model,
-        checkpoint=options.checkpoint,
-        mask_ratio=options.mask_ratio,
-        norm_pix=False if options.raw_pixels else None,
-    ).eval()
+    if gathered(*quick_checks(options)):
+        raise BadOptions(problems(vars(options)))
+    kind, mae = kind_of(options.output), autoencoder_of(options).eval()
     said = said_in(options.checkpoint) if options.checkpoint else {}
     beside = said.get(IMAGES_KEY, {})
     form = form_of(options, mae.in_chans, beside)
@@ -68,6 +70,72 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     return Outcome(options.output, f"wrote {options.output}: {loss}")
 
 
+def autoencoder_of(options: ReconstructOptions) -> MaskedAutoencoder:
+    """The masked autoencoder, with the weights of its folder or random ones.
+
+    Raises:
+        ValueError: there is none of that name, or it does not go with the folder or the options.
+    """
+    return create_mae(
+        options.model,
+        checkpoint=options.checkpoint,
+        mask_ratio=options.mask_ratio,
+        norm_pix=False if options.raw_pixels else None,
+    )
+
+
+# ---- what can be wrong
+
+
+def problems(said: Mapping[str, Any]) -> list[str]:
+    """Lines about options that are right each by itself.
+
+    Args:
+        said: options by name, as many as are known.
+    """
+    options = ReconstructOptions.unchecked(said)
+    return gathered(*quick_checks(options), partial(check_autoencoder, options))
+
+
+def quick_checks(options: ReconstructOptions) -> list[Callable[[], object]]:
+    """Checks for which no weights are read."""
+    found: list[Callable[[], object]] = [partial(check_form, vars(options), 0)]
+    found.append(partial(missing, [str(path) for path in options.images or ()], "IMAGES"))
+    if options.output:
+        found += [partial(kind_of, options.output), partial(check_writable, options.output, f"-o {options.output}")]
+    if options.checkpoint and not options.checkpoint.is_dir():
+        found.append(partial(missing, [str(options.checkpoint)], "--checkpoint"))
+    return found if options.checkpoint else [*found, partial(check_autoencoder, options)]
+
+
+def check_autoencoder(options: ReconstructOptions) -> None:
+    """Refuse an autoencoder that cannot be had, and what it does not take. Weights are read only of a folder.
+
+    Raises:
+        ValueError: with a line for each thing that is wrong.
+    """
+    if not options.model:
+        return
+    there = options.checkpoint is not None and options.checkpoint.is_dir()
+    options = options if there else options.having(checkpoint=None)  # of a folder that is lacking something is said
+    made: list[MaskedAutoencoder] = []
+
+    def make(shown: ReconstructOptions) -> None:
+        with restored(), nullcontext() if there else without_memory():
+            made.append(autoencoder_of(shown))
+
+    lines = gathered(partial(make, options))
+    if lines and options.mask_ratio is not None:  # the others are looked at without it
+        gathered(partial(make, options.having(mask_ratio=None)))
+    for mae in made:
+        lines += gathered(partial(check_form, vars(options), mae.in_chans))
+        if len(mae.input_size) == 2:
+            given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate}
+            lines += gathered(*(partial(refuse_videos, {name: value}) for name, value in given.items()))
+    if lines:
+        raise BadOptions(lines)
+
+
 def kind_of(output: Path) -> str:
     """What PIL calls the kind of image that a name's ending stands for.
 
@@ -76,7 +144,7 @@ def kind_of(output: Path) -> str:
     """
     kinds = Image.registered_extensions()
     if output.suffix.lower() not in kinds:
-        raise ValueError(f"{output}: name an image file, like out.png")
+        raise ValueError(f"-o {output}: name an image file, like out.png")
     return kinds[output.suffix.lower()]
 
 

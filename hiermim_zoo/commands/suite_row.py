@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..text import counted
 from .loader_rate import loader_rate
 from .steps import Setup, Side
 from .suite_report import Entry
@@ -39,7 +40,7 @@ class Clock:
 
     @property
     def why(self) -> str:
-        return f"the {self.minutes:g} minutes were used up"
+        return f"the {counted(self.minutes, 'minutes')} {'was' if self.minutes == 1 else 'were'} used up"
 
     def fits(self, compiled: bool) -> bool:
         """Whether another model can be made ready, if it takes no longer than those before it."""

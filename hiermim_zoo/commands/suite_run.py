@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..text import counted
 from ..training.distributed import pick_device, restored
 from ..training.precision import chosen_amp
 from .machine import machine, matrix_product, versions
@@ -28,16 +30,16 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
     Raises:
         ValueError: there is no such device or comparison, or the folder holds results already.
     """
-    name, folder = options.suite, options.output
-    assert name is not None
+    folder = options.output
+    assert options.suite is not None
     assert folder is not None
-    suite = chosen_rows(SUITES[name], options.rows)
+    suite = chosen_rows(suite_of(options), options.rows)
     suite = rehearsed(suite) if options.rehearse else suite
     device = chosen_device(options, suite)
-    clock = Clock(options.minutes or MINUTES[name])
+    clock = Clock(options.minutes or MINUTES[options.suite])
     with restored():
         pick_device(device)
-        check_folder(folder)
+        make_folder(folder)
         if suite.threads:
             torch.set_num_threads(suite.threads)
         about = about_run(options, clock, device, suite)
@@ -53,10 +55,19 @@ def run_suite(options: BenchmarkOptions) -> Outcome:
             say(f"{number + 1} of {len(suite.rows)}: {row.title}")
             Measuring(suite, device, clock, partial(written, report, number)).measure(row)
         if options.jobs and later:
-            say(f"{len(later)} of {len(suite.rows)} comparisons, made ready by {options.jobs} processes")
+            say(
+                f"{len(later)} of {counted(len(suite.rows), 'comparisons')}, made ready by "
+                f"{counted(options.jobs, 'processes')}"
+            )
             Jobs(suite, device, clock, partial(written, report), options.jobs).measure(later)
         report.write()
     return Outcome(folder, f"wrote {report.markdown} and {report.json}: {report.summary()}")
+
+
+def suite_of(options: BenchmarkOptions) -> Suite:
+    """All of the suite that is asked for."""
+    assert options.suite is not None
+    return SUITES[options.suite]
 
 
 def chosen_rows(suite: Suite, numbers: tuple[int, ...] | None) -> Suite:
@@ -68,7 +79,7 @@ def chosen_rows(suite: Suite, numbers: tuple[int, ...] | None) -> Suite:
     if numbers is None:
         return suite
     if max(numbers) > len(suite.rows):
-        raise ValueError(f"--rows {max(numbers)}: the suite has {len(suite.rows)} comparisons")
+        raise ValueError(f"--rows {max(numbers)}: the suite has {counted(len(suite.rows), 'comparisons')}")
     return suite._replace(rows=tuple(suite.rows[n - 1] for n in sorted(set(numbers))))
 
 
@@ -121,18 +132,29 @@ def chosen_device(options: BenchmarkOptions, suite: Suite) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Make the folder for results, if need be.
+    """Refuse a folder before any work is done.
 
     Raises:
-        ValueError: it cannot be written to, or has results already.
+        ValueError: it has results already, or cannot be one.
     """
     for name in Report.FILES:
         if (folder / name).exists():
-            raise ValueError(f"{folder} holds the results of another run ({name}): give another folder with -o")
+            raise ValueError(f"-o {folder} holds the results of another run ({name}): give another folder")
+    there = next(part for part in (folder.absolute(), *folder.absolute().parents) if part.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "no permission" if there.is_dir() else f"{there} is a file, not a folder"
+        raise ValueError(f"-o {folder} cannot hold results: {why}; give another folder")
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder for results, if need be.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        why = "it is a file, not a folder" if folder.is_file() else error.strerror
-        raise ValueError(f"-o {folder} cannot hold results: {why}") from error
+        raise ValueError(f"-o {folder} cannot hold results: {error.strerror}") from error
     for name in Report.FILES:
         check_writable(folder / name, str(folder))

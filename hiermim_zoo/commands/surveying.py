@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from ..data.batches import first_line
 from ..data.decoding import Form, held_in, in_form, path_of
 from ..data.formats import Bands
 from ..data.images import FileImages
-from ..data.kinds import open_images
+from ..data.kinds import check_there, open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
 from ..text import counted, printable
+from ..training.checks import check_form
 from ..training.image_form import form_of
 from .options import Outcome
+from .options.problems import check_all, gathered
 from .options.stats import StatsOptions
 from .output_files import check_writable
 
@@ -98,14 +101,32 @@ def look_into(content: bytes, path: str, form: Form, found: Look) -> None:
     found.sums, found.squares = scaled.sum(1).tolist(), scaled.square().sum(1).tolist()
 
 
+def problems(said: Mapping[str, Any]) -> list[str]:
+    """Lines about options that are right each by itself.
+
+    Args:
+        said: options by name, as many as are known.
+    """
+    return gathered(*checks(StatsOptions.unchecked(said)))
+
+
+def checks(options: StatsOptions) -> list[Callable[[], object]]:
+    """Checks for which no data are opened."""
+    found: list[Callable[[], object]] = [partial(check_form, vars(options), len(options.bands or ()))]
+    if options.data:
+        found.append(partial(check_there, options.data))
+    if options.json:
+        found.append(partial(check_writable, options.json, f"--json {options.json}"))
+    return found
+
+
 def survey(options: StatsOptions) -> Outcome:
     """Look into the files; the result is a dictionary.
 
     Raises:
         ValueError: there are no such data, or they are no files.
     """
-    if options.json:
-        check_writable(options.json, "--json")
+    check_all(*checks(options))
     form = form_of(options, len(options.bands or ()), {})
     source: Any = open_images(options.data, form=form, root=options.data_dir, split=options.split, training=False)
     if not isinstance(source, FileImages):

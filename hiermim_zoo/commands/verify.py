@@ -80,7 +80,7 @@ def compare(converted: Converted, images: str | None) -> str:
             return f"how the source is to be read cannot be told: {error}"
     chans = getattr(model, "in_chans", 3)
     if not images and chans not in MODES:
-        return f"features are not compared on images: those of the package have no {chans} channels"
+        return f"features are not compared on images: those of the package have no {counted(chans, 'channels')}"
     found = family.similarity(converted.checkpoint.state, model, sample(data, model), converted.native.size)
     if images and not found:
         raise ValueError(f"--images {images}: of this source --verify compares nothing on images; leave them out")

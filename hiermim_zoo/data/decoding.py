@@ -311,7 +311,7 @@ def fitted(bands: Bands, form: Form, part: bool = False) -> Image_:
     count, wanted = len(bands.values), form.channels
     if form.bands:
         if max(form.bands) > count:
-            raise ValueError(f"it has {count} bands, and --bands asks for number {max(form.bands)}")
+            raise ValueError(f"it has {counted(count, 'bands')}, and --bands asks for number {max(form.bands)}")
         bands = bands.chosen([band - 1 for band in form.bands])
     elif wanted not in (0, count) and not _recolours(count, wanted, bands.colours):
         raise ValueError(_UNFIT.format(count, wanted))

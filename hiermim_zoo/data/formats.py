@@ -16,6 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..text import counted
+
 AXES = ("chw", "hwc")
 FEW = 64  # an axis as short as this may be that of the bands; one that is longer is a side of the image
 ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"
@@ -160,7 +162,7 @@ def dicom_in(content: bytes) -> Bands:
     pixels, samples = data.pixel_array, int(data.get("SamplesPerPixel", 1))
     if samples > 1 or data.get("PhotometricInterpretation", "").startswith("PALETTE"):
         if pixels.ndim != 3 or samples == 1:
-            raise ValueError(f"{list(pixels.shape)} with {samples} samples a pixel is no single image")
+            raise ValueError(f"{list(pixels.shape)} with {counted(samples, 'samples')} a pixel is no single image")
         return Bands(bands_first(pixels), (0, 2 ** int(data.BitsStored) - 1), colours=True)
     values = apply_modality_lut(pixels, data).reshape(-1, *pixels.shape[-2:])
     if "VOILUTSequence" in data and data.get("WindowCenter") is None:

@@ -123,10 +123,21 @@ def _moving(spec: str, request: Request) -> VideoSet:
     return MovingImages(_images(spec.removeprefix(MOVING), request), request.size)
 
 
-def _images_at(path: str, request: Request) -> Source:
-    if not Path(path).exists():
+def check_there(spec: str) -> None:
+    """Refuse images of which there is nothing to open.
+
+    Raises:
+        ValueError: naming what there could be.
+    """
+    kind = kind_of(spec)
+    refuse_videos({spec: kind.images is None})
+    if kind is KINDS[""] and not Path(spec).exists():
         names = ", ".join(_listed(name for name, kind in KINDS.items() if kind.images))
-        raise ValueError(f"{path}: no such folder, tar or table, and none of the names {names}")
+        raise ValueError(f"{spec}: no such folder, tar or table, and none of the names {names}")
+
+
+def _images_at(path: str, request: Request) -> Source:
+    check_there(path)
     try:
         source: Source = TableImages(path, request) if is_table(path) else images_at(path, request)
     except ValueError:

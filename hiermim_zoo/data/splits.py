@@ -280,9 +280,11 @@ def cut(data: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]
     if not taken.any() or taken.all():
         images = counted(count, "images")
         what = images if groups is None else f"{counted(int(groups.max()) + 1, 'groups')} of {images}"
+        works = "give --train DATA, or another --split-fraction"
+        if groups is None and data.kind == "classes" and len(_keys(data).unique()) == count:
+            works = "each class has one image, and both sides need one of each: give --train DATA"
         raise ValueError(
-            f"a share of {fraction:g} of the {what} of {data.spec}, to measure on, leaves nothing on one side; "
-            "give --train DATA, or another --split-fraction"
+            f"a share of {fraction:g} of the {what} of {data.spec}, to measure on, leaves nothing on one side; {works}"
         )
     whole = replace(data, measured=fraction)
     test, train = _part(whole, taken, "measured"), _part(whole, ~taken, "trained")

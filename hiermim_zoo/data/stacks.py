@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from PIL import Image
 
+from ..text import counted
 from .decoding import Form, Image_, fitted, held_in, read_file, set_bound
 from .formats import Bands, bands_first
 from .images import FileImages
@@ -77,7 +78,7 @@ def joined(names: Sequence[str], held: Sequence[Image.Image | Bands]) -> Bands:
     ones = [Bands(bands_first(np.asarray(x)), (0, 255)) if isinstance(x, Image.Image) else x for x in held]
     for name, one in zip(names, ones, strict=True):
         if len(one.values) != 1:
-            raise ValueError(f"{name} has {len(one.values)} bands, and each file of --stack is one")
+            raise ValueError(f"{name} has {counted(len(one.values), 'bands')}, and each file of --stack is one")
         same = [x._replace(values=x.values[:0], known=None)[1:] for x in (one, ones[0])]
         if one.values.shape != ones[0].values.shape or same[0] != same[1]:
             raise ValueError(f"{name} and {names[0]} differ in size, range or nodata")

@@ -44,7 +44,7 @@ def pair_rows(plan: Plan) -> Tensor | Band:
         return make_band(plan)
     window, place = plan.window, plan.place
     if plan.reach:
-        window, place = _around(window, 0, 1, -2), _around(place, 0, 1, 0)  # [G, 3 g]
+        window, place = around(window, 0, 1, -2), around(place, 0, 1, 0)  # [G, 3 g]
     same = plan.window[:, :, None] == window[:, None]
     rows = torch.where(same, plan.place[:, :, None] - place[:, None] + plan.centre, 2 * plan.centre + 1).long()
     more = aligned(rows.shape[-1], rows.device) - rows.shape[-1]
@@ -59,7 +59,7 @@ def pair_mask(plan: Plan) -> Tensor | Band:
     """
     if _flexible(plan):
         return make_band(plan)
-    window = _around(plan.window, 0, 1, -2) if plan.reach else plan.window
+    window = around(plan.window, 0, 1, -2) if plan.reach else plan.window
     return (plan.window[:, :, None] == window[:, None])[:, None]
 
 
@@ -75,7 +75,7 @@ def _flexible(plan: Plan) -> bool:
     return plan.band is not None and plan.window.device.type in FLEXIBLE
 
 
-def _around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
+def around(x: Tensor, groups: int, slots: int, beyond: float) -> Tensor:
     """Put the slots of the groups on either side next to those of each group.
 
     Args:
@@ -123,7 +123,7 @@ def group_attention(
     x = x.unflatten(2, (3, heads, -1)).unflatten(1, (groups, size))  # [R, G, g, 3, n, d]
     q, k, v = x.permute(3, 0, 1, 4, 2, 5).unbind(0)  # [R, G, n, g, d]
     if plan.reach:
-        k, v = _around(k, 1, 3, 0), _around(v, 1, 3, 0)  # [R, G, n, 3 g, d]
+        k, v = around(k, 1, 3, 0), around(v, 1, 3, 0)  # [R, G, n, 3 g, d]
     shared = q.shape[0] > 1  # the batch is one of samples, which share groups and bias; else groups are the batch
     q, k, v = (y.flatten(1, 2) if shared else y[0] for y in (q, k, v))  # [R, G n, S, d] or [G, n, S, d]
     if isinstance(pairs, Band):

@@ -48,10 +48,8 @@ class Geometry(NamedTuple):
     units: tuple[int, int]  # mask units of the image, rows and columns
     tokens: int  # t
     window: tuple[int, int]  # tokens, rows and columns
-    shift: tuple[int, int] = (
-        0,
-        0,
-    )  # as Swin counts: the first window is cut down to so many rows and columns; 0 for none
+    shift: tuple[int, int] = (0, 0)  # as Swin counts: the first window has so many rows and columns; 0 for none
+    together: int = 1  # tokens in a slot, where whole units move: then "tokens" of this file are units
 
 
 class Plan(NamedTuple):
@@ -218,9 +216,10 @@ def _packed(keep: Tensor, geometry: Geometry) -> Plan:
     window, place = _windows(keep.cpu(), geometry)
     ids = _window_ids(window, geometry)
     counts = _counts(ids)
-    packing = pack(counts, SLOT_COST)
+    slot_cost = SLOT_COST // geometry.together
+    packing = pack(counts, slot_cost)
     samples, tokens = window.shape
-    if cost(samples, tokens, 0) <= cost(packing.groups, packing.size, SLOT_COST):
+    if cost(samples, tokens, 0) <= cost(packing.groups, packing.size, slot_cost):
         return _one_sequence(window, place, geometry).to(keep.device)
     return _grouped(ids, place.flatten(), counts, packing, geometry).to(keep.device)
 
@@ -260,7 +259,7 @@ def _sorted(keep: Tensor, geometry: Geometry) -> Plan:
     window, place = _windows(keep, geometry)
     tokens = window.shape[1]
     size = aligned(geometry.window[0] * geometry.window[1], keep.device)  # a window ends in its group or in the next
-    if tokens <= 3 * size + SLOT_COST:
+    if tokens <= 3 * size + SLOT_COST // geometry.together:
         return _one_sequence(window, place, geometry)
     ids = _window_ids(window, geometry)
     order = ids.argsort(stable=True)

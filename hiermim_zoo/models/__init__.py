@@ -4,8 +4,9 @@
 from . import hivit
 from . import hpvit
 from . import hiera
+from . import hiera_sam2
 from . import green
 from . import vit
 # isort: on
 
-__all__ = ["green", "hiera", "hivit", "hpvit", "vit"]
+__all__ = ["green", "hiera", "hiera_sam2", "hivit", "hpvit", "vit"]

@@ -23,7 +23,7 @@ from ..checkpoints.manifest import Weights
 from ..checkpoints.rules import Drop, apply_rules, check_fits
 from ..checkpoints.soundness import check_kinds, in_type
 from ..checkpoints.wrappers import unwrapped
-from ..text import printable
+from ..text import counted, printable
 from ..version import __version__
 from .beside import check_beside, decoder_beside, pool_beside
 from .family import Family, family_of
@@ -314,7 +314,7 @@ def _classes(state: dict[str, Tensor], classifier: str, wanted: int | None) -> i
     found = state[names[0]].shape[0] if names[0] in state else 0
     if wanted not in (None, 0, found):
         raise ValueError(
-            f"--num-classes {wanted}: the file has {found or 'no'} classes; "
+            f"--num-classes {wanted}: the file has {counted(found, 'classes') if found else 'no classes'}; "
             "only 0 (leave the classifier out) is possible"
         )
     if wanted == 0:

@@ -16,6 +16,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from ..checkpoints.rules import check_fits
+from ..text import counted
 
 POSITIONS, PREDICTION = "decoder.pos_embed", "decoder.pred"
 INSTEAD = "--decoder fresh of pretrain, decoder='fresh' of create_mae"
@@ -90,7 +91,9 @@ def _predictions(weight: Tensor, mae: Any) -> Tensor:
     if len(weight) == pixels * channels:
         return weight
     if len(weight) % pixels:
-        raise ValueError(f"the decoder predicts {len(weight)} values, which are no patches of {pixels} pixels")
+        raise ValueError(
+            f"the decoder predicts {counted(len(weight), 'values')}, which are no patches of {pixels} pixels"
+        )
     last = mae.recipe.pixel_order == "hwc"
     parted = weight.unflatten(0, (pixels, -1) if last else (-1, pixels))
     axis = 1 if last else 0

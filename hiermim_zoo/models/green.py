@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.green import LAYOUTS, swap_mergings
+from ..text import counted
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .green_swin import GreenSwin
@@ -46,7 +47,7 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
         return table  # what does not fit otherwise is named by check_fits
     side = (math.isqrt(len(table)) + 1) // 2
     if (2 * side - 1) ** 2 != len(table):
-        raise ValueError(f"tensor {name!r} has {len(table)} rows, which belong to no square window")
+        raise ValueError(f"tensor {name!r} has {counted(len(table), 'rows')}, which belong to no square window")
     if not getattr(model, "resample_windows", False):
         h, w = attn.window_size
         raise ValueError(

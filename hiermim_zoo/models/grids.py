@@ -16,6 +16,7 @@ from timm.layers import to_2tuple
 from torch import Tensor
 
 from ..checkpoints.layouts import Native
+from ..text import counted
 
 _logger = logging.getLogger(__name__)
 Size = Any  # one number of pixels, or height and width
@@ -126,11 +127,11 @@ def _without_token(count: int, prefix: int) -> str:
 
 def _which_grid(count: int, cell: int, asked: Size | None, prefix: int, rows: int) -> str:
     """What to say of a table that nothing is known of."""
-    said = f"the position table has {prefix + count * rows} rows"
+    said = f"the position table has {counted(prefix + count * rows, 'rows')}"
     if prefix:
         said += f", {count} and one of the class token"
     if rows > 1:
-        said += f", {count} units"
+        said += f", {counted(count, 'units')}"
     said += ": no square, and nothing says of which grid"
     if asked is not None:
         height, width = grid_at(asked, cell)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.rules import Copy, Rename, Reshape, apply_rules, then
 from ..checkpoints.tables.hiera import LAYOUTS
+from ..text import counted
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
 from .grids import Sizes, position_table, sizes_of, source_grid
@@ -130,13 +131,13 @@ def _grid(state: Mapping[str, Tensor], name: str, sizes: Sizes) -> tuple[int, in
     """Units along both sides."""
     tokens = position_table(state, name).shape[1]
     if tokens % SIDE**2:
-        raise ValueError(f"tensor {name!r} has {tokens} rows, which are no units of {SIDE} x {SIDE} tokens")
+        raise ValueError(f"tensor {name!r} has {counted(tokens, 'rows')}, which are no units of {SIDE} x {SIDE} tokens")
     return source_grid(tokens // SIDE**2, UNIT[-1], sizes, rows=SIDE**2)
 
 
 # ---- recipes
 
-_MAE = Recipe(
+IMAGE_MAE = Recipe(
     fusion="conv",
     depth=8,
     learned_positions=True,
@@ -147,10 +148,10 @@ _MAE = Recipe(
     source="hiera/hiera_mae.py of facebookresearch/hiera",
 )
 # The paper names 8 decoder heads for video, the released code builds 16 for the same files; outputs follow the code.
-_MAE_VIDEO = replace(_MAE, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
+_MAE_VIDEO = replace(IMAGE_MAE, pixel_order="hwc", first_frame=True, mask_ratio=0.9)
 
 _MAE_LITE = replace(
-    _MAE, depth=1, dim=96, heads=3, mask_ratio=0.4, source="projects/mae_lite/hiera_mae.py of wangsr126/MAE-Lite"
+    IMAGE_MAE, depth=1, dim=96, heads=3, mask_ratio=0.4, source="projects/mae_lite/hiera_mae.py of wangsr126/MAE-Lite"
 )
 
 # No training code was released. The paper's learning rates are those of a whole batch (it does not say so, but its
@@ -158,12 +159,12 @@ _MAE_LITE = replace(
 # clips.
 _PAPER = "arXiv 2306.00989, appendix A"
 _CONFIGS = f"{_PAPER}; epochs counted as in SlowFast, configs/masked_ssl/k400_VIT_"
-_PRE = Pretraining(blr=5e-5, decay_positions=False, source=_PAPER)
+IMAGE_PRETRAINING = Pretraining(blr=5e-5, decay_positions=False, source=_PAPER)
 # Epochs of clips are effective ones (arXiv 2205.09113, appendix; SlowFast, configs/masked_ssl): 3200 are 800 openings
 # of each video, which give 4 clips, and 120 of warm-up are 30. Unverified: that a batch of 512 counts clips, and that
 # gradients are not clipped. (MAE on clips, in these configurations, clips at 0.02; the paper says nothing.)
 _PRE_VIDEO = replace(
-    _PRE,
+    IMAGE_PRETRAINING,
     blr=4e-4,
     epochs=3200,
     batch=512,
@@ -172,7 +173,7 @@ _PRE_VIDEO = replace(
     crop_scale=(0.5, 1.0),
     source=f"{_CONFIGS}L_16x4_MAE_PT.yaml",
 )
-_TUNE = FineTuning(epochs=300, blr=5e-4, layer_decay=0.65, drop_path=0.1, erase=0.0, source=_PAPER)
+IMAGE_FINE_TUNING = FineTuning(epochs=300, blr=5e-4, layer_decay=0.65, drop_path=0.1, erase=0.0, source=_PAPER)
 # As after 3200 epochs of pre-training. 150 epochs are 75 openings of each video, which give 2 clips; the warm-up is 5.
 # Dropout is that of the paper; the configurations of ViTs, MAX_EPOCH 75 (base) and 50 (large), have 0.3 for all.
 _TUNE_VIDEO = FineTuning(
@@ -192,10 +193,14 @@ _TUNE_VIDEO = FineTuning(
 _TUNE_LARGE = replace(_TUNE_VIDEO, epochs=100, layer_decay=0.875, dropout=0.5, source=f"{_CONFIGS}L_16x4_FT.yaml")
 PRETRAINING = {
     "hiera_lite": replace(
-        _PRE, blr=1.5e-4, epochs=400, crop_scale=(0.08, 1.0), source="MAE-Lite projects/mae_lite/hiera_mae_exp.py"
+        IMAGE_PRETRAINING,
+        blr=1.5e-4,
+        epochs=400,
+        crop_scale=(0.08, 1.0),
+        source="MAE-Lite projects/mae_lite/hiera_mae_exp.py",
     ),
-    **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(_PRE, drop_path=0.2)),
-    "hiera_huge": replace(_PRE, drop_path=0.3),
+    **dict.fromkeys(("hiera_base", "hiera_base_plus", "hiera_large"), replace(IMAGE_PRETRAINING, drop_path=0.2)),
+    "hiera_huge": replace(IMAGE_PRETRAINING, drop_path=0.3),
     "hiera_atto_video": _PRE_VIDEO,
     "hiera_base_video": replace(_PRE_VIDEO, drop_path=0.1),
     **dict.fromkeys(("hiera_base_plus_video", "hiera_large_video"), replace(_PRE_VIDEO, drop_path=0.2)),
@@ -203,7 +208,7 @@ PRETRAINING = {
 }
 FINE_TUNING = {
     "hiera_lite": replace(
-        _TUNE,
+        IMAGE_FINE_TUNING,
         blr=1e-3,
         layer_decay=0.85,
         drop_path=0.0,
@@ -213,11 +218,11 @@ FINE_TUNING = {
         smoothing=0.0,
         source="MAE-Lite projects/eval_tools/finetuning_exp.py",
     ),
-    "hiera_small": replace(_TUNE, epochs=200),
-    "hiera_base": replace(_TUNE, epochs=100, layer_decay=0.7),
-    "hiera_base_plus": replace(_TUNE, epochs=100, blr=2.5e-4, layer_decay=0.7),
-    "hiera_large": replace(_TUNE, epochs=50, blr=2.5e-4, layer_decay=0.85),
-    "hiera_huge": replace(_TUNE, epochs=50, blr=2.5e-4, layer_decay=0.85, drop_path=0.3),
+    "hiera_small": replace(IMAGE_FINE_TUNING, epochs=200),
+    "hiera_base": replace(IMAGE_FINE_TUNING, epochs=100, layer_decay=0.7),
+    "hiera_base_plus": replace(IMAGE_FINE_TUNING, epochs=100, blr=2.5e-4, layer_decay=0.7),
+    "hiera_large": replace(IMAGE_FINE_TUNING, epochs=50, blr=2.5e-4, layer_decay=0.85),
+    "hiera_huge": replace(IMAGE_FINE_TUNING, epochs=50, blr=2.5e-4, layer_decay=0.85, drop_path=0.3),
     **dict.fromkeys(("hiera_atto_video", "hiera_base_video", "hiera_base_plus_video"), _TUNE_VIDEO),
     "hiera_large_video": _TUNE_LARGE,
     "hiera_huge_video": replace(_TUNE_LARGE, blr=4e-4, drop_path=0.3),
@@ -236,11 +241,11 @@ FAMILY = add_family(
         checkpoint_args=checkpoint_args,
         inflate=inflate,
         mae=Rows(
-            _MAE,
+            IMAGE_MAE,
             {"hiera_lite": _MAE_LITE, **{name: _MAE_VIDEO for name, args in VARIANTS.items() if "num_frames" in args}},
         ),
-        pretraining=Rows(_PRE, PRETRAINING),
-        fine_tuning=Rows(_TUNE, FINE_TUNING),
+        pretraining=Rows(IMAGE_PRETRAINING, PRETRAINING),
+        fine_tuning=Rows(IMAGE_FINE_TUNING, FINE_TUNING),
         fine_tuning_args={"q_pool": 3},
     )
 )

@@ -48,7 +48,7 @@ from .hiera_parts import (
     to_pooling_order,
 )
 
-POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal")
+POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_window")
 RESIZE = ("plain", "window")
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
@@ -136,13 +136,7 @@ class Hiera(Backbone):
         self.pools = POOL[-self.axes :]
 
         self.patch_embed = HaloEmbed(img_size, self.axes, in_chans, embed_dim, **dd)
-        tokens, space = (
-            self.patch_embed.num_patches * SIDE**2,
-            "pos_embed" if num_frames is None else "pos_embed_spatial",
-        )
-        self.register_parameter(space, nn.Parameter(torch.zeros(1, tokens, embed_dim, **dd)))
-        if num_frames is not None:
-            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, num_frames // STRIDE[0], embed_dim, **dd))
+        self.add_positions(embed_dim, **dd)
         rates = calculate_drop_path_rates(drop_path_rate, sum(depths))
         rest = {"mlp_ratio": mlp_ratio, "attn_drop": attn_drop_rate, "drop": proj_drop_rate, **dd}
         self.add_blocks(depths, num_heads, rates, **rest)
@@ -152,6 +146,14 @@ class Hiera(Backbone):
             for width, reduction, end in zip(widths, reductions, self.stage_ends, strict=True)
         ]
         self.init_weights(needs_reset=False)
+
+    def add_positions(self, dim: int, **dd: Any) -> None:
+        """A row for each token of an image, or for each in space and each in time."""
+        space = "pos_embed" if self.num_frames is None else "pos_embed_spatial"
+        rows = self.patch_embed.num_patches * SIDE**2
+        self.register_parameter(space, nn.Parameter(torch.zeros(1, rows, dim, **dd)))
+        if self.num_frames is not None:
+            self.pos_embed_temporal = nn.Parameter(torch.zeros(1, self.num_frames // STRIDE[0], dim, **dd))
 
     def add_blocks(self, depths: Sequence[int], num_heads: int, drop_path_rates: Any, **rest: Any) -> None:
         """All stages; the first block of one widens and, up to ``q_pool`` times, pools."""
@@ -185,6 +187,9 @@ class Hiera(Backbone):
         with torch.no_grad():
             for parameter in self.head.parameters():
                 parameter.mul_(0.001)
+        self.init_positions()
+
+    def init_positions(self) -> None:
         for name in sorted(self.no_weight_decay()):  # a set, whose order differs from process to process
             trunc_normal_(self.get_parameter(name), std=0.02)
 
@@ -267,18 +272,24 @@ class Hiera(Backbone):
         times = min(stage, self.q_pool)
         return tuple(cells // pool**times for cells, pool in zip(self.cells, self.pools, strict=True))
 
-    def _run(self, images: Tensor, stages: int, keep: Tensor | None = None) -> tuple[list[Tensor], tuple[int, ...]]:
-        """Run the first ``stages``; returns what each of them ends with, [B, n, T, c], and the units along each
-        axis.
-        """
+    def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+        """Tokens with their positions in pooling order [B, n, T, c], and the units along each axis."""
         images = pad_to_multiple(images, UNIT[-1], MIN_SIDE, self.only_size, axes=self.axes)
         if self.num_frames is not None:
             check_pairs(images.shape[2], "clip of {} frames does not fit")
         grid = tuple(images.shape[2 + axis] // unit for axis, unit in enumerate(self.patch_embed.unit))
         if keep is not None:
             check_keep(keep, images.shape[0], math.prod(grid))
-        x = self.patch_embed(images, keep) + self._positions(grid, keep)
-        x = to_pooling_order(x, self.pools, POOLINGS)  # [B, n, T, c]
+        positions = to_units(self._positions(grid), self.cells)  # [1, N, s_1, ..., s_D, c]
+        if keep is not None:
+            positions = gather_units(positions, keep)
+        return to_pooling_order(self.patch_embed(images, keep) + positions, self.pools, POOLINGS), grid
+
+    def _run(self, images: Tensor, stages: int, keep: Tensor | None = None) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Run the first ``stages``; returns what each of them ends with, [B, n, T, c], and the units along each
+        axis.
+        """
+        x, grid = self._embed(images, keep)
         levels = []
         for i, block in enumerate(self.blocks[: self.stage_ends[stages - 1] + 1]):
             x = checkpoint(block, x) if self.grad_checkpointing else block(x)
@@ -286,8 +297,8 @@ class Hiera(Backbone):
                 levels.append(x)
         return levels, grid
 
-    def _positions(self, grid: tuple[int, ...], keep: Tensor | None) -> Tensor:
-        """[1 or B, n, s_1, ..., s_D, c]."""
+    def _positions(self, grid: tuple[int, ...]) -> Tensor:
+        """[1, g_1, ..., g_D, c]."""
         spatial = self.pos_embed if self.num_frames is None else self.pos_embed_spatial
         units = (grid[-2], grid[-1])  # along rows and columns
         table = resize_table(spatial, self.patch_embed.grid_size, units, self.pos_resize)  # [1, g_2 g_3, c]
@@ -295,8 +306,7 @@ class Hiera(Backbone):
         if self.num_frames is not None:
             times = resize_frames(self.pos_embed_temporal, grid[0])  # a unit is one token long in time
             table = table[:, None] + times[:, :, None, None]  # [1, g_1, g_2, g_3, c]
-        positions = to_units(table, self.cells)
-        return positions if keep is None else gather_units(positions, keep)
+        return table
 
     def _in_place(self, x: Tensor, stage: int) -> Tensor:
         """[B, n, T, c] at the end of a stage -> [B, n, s_1, ..., s_D, c]."""

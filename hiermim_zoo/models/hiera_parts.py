@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.fx
 from timm.layers import DropPath, Mlp, resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..layers.unit_attention import UnitGroups, unit_attention
 from ..masking import gather_units, hide_units
 
 # Per axis: frames, rows, columns. An image has the last two.
@@ -21,6 +23,9 @@ KERNEL, STRIDE = (3, 7, 7), (2, 4, 4)  # of the patch convolution, in pixels
 POOL = (1, 2, 2)  # tokens that one pooling brings together
 POOLINGS = 3  # how often a unit can be pooled: once between two stages
 SIDE = UNIT[-1] // STRIDE[-1]  # tokens along a side of a unit
+
+# Branches on the shape of the groups: a leaf for torch.fx.
+torch.fx.wrap("unit_attention")
 
 # ---- geometry
 
@@ -137,8 +142,8 @@ class HaloEmbed(nn.Module):
 
 
 class PooledAttention(nn.Module):
-    """Multi-head attention inside each unit or over all of them, with queries max-pooled inside their unit (section
-    3).
+    """Multi-head attention inside each unit, over all of them or inside groups, with queries max-pooled inside their
+    unit (section 3).
     """
 
     def __init__(
@@ -151,11 +156,14 @@ class PooledAttention(nn.Module):
         self.proj = nn.Linear(dim_out, dim_out, **dd)
         self.proj_drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, n, T, c] -> [B, n, t, c']."""
+    def forward(self, x: Tensor, groups: UnitGroups | None = None) -> Tensor:
+        """[B, n, T, c] -> [B, n, t, c']; ``groups``: units that attend to each other, in place of one or all."""
+        dropout = self.attn_drop if self.training else 0.0
+        if groups is not None:
+            x = unit_attention(self.qkv(x), groups, self.num_heads, self.pool, self.qkv.bias, dropout)
+            return self.proj_drop(self.proj(x))
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, n, T, c']
         q = max_pool(q, self.pool)  # [B, n, t, c']
-        dropout = self.attn_drop if self.training else 0.0
         x = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), dropout_p=dropout)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(q.shape)))
 
@@ -189,10 +197,10 @@ class Block(nn.Module):
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), drop=drop, **dd)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, groups: UnitGroups | None = None) -> Tensor:
         """[B, n, T, c] -> [B, n, t, c']."""
         normed = self.norm1(x)
         if self.proj is not None:
             x = max_pool(self.proj(normed), self.pool)
-        x = x + self.drop_path(self.attn(normed))
+        x = x + self.drop_path(self.attn(normed, groups))
         return x + self.drop_path(self.mlp(self.norm2(x)))

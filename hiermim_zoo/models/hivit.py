@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hivit import LAYOUTS
 from ..layers.position import resample_bias_table
+from ..text import counted
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .grids import Sizes, position_table, sizes_of, source_grid
@@ -98,8 +99,9 @@ def _table_grid(name: str, table: Tensor, grid: tuple[int, int]) -> tuple[int, i
         return None
     if side < max(grid):
         raise ValueError(
-            f"tensor {name!r} has {len(table)} rows, those of windows of {side} x {side} units, but the positions are "
-            f"of {grid[0]} x {grid[1]}: its blocks attended in windows, as a detector's may, those of a HiViT do not"
+            f"tensor {name!r} has {counted(len(table), 'rows')}, those of windows of {side} x {side} units, but the "
+            f"positions are of {grid[0]} x {grid[1]}: its blocks attended in windows, as a "
+            "detector's may, those of a HiViT do not"
         )
     return side, side
 

@@ -15,7 +15,7 @@ from ..checkpoints.files import SUFFIXES
 from ..checkpoints.folder import CONFIG_FILE
 from ..checkpoints.inspection import BROKEN
 from ..checkpoints.rules import check_fits
-from ..text import printable
+from ..text import counted, printable
 from .family import families, family_of
 from .shapes import without_memory
 
@@ -72,7 +72,9 @@ def check_buildable(build: Callable[[], nn.Module], values: int, file: Path) -> 
     except BROKEN as error:
         raise ValueError(f"{file}: no model can be built as it says: {printable(error, 200)}") from error
     if size > 4 * values + SPARE:
-        raise ValueError(f"{file}: the model that it describes has {size} values, its weights have {values}")
+        raise ValueError(
+            f"{file}: the model that it describes has {counted(size, 'values')}, its weights have {values}"
+        )
 
 
 def check_folder(folder: Path) -> None:

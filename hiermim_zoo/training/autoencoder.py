@@ -16,16 +16,20 @@ from .defaults import Followed, pretraining_of
 from .small import recipe_of_size, small_decoder
 
 
-def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None = None) -> MaskedAutoencoder:
+def build_autoencoder(
+    options: PretrainOptions, recipe: Mapping[str, Any] | None = None, start: Mapping[str, Any] | None = None
+) -> MaskedAutoencoder:
     """The autoencoder at the size asked for, on the CPU.
 
     Args:
         recipe: values in place of those that the options say.
+        start: what the folder of ``--checkpoint`` says of the encoder, where its weights are not needed, because those
+            of a snapshot follow; None: the folder is read.
 
     Raises:
         ValueError: it cannot be built so, or cannot be compiled as asked for.
     """
-    kwargs: dict[str, Any] = {"drop_path_rate": options.drop_path or 0.0}
+    kwargs: dict[str, Any] = {**(start or {}), "drop_path_rate": options.drop_path or 0.0}
     kwargs |= options.own_model_kwargs(*OWN_ARGS)
     sizes = {"img_size": options.img_size, "in_chans": options.in_chans}
     kwargs |= {name: value for name, value in sizes.items() if value}
@@ -33,7 +37,7 @@ def build_autoencoder(options: PretrainOptions, recipe: Mapping[str, Any] | None
         mae = create_mae(
             options.model,
             options.pretrained,
-            options.checkpoint,
+            options.checkpoint if start is None else None,
             options.mask_ratio,
             False if options.raw_pixels else None,  # else as the checkpoint says
             "fresh" if options.fresh_decoder else options.decoder,
@@ -63,15 +67,16 @@ def undecided(options: PretrainOptions) -> PretrainOptions:
 
 
 def sketched(options: PretrainOptions, rows: Followed) -> MaskedAutoencoder:
-    """The autoencoder without values, as long as its size may depend on the data; of a folder, the autoencoder itself.
+    """The autoencoder without values, as long as its size may depend on the data; the autoencoder itself, if a folder
+    is to be read.
 
     Raises:
         ValueError: it cannot be built so.
     """
-    if options.checkpoint:
+    if options.checkpoint and rows.start is None:
         return build_autoencoder(options, rows.recipe)
     with without_memory():
-        return build_autoencoder(options.having(pretrained=False), rows.recipe)
+        return build_autoencoder(options.having(pretrained=False), rows.recipe, rows.start)
 
 
 def sketched_before_data(options: PretrainOptions, device: str) -> MaskedAutoencoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from ..commands.options.pretrain import DECODER, PretrainOptions
 from ..commands.options.problems import together
 from ..data.batches import Batching
-from ..mae import MaskedAutoencoder
+from ..mae import MaskedAutoencoder, encoder_args
 from .autoencoder import build_autoencoder, sketched, undecided
 from .checks import check_batch, completed
 from .defaults import Followed, filled_by_paper, followed
@@ -61,9 +62,12 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     chosen = with_recipe(chosen, size, world.device.type, sketch)
     rows = rows_of(chosen, rows)
     mae = sketch
-    if not chosen.checkpoint or any(getattr(chosen, name) != getattr(said, name) for name in DECODER):
+    read = chosen.checkpoint if rows.start is None else None  # then the sketch is the autoencoder
+    if not read or any(getattr(chosen, name) != getattr(said, name) for name in DECODER):
         torch.manual_seed(chosen.seed)
-        mae = build_autoencoder(chosen, rows.recipe)
+        mae = build_autoencoder(chosen, rows.recipe, rows.start)
+    if read:
+        rows = replace(rows, start=encoder_args(chosen.model, Path(read)))
     if chosen.accumulate is None:
         chosen = replace(chosen, accumulate=_passes(chosen, mae, data, world))
     parts = (chosen.accumulate, world.rank, world.size)

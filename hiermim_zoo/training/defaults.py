@@ -36,6 +36,8 @@ class Followed:
 
     recipe: Mapping[str, Any]  # values of the autoencoder's recipe in place of those that options and family say
     pretraining: Pretraining
+    # Arguments of the encoder that the folder of --checkpoint said; None: there is none, or it is to be read.
+    start: Mapping[str, Any] | None = None
 
     def described(self, recipe: Recipe) -> dict[str, Any]:
         """What a snapshot says of it, in plain values.
@@ -43,7 +45,8 @@ class Followed:
         Args:
             recipe: of the autoencoder.
         """
-        return {"recipe": recipe.values(), "pretraining": asdict(self.pretraining)}
+        start = {} if self.start is None else {"start": dict(self.start)}
+        return {"recipe": recipe.values(), "pretraining": asdict(self.pretraining), **start}
 
 
 def followed(model: str, state: Mapping[str, Any] | None) -> Followed:
@@ -61,11 +64,15 @@ def followed(model: str, state: Mapping[str, Any] | None) -> Followed:
         return Followed({}, own)
     if "rows" not in state:
         return _before(model, own, state)
-    row: Mapping[str, Any] = state["rows"]["pretraining"]
-    said: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    said, start = _plain(state["rows"]["pretraining"]), state["rows"].get("start")
     if unknown := said.keys() - asdict(own).keys():
         raise ValueError(f"the snapshot is of another version of this package: it says {', '.join(sorted(unknown))}")
-    return Followed(state["rows"]["recipe"], replace(own, **said))
+    return Followed(state["rows"]["recipe"], replace(own, **said), None if start is None else _plain(start))
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As they were before they were written down, where tuples may become lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def _before(model: str, own: Pretraining, state: Mapping[str, Any]) -> Followed:

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.seeds import random_states, set_random_states
+from ..text import counted
 from .graphs import how
 from .watch import PATIENCE, Watch, patience
 
@@ -177,7 +178,9 @@ def _meet(rank: int, size: int) -> dist.Store:
         store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=MEETING)))
     except RuntimeError as error:
         minutes = MEETING.total_seconds() / 60
-        raise ValueError(f"the {size} processes of this run did not meet within {minutes:g} minutes") from error
+        raise ValueError(
+            f"the {size} processes of this run did not meet within {counted(minutes, 'minutes')}"
+        ) from error
     store.set_timeout(TIMEOUT)
     return store
 

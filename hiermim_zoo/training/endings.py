@@ -21,6 +21,8 @@ from ..text import counted, printable
 from .image_form import said_of
 
 FEWEST = 200  # steps of the optimiser, below which hardly anything is learned
+FEW_MEASURED = 100  # images, of which a score varies by ten points to each side, or more
+FEW_TRAINED = 10  # images for each thing that is to be told, below which little more than the images is learned
 FEW_GROUPS = 10  # below which drawing them tells little of how others would be
 ENOUGH = 8  # lines of a log that tell how much the loss varies by chance
 # What it means that a model was never trained.
@@ -82,10 +84,17 @@ def about_training(
         longer: what makes the run longer.
     """
     lines = []
-    if done < FEWEST:
+    if done < FEWEST <= steps:
         lines.append(
-            f"the weights were changed {counted(done, 'times')}, and less than {FEWEST} times teaches little; "
-            f"try {longer}, or a smaller --batch-size"
+            f"the weights were changed {counted(done, 'times')} in {steps} steps, because in the others loss or "
+            "gradients were not finite; try a lower --lr, --clip 1 or --amp none"
+        )
+    elif done < FEWEST:
+        # with a smaller batch an epoch has more steps, but a step is a step
+        smaller = ", or a smaller --batch-size" if longer == "more --epochs" else ""
+        lines.append(
+            f"the weights were changed {counted(done, 'times')}, and fewer than {FEWEST} times teach little; "
+            f"try {longer}{smaller}"
         )
     if rising:
         lines.append(
@@ -118,18 +127,42 @@ def chance_of(labels: Tensor | Iterable[int] | None, classes: int, names: Sequen
     return Chance(int(counts[most]) / int(counts.sum()), f"always the most frequent class, {name}")
 
 
-def about_score(found: str, bounds: Sequence[float], chance: Chance, advice: str) -> list[str]:
+def about_score(found: str, bounds: Sequence[float], chance: Chance, count: int, advice: Sequence[str]) -> list[str]:
     """A line, if a score may be chance: if that lies within its confidence interval, or above it.
 
     Args:
         found: the score in words.
         bounds: of its interval; of top1 in percent.
-        advice: what to try.
+        count: of the images that were measured.
+        advice: what to try, if it is not that they are too few.
     """
     share, unit = (100 * chance.share, " %") if chance.score == "top1" else (chance.share, "")
     if share < bounds[0]:
         return []
-    return [f"{found} is no better than chance, {share:.4g}{unit} ({chance.words}); try {advice}"]
+    by_chance = f"chance, {share:.4g}{unit} ({chance.words})"
+    if count < FEW_MEASURED and share <= bounds[1]:
+        images = f"{counted(count, 'images')} {'was' if count == 1 else 'were'}"
+        return [
+            f"{found} cannot be told from {by_chance}, because only {images} measured; measure "
+            f"on {FEW_MEASURED} or more, with --train DATA for those to train on"
+        ]
+    return [f"{found} is no better than {by_chance}; try {', or '.join(advice)}"]
+
+
+def about_trained(images: int | None, told: int, things: str) -> list[str]:
+    """A line, if there were too few images to train on.
+
+    Args:
+        images: None: there was no training, or nobody knows how many there are.
+        told: how many classes, tags or values were to be told.
+        things: how they are called.
+    """
+    if images is None or images >= FEW_TRAINED * told:
+        return []
+    return [
+        f"trained on {counted(images, 'images')} for {counted(told, things)}, which is little to learn from; try "
+        f"{FEW_TRAINED} or more for each, or a model that was pre-trained on similar images"
+    ]
 
 
 def about_groups(count: int) -> list[str]:

@@ -14,10 +14,8 @@ from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
 from ..models.family import check_arch
-from ..models.recipes import Recipe
 from ..text import printable
 from ..version import __version__
-from .autoencoder import build_autoencoder
 from .run_log import read_log
 
 ENCODER = "encoder"  # in the output folder of a run
@@ -34,7 +32,7 @@ class Course(NamedTuple):
 def export(
     weights: Mapping[str, Tensor],
     options: PretrainOptions,
-    recipe: Recipe,
+    mae: MaskedAutoencoder,
     config: Mapping[str, Any],
     images: Mapping[str, Any],
     course: Course,
@@ -46,7 +44,7 @@ def export(
     Args:
         weights: of the autoencoder, whole, on the CPU.
         options: of the run, with the family's values.
-        recipe: of its autoencoder.
+        mae: like the run's, which is given these weights.
         config: how its images were prepared.
         images: how files became images, see ``image_form.to_remember``.
         course: of the run, and where in it the weights were so.
@@ -64,7 +62,6 @@ def export(
             f"{odd} holds values that are not finite, so no encoder is written; start again with a lower --lr or "
             "--clip 1, or write that of an earlier snapshot with --export-only --resume FILE"
         )
-    mae = build_autoencoder(options, recipe.values())
     mae.load_state_dict(weights)
     arch = check_arch(options.model)
     encoder: Any = mae.encoder

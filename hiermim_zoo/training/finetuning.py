@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import tqdm
 from PIL import Image, ImageOps
 from timm.layers import trunc_normal_
 from timm.utils import ModelEmaV3
@@ -31,6 +30,7 @@ from ..data.transforms import make_transform
 from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
+from ..progress import Progress
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients, how
 from .optimizer import gradient_norm, make_optimizer
@@ -258,7 +258,7 @@ class FineTune:
         torch.manual_seed(seed)
         self.computed = train_in(self.world.device, self.settings.amp)
         self.forecast = Forecast(0, self.total)
-        with tqdm(total=self.total, unit="step", disable=None if self.world.first else True, leave=False) as bar:
+        with Progress(self.total, "step", shown=self.world.first) as bar:
             for epoch in range(self.recipe.epochs):
                 steps = range(*map(self.batching.steps_of, (epoch, epoch + 1)))
                 if not steps:  # several clips of a video make short epochs
@@ -271,17 +271,19 @@ class FineTune:
                     with log.open("a" if epoch else "w", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
 
-    def _epoch(self, steps: range, bar: Any) -> dict[str, float]:
+    def _epoch(self, steps: range, bar: Progress) -> dict[str, float]:
         start = time.perf_counter()
         self.model.train()
-        total = 0.0
+        total, latest = 0.0, None
         coming: deque[tuple[int, OnItsWay]] = deque()  # losses
         behind = steps_behind(self.world.device)
         for step in steps:
             coming.append((step, self._step(step)))
             if len(coming) > behind:
-                total += self._read(*coming.popleft())
-            bar.update()
+                latest = self._read(*coming.popleft())
+                total += latest
+            speed = (step + 1 - steps.start) * self.batching.batch / (time.perf_counter() - start)
+            bar.update(loss=None if latest is None else f"{latest:.4f}", images_s=f"{speed:.0f}")
             say(self.forecast.after(step + 1), self.world.first)
         total += sum(self._read(*late) for late in coming)
         mean = summed(torch.tensor([total], device=self.world.device)).item() / (len(steps) * self.world.size)

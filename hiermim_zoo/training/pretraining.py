@@ -26,7 +26,7 @@ from ..mae import recipe_changes
 from ..text import counted, printable
 from ..version import __version__
 from . import snapshots
-from .autoencoder import blocks_of, freeze_unreached, undecayed
+from .autoencoder import blocks_of, build_autoencoder, freeze_unreached, undecayed
 from .beginning import Beginning, begin
 from .checks import check
 from .distributed import (
@@ -457,5 +457,6 @@ class Run:
             images = to_remember(self.data.form)
             warn(lines := self.endings(step))
             course = Course(step, self.total)
-            export(weights, self.options, self.mae.recipe, self.data.config, images, course, self.command, lines)
+            blank = build_autoencoder(self.options, self.mae.recipe.values(), self.rows.start)
+            export(weights, self.options, blank, self.data.config, images, course, self.command, lines)
         return self.options.output / ENCODER

@@ -21,6 +21,7 @@ from ..data.batches import NAMED, bad_allowed, start_worker
 from ..data.readers import readings
 from ..data.source import Source
 from ..data.transforms import make_transform, samples_of
+from ..progress import Progress
 from ..text import printable
 from .precision import autocast
 
@@ -124,7 +125,7 @@ def outputs(
     read: list[int] = []
     bad = 0
     total = len(source) if chosen is None else len(chosen)
-    with tqdm(total=total, unit="image", disable=None if how.progress else True, leave=False) as bar:
+    with Progress(total, "image", shown=how.progress) as bar:
         for batch in readings(_loader(source, chosen, how)):
             bad += _leave_out(source, batch, bad, bad_allowed(how.max_bad, total))
             good = [(n, views, label) for n, views, label in batch if isinstance(views, Tensor)]

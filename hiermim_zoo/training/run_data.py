@@ -41,7 +41,9 @@ def open_data(options: PretrainOptions, mae: MaskedAutoencoder, begun: snapshots
         ValueError: there are none, or not as many as when the run began.
     """
     config = data_config(mae.encoder, mae.input_size)
-    beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
+    beside = begun.state.get("images", {}).get("form") if begun else None
+    if beside is None:  # the run begins, or did so before snapshots said it
+        beside = remembered_in(Path(options.checkpoint)) if options.checkpoint else {}
     form = form_of(options, mae.in_chans, beside)
     shown = shown_of(form, options.show_bands)
     source = open_source(

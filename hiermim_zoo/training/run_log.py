@@ -18,6 +18,7 @@ import torch
 from huggingface_hub.utils import tqdm
 
 from ..checkpoints.atomic import replacing
+from ..progress import Progress, duration
 
 LOG = "log.jsonl"
 UNCOUNTED, COUNTED = 3, 10  # first steps of a run, and those after them that tell how long it takes
@@ -36,7 +37,7 @@ class RunLog:
 
     def __init__(self, folder: Path, start: int, total: int, active: bool) -> None:
         self.active, self.file = active, folder / LOG
-        self.bar = tqdm(total=total, initial=start, unit="step", disable=True if not active else None)
+        self.bar = Progress(total, "step", done=start, shown=active, leave=True)
         self.board: Any = None
         if active:
             _forget(self.file, start)
@@ -44,8 +45,7 @@ class RunLog:
 
     def progress(self, **shown: Any) -> None:
         """One step is done."""
-        self.bar.update()
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(**shown)
 
     def note(self, step: int, **values: Any) -> None:
         """Append a line of values."""
@@ -154,14 +154,6 @@ class Forecast:
         whole = duration(each * (self.last - self.first))
         counted = f"steps {self.first + UNCOUNTED + 1} to {step}"
         return f"the run takes about {whole}, {each:.2g} s a step in {counted}; fewer --steps take less"
-
-
-def duration(seconds: float) -> str:
-    """A time for people: in the largest unit of which there are two or more."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..text import counted
 from .probe import interval
 
 Array = NDArray[Any]
@@ -190,7 +191,10 @@ def class_scores(
 ) -> dict[str, Any]:
     """See :func:`scored`."""
     if truth.min() < 0 or truth.max() >= len(names):
-        raise ValueError(f"labels go from {truth.min()} to {truth.max()}, but there are {len(names)} classes")
+        are = "is" if len(names) == 1 else "are"
+        raise ValueError(
+            f"labels go from {truth.min()} to {truth.max()}, but there {are} {counted(len(names), 'classes')}"
+        )
     found = out.argmax(1)
     right = found == truth
     numbers = {"top1": right.mean(), "balanced": np.nan, "f1": np.nan}

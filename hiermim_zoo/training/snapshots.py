@@ -23,6 +23,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from ..checkpoints.folder import check_target
 from ..commands.options.problems import BadOptions
+from .lock import FILE as LOCK
+from .run_log import LOG
 from .snapshot_files import DIGITS, damage_of_file, load_file, remove, save_file
 from .snapshot_shards import ShardWriter, damage_of_shards, load_rest, read_weights, restore_shards
 
@@ -111,17 +113,33 @@ def where(output: Path, resume: str | None) -> Path | None:
         resume: "auto" for the last snapshot in there, if there is one; or the path of a snapshot; or None.
 
     Raises:
-        ValueError: the folder belongs to another run and ``resume`` does not say to go on with it.
+        ValueError: the folder belongs to another run and ``resume`` does not say to go on with it, or holds something
+            that is of no run.
     """
     if resume not in (None, "auto"):
         return Path(resume)
-    if resume is None:
-        if output.is_dir() and any(output.iterdir()):
-            raise ValueError(f"{output} holds another run: --resume auto goes on with it, another -o starts a new one")
-        check_target(output, force=False)
-        return None
     snapshots = found(output / FOLDER)
-    return snapshots[-1] if snapshots else None
+    if resume and snapshots:
+        return snapshots[-1]
+    if _is_free(output):
+        check_target(output, force=True)
+    else:
+        log = output / LOG
+        if not (snapshots or (log.is_file() and log.stat().st_size) or (output / "encoder").is_dir()):
+            raise ValueError(f"{output} is not empty and holds no run; name another -o, a folder that is new or empty")
+        if resume is None:
+            raise ValueError(f"{output} holds another run: --resume auto goes on with it, another -o starts a new one")
+    return None
+
+
+def _is_free(output: Path) -> bool:
+    """Whether nothing is in a folder but what a run leaves that ended before its first step."""
+    if not output.is_dir():
+        return True
+    return all(
+        path.name in (LOCK, "tensorboard") or (path.name == LOG and not path.stat().st_size)
+        for path in output.iterdir()
+    )
 
 
 def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], snapshot: Path) -> None:

@@ -14,6 +14,7 @@ _HIERA_ENCODER: tuple[Rule, ...] = (
     Copy(r"blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2|proj)\.(weight|bias)"),
 )
 _HIERA_SIGNATURE = ("pos_embed|pos_embed_spatial", r"patch_embed\.proj\.weight", r"blocks\.\d+\.proj\.weight")
+_OTHER = ("cls_token", "pos_embed_window")  # plain ViTs; Hiera of SAM 2
 _HIERA_NORM = r"fc_norm\.(weight|bias)"
 _HIERA_DECODER = (
     Rename(r"encoder_norm\.(weight|bias)", r"fusion.norm.\1"),
@@ -76,7 +77,7 @@ _CLASSIFIER = Layout(
     "hiera",
     "Hiera authors, classifiers of images and clips; their Hub repositories",
     has=(*_HIERA_SIGNATURE, r"norm\.weight", r"head\.projection\.weight"),
-    lacks=("cls_token", "mask_token"),
+    lacks=(*_OTHER, "mask_token"),
     rules=(
         *_HIERA_ENCODER,
         Rename(r"norm\.(weight|bias)", r"fc_norm.\1"),
@@ -89,7 +90,7 @@ _MAE = Layout(
     "hiera_mae",
     "Hiera authors, masked pre-training: encoder, fusion, decoder (mae_hiera_*.pth)",
     has=(*_HIERA_SIGNATURE, r"encoder_norm\.weight", "mask_token"),
-    lacks=("cls_token",),
+    lacks=_OTHER,
     rules=_HIERA_ENCODER,
     may_be_missing=(_HIERA_NORM,),
     decoder=_HIERA_DECODER,
@@ -107,7 +108,7 @@ LAYOUTS = (
         "hiera_timm",
         "timm's names of a Hiera classifier",
         has=(*_HIERA_SIGNATURE, r"head\.norm\.weight", r"head\.fc\.weight"),
-        lacks=("cls_token",),
+        lacks=_OTHER,
         rules=(
             *_HIERA_ENCODER,
             Rename(r"head\.norm\.(weight|bias)", r"fc_norm.\1"),
@@ -119,7 +120,7 @@ LAYOUTS = (
         "hiera_timm_mae",
         "timm's names of a Hiera encoder from masked pre-training",
         has=(*_HIERA_SIGNATURE, r"head\.norm\.weight"),
-        lacks=("cls_token", r"head\.fc\.weight"),
+        lacks=(*_OTHER, r"head\.fc\.weight"),
         rules=(
             *_HIERA_ENCODER,
             Drop(
@@ -163,7 +164,7 @@ LAYOUTS = (
         "this package's own files",
         own=True,
         has=(*_HIERA_SIGNATURE, r"fc_norm\.weight"),
-        lacks=("cls_token", "mask_token"),
+        lacks=(*_OTHER, "mask_token"),
         rules=(*_HIERA_ENCODER, *HEAD),
     ),
 )

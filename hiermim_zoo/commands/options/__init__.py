@@ -465,7 +465,8 @@ def run_command(main: Callable[[], Any]) -> None:
         try:
             main()
         finally:  # --help leaves by an exception
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it is closed from the beginning
+                sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
         sys.exit(CLOSED_PIPE)

@@ -75,6 +75,13 @@ class ConvertOptions(OptionSet):
         metavar="LAYOUT",
         group="what is written",
     )
+    into: Path | None = option(
+        "with --to: a whole checkpoint of that layout; -o FILE gets it with SOURCE in the place of its encoder",
+        default=None,
+        kind=PATH,
+        metavar="FILE",
+        group="what is written",
+    )
     dtype: str = option("type of the tensors", default="float32", choices=DTYPES, group="what is written")
     license: str = option(
         "licence of the weights, written into configuration and card", default="", group="what is written"
@@ -97,9 +104,9 @@ class ConvertOptions(OptionSet):
         group="the model",
     )
     inflate: str | None = option(
-        "weights of images become those of a model of clips: center or mean",
+        "weights of images become those of a model of clips",
         default=None,
-        metavar="HOW",
+        choices=("center", "mean"),
         group="the model",
     )
 
@@ -140,8 +147,12 @@ class ConvertOptions(OptionSet):
         if self.to and (self.mae or self.install or self.dry_run or self.verify or chosen):
             yield (
                 "--to goes with SOURCE, --model, --key, --prefix, --sha256, --layout, --img-size (that of the source), "
-                "--num-classes, --dtype, --allow-nonfinite, --force and -o FILE alone"
+                "--num-classes, --dtype, --allow-nonfinite, --force, --into and -o FILE alone"
             )
+        if self.into and not self.to:
+            yield f"--into {self.into} belongs to --to LAYOUT"
+        if self.into and self.dtype != "float32":
+            yield f"--into {self.into} says the types of the tensors: leave out --dtype"
         if self.inflate and (self.mae or self.install or self.to):
             yield "--inflate makes an encoder of clips: leave out --mae, --install and --to"
         if self.mae and self.install:

@@ -86,6 +86,16 @@ def gathered(*checks: Callable[[], object]) -> list[str]:
     return list(dict.fromkeys(lines))  # two checks may see the same
 
 
+def check_all(*checks: Callable[[], object]) -> None:
+    """Raise what checks complain of, all at once.
+
+    Raises:
+        BadOptions: see :func:`gathered`.
+    """
+    if lines := gathered(*checks):
+        raise BadOptions(lines)
+
+
 def together(*calls: Callable[[], Any]) -> list[Any]:
     """What some calls give; where several of them fail, all say so.
 
