@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,14 @@ def test_good_weights_and_weights_that_nobody_measured_are_taken(
         with serving({"/w.pth": (tmp_path / "w.pth").read_bytes()}) as server:
             row = dataclasses.replace(row, url=f"{server.url}/w.pth")
             assert weights.locate(row, tmp_path / name).is_file()
+
+
+def test_mean_and_deviation_have_as_many_numbers(written: Path, tmp_path: Path) -> None:
+    """Else images would be normalised by whatever of the two is there."""
+    shutil.copytree(written, tmp_path / "it")
+    file = tmp_path / "it" / CONFIG_FILE
+    config = json.loads(file.read_text())
+    config["pretrained_cfg"] |= {"mean": [0.5], "std": [0.2, 0.2, 0.2]}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"pretrained_cfg\.mean is \[0\.5\]; as many numbers as std has \(3\)"):
+        run(targets=[str(tmp_path / "it")])

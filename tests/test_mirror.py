@@ -407,6 +407,17 @@ def test_a_record_holds_digests_and_sizes(sha256: Any, size: Any, tmp_path: Path
         mirrors.read_record(tmp_path)
 
 
+def test_offline_a_mirror_that_is_wrong_is_named_first(
+    tmp_path: Path, nothing_embedded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    row = dataclasses.replace(manifest.records()[TAG], url="http://127.0.0.1:9/never")
+    for mirror_named, first in ((str(tmp_path / "no" / "bundle"), "Name a mirror that has them in "), ("", "Unset HF")):
+        monkeypatch.setenv("HIERMIM_MIRROR", mirror_named)
+        with pytest.raises(store.WeightsNotFound, match=f"^{first}"):
+            weights.locate(row)
+
+
 def test_without_a_network_a_folder_that_lacks_a_tag_is_no_network(
     tmp_path: Path, nothing_embedded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,7 +136,7 @@ def test_tags_come_from_the_manifest_alone() -> None:
     assert registered == OURS
     for row in (row for row in manifest.records().values() if row.name in OURS):
         cfg = timm.get_pretrained_cfg(row.name)
-        assert (cfg.hf_hub_id, cfg.license, cfg.num_classes) == (row.hub, row.license, row.classes)
+        assert (cfg.hf_hub_id, cfg.license, cfg.num_classes) == (row.hub, row.strict_license, row.classes)
         assert row.file or (row.url and row.layout)
     assert timm.get_pretrained_cfg("hivit_base").tag == "mae_in1k_ft_in1k"
 

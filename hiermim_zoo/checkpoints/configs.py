@@ -95,6 +95,8 @@ def checked_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
     check_training(config[CONFIG_KEY].get(TRAINING_KEY, {}), file)
     cfg = {key: value for key, value in config["pretrained_cfg"].items() if _takes(file, key, value, "pretrained_cfg.")}
     config["pretrained_cfg"] = cfg
+    if len(cfg.get("mean", ())) != len(cfg.get("std", ())) and {"mean", "std"} <= cfg.keys():
+        raise _refused(file, "pretrained_cfg.mean", cfg["mean"], f"as many numbers as std has ({len(cfg['std'])})")
     labels, classes = cfg.get("label_names"), cfg.get("num_classes")
     if labels and classes and len(labels) != classes:
         raise ValueError(f"{file}: label_names has {len(labels)} names, num_classes says {classes}")

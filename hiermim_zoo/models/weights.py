@@ -81,7 +81,8 @@ def _advice(row: Weights, found: Sequence[Place], closed: Mapping[str, str]) -> 
     if not found:  # weights that ship with the package
         first = "Install hiermim-zoo again"
     elif hub.offline():
-        first = "Unset HF_HUB_OFFLINE"
+        mirror = f"Name a mirror that has them in {mirrors.VARIABLE}, unset" if mirrors.mirrored(row) else "Unset"
+        first = f"{mirror} HF_HUB_OFFLINE"
     else:
         away = [place for place in found if not place.local]
         first = "Connect to the internet" if len(closed) == len(away) > 0 else "Try again later"
