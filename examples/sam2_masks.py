@@ -3,10 +3,10 @@
     python examples/sam2_masks.py
     python examples/sam2_masks.py --data IMAGES --sam FOLDER --model hiera_sam2_tiny --steps 2000 -o adapted
 
-Takes transformers' SAM 2 apart and puts it together again: its trunk becomes a folder of this package, is pre-trained by
-masking on images without labels, and goes back into SAM 2's checkpoint, where every other tensor stays as it is. Then
-SAM 2 is asked for masks before and after. Without --sam it is a small one with random weights, so the masks mean
-nothing. With --steps 0 the trunk goes back as it came, and the masks are the same to the last bit.
+Takes transformers' SAM 2 apart and puts it together again: its trunk becomes a folder of this package, is pre-trained
+by masking on images without labels, and goes back into SAM 2's checkpoint, where every other tensor stays as it is. SAM
+2 is asked for masks before and after. Without --sam it is a small one with random weights, so the masks mean nothing.
+With --steps 0 the trunk goes back as it came, and the masks are the same to the last bit.
 """
 
 from __future__ import annotations
