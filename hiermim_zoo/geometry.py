@@ -70,3 +70,23 @@ def sincos_table(grid: tuple[int, int], dim: int, temperature: float = 10000.0) 
     col = (cols[:, None] * frequency)[None, :].expand(*grid, dim // 4)
     table = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=-1)
     return table.reshape(1, math.prod(grid), dim).float()
+
+
+def cubic_weights(old: int, new: int, device: torch.device | None = None) -> Tensor:
+    """What bicubic interpolation does along one axis (Keys' kernel with a = -0.75, corners not aligned, edges
+    repeated), as a matrix: a table of ``old`` rows and columns becomes W @ table @ W.T.
+
+    Small tables that grow large are resampled by products of matrices much faster, and any exporter knows them.
+
+    Returns:
+        float64 [new, old].
+    """
+    at = (torch.arange(new, dtype=torch.float64, device=device) + 0.5) * (old / new) - 0.5
+    first, a = at.floor(), -0.75
+    near = torch.arange(-1, 3, dtype=torch.float64, device=device)
+    away = (at[:, None] - (first[:, None] + near)).abs()  # [new, 4]
+    inner = ((a + 2) * away - (a + 3)) * away * away + 1
+    outer = a * (((away - 5) * away + 8) * away - 4)
+    taps = (first[:, None] + near).clamp(0, old - 1).long()
+    weights = torch.where(away <= 1, inner, outer)
+    return torch.zeros(new, old, dtype=torch.float64, device=device).scatter_add(1, taps, weights)

@@ -25,12 +25,15 @@ pytestmark = [
 HIVIT: dict[str, Any] = {"model_name": "hivit_atto", "depths": (1, 1, 1)}
 HPVIT: dict[str, Any] = {"model_name": "hpvit_atto", "depths": (1, 1, 1, 1)}
 HIERA: dict[str, Any] = {"model_name": "hiera_atto", "depths": (1, 1, 1, 1)}
+SAM2: dict[str, Any] = {"model_name": "hiera_sam2_atto", "depths": (1, 1, 3, 2)}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "hivit classifier": (64, {**HIVIT, "num_classes": 5}),
     "hivit features of another size": (96, {**HIVIT, "features_only": True}),
     "hpvit classifier": (64, {**HPVIT, "num_classes": 5}),
     "hpvit features of another size": (96, {**HPVIT, "features_only": True}),
     "hiera classifier of another size": (64, {**HIERA, "num_classes": 5}),
+    "hiera of SAM 2": (128, {**SAM2, "num_classes": 5}),
+    "hiera of SAM 2, features of another size": (160, {**SAM2, "features_only": True}),
 }
 
 

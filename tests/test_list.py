@@ -22,6 +22,7 @@ from hiermim_zoo.commands import cataloguing
 from hiermim_zoo.commands.listing import HEADS
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.list import main, run
+from hiermim_zoo.models.family import family_of
 from hiermim_zoo.models.listing import architectures
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,12 @@ def test_options_choose_together() -> None:
     assert names(size=(million, million)) == ["hiera_tiny.mae_in1k"], "both ends count"
 
 
+def test_weights_and_models_are_of_the_same_families() -> None:
+    for name in OURS:
+        row = manifest.records()[name]
+        assert row.family == family_of(row.arch).name, name
+
+
 def test_what_is_in_the_store_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HIERMIM_WEIGHTS", str(tmp_path))
     assert "hiera_tiny" not in hiermim_zoo.list_models(here=True)
@@ -119,7 +126,7 @@ def test_options_that_leave_nothing_are_no_error(capsys: pytest.CaptureFixture[s
     out, err = capsys.readouterr()
     assert out.split() == list(HEADS)
     [line] = err.splitlines()
-    assert f"there are {len(ALL)}: hivit*, hpvit*, hiera*, green*, vit*" in line
+    assert f"there are {len(ALL)}: hivit*, hpvit*, hiera*, hiera_sam2*, green*, vit*" in line
     assert printed(capsys, "--commercial", "--size", "100", "150", "--json") == "[]\n"
 
 
@@ -129,7 +136,10 @@ def test_options_that_leave_nothing_are_no_error(capsys: pytest.CaptureFixture[s
         ({"patterns": "hivit"}, "PATTERN hivit fits no weights; near it are hivit_small, hivit_base, hivit_atto"),
         ({"patterns": "hiera_bse"}, "PATTERN hiera_bse fits no weights; near it are hiera_base, "),
         ({"patterns": ("hivit*", "qqq")}, "PATTERN qqq fits no weights; there are hivit*, "),
-        ({"family": "resnet"}, "--family resnet: no weights are of it; there are hivit, hpvit, hiera, green, vit"),
+        (
+            {"family": "resnet"},
+            "--family resnet: no weights are of it; there are hivit, hpvit, hiera, hiera_sam2, green, vit",
+        ),
         ({"license": "gpl*"}, "--license gpl*: no weights have it; there are apache-2.0, cc-by-nc-4.0, mit"),
         ({"size": (3, 1)}, "--size 3 1: the first number must not be above the second"),
     ],

@@ -65,7 +65,7 @@ import importlib
 for name in [n for n in sys.modules if n.startswith("hiermim_zoo.models")] + ["hiermim_zoo"]:
     importlib.reload(sys.modules[name])
 assert timm.list_models() == names
-for family in ("hivit", "hpvit", "hiera", "green"):  # timm has a module of the last name, too
+for family in ("hivit", "hpvit", "hiera", "hiera_sam2", "green"):  # timm has a module of the last name, too
     names = timm.list_models(module=family)
     ours = [name for name in names if timm.model_entrypoint(name).__module__.startswith("hiermim")]
     assert sorted(ours) == sorted(hiermim_zoo.list_models(family=family))
@@ -97,7 +97,9 @@ def test_no_name_of_ours_is_timms() -> None:
 def test_list_models_filters() -> None:
     everything = hiermim_zoo.list_models()
     assert sorted(everything) == sorted(
-        name for family in ("hivit", "hpvit", "hiera", "green") for name in hiermim_zoo.list_models(family=family)
+        name
+        for family in ("hivit", "hpvit", "hiera", "hiera_sam2", "green")
+        for name in hiermim_zoo.list_models(family=family)
     )
     assert set(hiermim_zoo.list_models(pretrained=True)) == OURS
     assert hiermim_zoo.list_models("*atto*", pretrained=True, license="apache-2.0") == [
@@ -116,7 +118,7 @@ def test_list_models_filters() -> None:
     free = {f"hpvit_{size}.mae_mm_in1k" for size in ("base", "large", "huge")}
     hpvit = hiermim_zoo.list_models(family="hpvit", pretrained=True)
     assert {tag for tag in hpvit if "atto" not in tag} == plain | free
-    hiera = set(hiermim_zoo.list_models("hiera*", pretrained=True, exclude_filters=["*atto*", "*lite*"]))
+    hiera = set(hiermim_zoo.list_models("hiera*", pretrained=True, exclude_filters=["*atto*", "*lite*", "*sam2*"]))
     assert len(hiera) == 20
     green = {f"green_swin_{size}.mae_in1k" for size in ("base", "base_win14", "large_win14")}
     forbidden = plain | hiera | green | {"hivit_base.saratrx"}

@@ -4,6 +4,7 @@ and whole checkpoints get another encoder while everything else stays as it is.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -242,6 +243,29 @@ def test_transformers_has_the_names_and_shapes_of_ours(tmp_path: Path) -> None:
             torch.testing.assert_close(level, wanted.permute(0, 3, 1, 2), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"window_size_per_stage": [8, 4, 14, 7]}, "window_size_per_stage 8 4 14 7, hiera_sam2_atto has 8 4 4 2"),
+        ({"global_attention_blocks": [3]}, "global_attention_blocks 3, hiera_sam2_atto has 4"),
+        ({"num_attention_heads_per_stage": [2, 4, 8, 16]}, "attention heads 2 4 8 16, hiera_sam2_atto has 1 2 4 8"),
+        ({"hidden_act": "relu"}, "hidden_act relu, hiera_sam2_atto has gelu"),
+    ],
+)
+def test_what_a_configuration_says_otherwise_is_refused(said: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """No tensor tells of it. Alone, in a vision model or in a whole SAM 2."""
+    save_file(hf(encoder()), tmp_path / "model.safetensors")
+    right = {"window_size_per_stage": [8, 4, 4, 2], "global_attention_blocks": [4], "num_attention_heads": 1}
+    right |= {"num_attention_heads_per_stage": [1, 2, 4, 8], "hidden_act": "gelu", "layer_norm_eps": 1e-6}
+
+    for wrap in (lambda c: c, lambda c: {"backbone_config": c}, lambda c: {"vision_config": {"backbone_config": c}}):
+        (tmp_path / "config.json").write_text(json.dumps(wrap(right)))
+        convert.run(source=tmp_path, model=ARCH, dry_run=True)
+        (tmp_path / "config.json").write_text(json.dumps(wrap({**right, **said})))
+        with pytest.raises(ValueError, match=message):
+            convert.run(source=tmp_path, model=ARCH, dry_run=True)
+
+
 # ---- there and back
 
 
@@ -306,7 +330,7 @@ def test_the_authors_file_gets_another_encoder(
 @pytest.mark.parametrize(
     ("name", "metadata"),
     [
-        ("transformers", {"format": "pt", "who": "somebody"}),
+        ("transformers", {"who": "somebody"}),  # of several the library writes the order as it likes
         ("transformers, the trunk", None),
         ("timm, a classifier", {"format": "pt"}),
         ("SAM 2", None),

@@ -42,6 +42,7 @@ class Weights:
     license: str  # licence of the weights; "unstated" where the authors name none (see ``licenses``)
     source: str  # who trained them, in words
     paper: str  # arXiv number
+    family_name: str = ""  # where it is not what the name begins with
     timm: bool = False  # the architecture is timm's own, which knows no tags but its own: see ``models.weights``
     url: str = (
         ""  # where the origin file can be downloaded; "hf-hub:ORG/NAME" for somebody else's repository on the Hub
@@ -85,7 +86,7 @@ class Weights:
 
     @property
     def family(self) -> str:
-        return self.arch.partition("_")[0]
+        return self.family_name or self.arch.partition("_")[0]
 
     @property
     def hub_pinned(self) -> bool:

@@ -98,20 +98,27 @@ def write_cards(options: CardsOptions) -> Outcome:
 
 
 def with_table(readme: str) -> str:
-    """The README with its table of models made anew.
+    """The README with its table of models made anew; those without weights share the last row.
 
     Raises:
         ValueError: it has no place for one.
     """
     head = ("model", "parameters", "GMACs (input)", "weights", "size", "top-1 (crop)", "trained by", "licence")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    without = []
     for arch in architectures():
         size = measure(arch)
         rows = [row for row in manifest.records().values() if row.arch == arch]
         sides = " x ".join(map(str, dict.fromkeys(size.input_size[1:])))
         cells = [f"`{arch}`", f"{size.parameters / 1e6:.2f} M", f"{size.macs / 1e9:.2f} ({sides})"]
-        columns = zip(*map(in_table, rows), strict=True) if rows else (("none published",), *[("-",)] * 4)
+        if not rows:
+            without.append(cells)
+            continue
+        columns = zip(*map(in_table, rows), strict=True)
         lines.append(f"| {' | '.join([*cells, *map('<br>'.join, columns)])} |")
+    if without:
+        shared = map("<br>".join, zip(*without, strict=True))
+        lines.append(f"| {' | '.join([*shared, 'none published', *['-'] * 4])} |")
     pattern = re.compile(f"(?<={re.escape(BEGIN)}\n).*?(?={re.escape(END)})", re.DOTALL)
     if not pattern.search(readme):
         raise ValueError(f"README.md has no line {BEGIN!r} followed by {END!r}")

@@ -52,7 +52,7 @@ def window_groups(grid: tuple[int, int], side: int, device: torch.device | None 
     units = grid[0] * grid[1]
     raster = torch.arange(units, device=device).view(1, *grid, 1)
     slots = to_units(F.pad(raster, (0, 0, 0, right, 0, down), value=units), (side, side)).flatten()
-    slot = torch.arange(len(slots), device=device)
+    slot = torch.arange(slots.shape[0], device=device)
     back = torch.zeros(units + 1, dtype=torch.int64, device=device).scatter(0, slots, slot)[:units]
     return UnitGroups(count, side**2, slots, back)
 
@@ -111,10 +111,10 @@ def unit_attention(
     """
     batch, units, tokens, _ = qkv.shape
     count, size, slots, back, reach, mask = groups
-    x = qkv.reshape(-1, count * size if back is None else len(back), *qkv.shape[2:])  # [R, M, T, 3 C]
+    x = qkv.reshape(-1, count * size if back is None else back.shape[0], *qkv.shape[2:])  # [R, M, T, 3 C]
     if slots is not None:
         if mask is None:
-            x = torch.cat([x, empty.to(x.dtype).expand(len(x), 1, tokens, -1)], dim=1)
+            x = torch.cat([x, empty.to(x.dtype).expand(x.shape[0], 1, tokens, -1)], dim=1)
         x = x.index_select(1, slots)
     q, k, v = x.unflatten(1, (count, size)).chunk(3, dim=-1)  # [R, G, g, T, C]
     if pool > 1:
@@ -124,15 +124,14 @@ def unit_attention(
     queries = q.shape[3]
     q, k, v = (y.flatten(2, 3).unflatten(-1, (heads, -1)).transpose(2, 3) for y in (q, k, v))  # [R, G, h, g t, d]
     bias = None if mask is None else token_mask(mask, queries, tokens)  # [G, 1, g t, S T]
-    shared = len(q) > 1  # the batch is one of inputs, which share groups and their mask; else one of groups
-    if bias is None:
-        shared = False
-    elif shared:
+    if bias is None or q.shape[0] == 1:  # the batch is one of groups
+        q, k, v = (y.flatten(0, 1) for y in (q, k, v))
+    else:  # the batch is one of inputs, which share groups and their mask
+        q, k, v = (y.flatten(1, 2) for y in (q, k, v))
         bias = bias.expand(-1, heads, -1, -1).flatten(0, 1)[None]  # [1, G h, g t, S T]
-    q, k, v = (y.flatten(1, 2) if shared else y.flatten(0, 1) for y in (q, k, v))
     x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     x = x.reshape(-1, count, heads, size * queries, x.shape[-1]).transpose(2, 3)  # [R, G, g t, h, d]
-    x = x.reshape(len(x), count * size, queries, -1)
+    x = x.reshape(-1, count * size, queries, heads * x.shape[-1])
     return (x if back is None else x.index_select(1, back)).reshape(batch, units, queries, -1)
 
 

@@ -21,6 +21,9 @@ _DECODER: dict[str, tuple[type, tuple[str, ...]]] = {
     "heads": (int, ("decoder_num_attention_heads", "decoder_num_heads")),
     "norm_pix": (bool, ("norm_pix_loss", "normalize_pixel_loss")),
 }
+_HEADS = ("num_attention_heads_per_stage", "num_attention_heads", "num_heads")
+# What transformers says of windows, and what models here call it.
+_WINDOWS = {"window_size_per_stage": "window_spec", "global_attention_blocks": "global_att_blocks"}
 
 
 def decoder_beside(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,19 +54,32 @@ def check_beside(config: Mapping[str, Any], native: Native, model: nn.Module, ar
         What differs without changing much, for the report.
 
     Raises:
-        ValueError: heads, activation, epsilon or pooling differ; names both values.
+        ValueError: heads, windows, activation, epsilon or pooling differ; names both values.
     """
+    config = _of_encoder(config)
     args = config.get("model_args") or {}
-    places = (config.get("num_attention_heads"), config.get("num_heads"), args.get("num_heads"))
+    places = (*(config.get(key) for key in _HEADS), args.get("num_heads"))
     heads = next((value for value in places if value), None)
     said, own = _stages(heads if isinstance(heads, list) else [heads]), _stages(_heads_of(model))
     if heads and own and said != own and (len(said) > 1 or config.get("architecture") != arch):
         raise ValueError(_differs("attention heads", said, own, arch))
+    for key, name in _WINDOWS.items():
+        windows, ours = config.get(key), getattr(model, name, None)
+        if windows is not None and ours is not None and windows != list(ours):
+            raise ValueError(_differs(key, windows, list(ours), arch))
     activation = config.get("hidden_act")
     if activation is not None and activation not in GELU:
         raise ValueError(_differs("hidden_act", activation, "gelu", arch))
     _check_pool(config, native, model, arch)
     return _epsilon(config, model, arch)
+
+
+def _of_encoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that is about the encoder, where it is the one of a whole SAM 2."""
+    for part in ("vision_config", "backbone_config"):
+        inner = config.get(part)
+        config = inner if isinstance(inner, Mapping) else config
+    return config
 
 
 def _heads_of(model: nn.Module) -> list[int]:

@@ -15,6 +15,7 @@ Letters: as in hiera_model.py; h, w units of the input along rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,8 @@ import torch
 import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..geometry import cubic_weights
 from ..layers.groups import Geometry, Plans, check_method, make_plans, plan_ahead, ready_plans
 from ..layers.unit_attention import UnitGroups, from_window_order, plan_groups, to_window_order, window_groups
 from ..protocol import Visible
@@ -31,7 +32,7 @@ from .hiera_model import Hiera
 from .hiera_parts import POOLINGS, SIDE
 
 # Their branches depend on shapes: leaves for torch.fx.
-for _leaf in ("window_groups", "to_window_order", "from_window_order"):
+for _leaf in ("tiled_positions", "window_groups", "to_window_order", "from_window_order"):
     torch.fx.wrap(_leaf)
 
 LOCAL = 2  # stages whose windows are units
@@ -112,9 +113,7 @@ class HieraSam2(Hiera):
 
     def _positions(self, grid: tuple[int, ...]) -> Tensor:
         """[1, 8 h, 8 w, c]."""
-        tokens = [units * SIDE for units in grid]
-        coarse = F.interpolate(self.pos_embed, size=tokens, mode="bicubic", align_corners=False)
-        return (coarse + self.pos_embed_window.repeat(1, 1, *grid)).permute(0, 2, 3, 1)
+        return tiled_positions(self.pos_embed, self.pos_embed_window, grid)
 
     # ---- plans of the masked pass
 
@@ -171,6 +170,28 @@ class HieraSam2(Hiera):
             make_plans(keep, geometries, self.plan_method) if plans is None else ready_plans(plans, geometries, keep)
         )
         return plan_groups(plans[geometries[0]]) if geometries else None
+
+
+def tiled_positions(coarse: Tensor, unit: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Positions of all tokens (arXiv 2311.05613): a coarse table resampled to them, bicubic, and one of a unit tiled.
+
+    Args:
+        coarse: [1, c, h_0, w_0].
+        unit: [1, c, 8, 8].
+        grid: units along rows and columns (h, w).
+
+    Returns:
+        [1, 8 h, 8 w, c].
+    """
+    rows, cols = (
+        cubic_weights(old, units * SIDE, coarse.device).to(coarse)
+        for old, units in zip(coarse.shape[2:], grid, strict=True)
+    )
+    device = coarse.device.type
+    rounds = device != "meta" and torch.is_autocast_enabled(device)  # interpolation is no layer for it to round
+    with torch.autocast(device, enabled=False) if rounds else nullcontext():
+        resampled = rows @ coarse @ cols.T  # [1, c, 8 h, 8 w]
+    return (resampled + unit.repeat(1, 1, *grid)).permute(0, 2, 3, 1)
 
 
 def _checked_window(spec: Sequence[int]) -> int:
