@@ -123,7 +123,7 @@ def test_list_models_filters() -> None:
     green = {f"green_swin_{size}.mae_in1k" for size in ("base", "base_win14", "large_win14")}
     forbidden = plain | hiera | green | {"hivit_base.saratrx"}
     assert set(hiermim_zoo.list_models(pretrained=True, license="cc-by-nc-4.0")) == forbidden
-    with pytest.raises(ValueError, match="family 'resnet' is unknown, there are hivit, hpvit, hiera, green"):
+    with pytest.raises(ValueError, match="there are hivit, hpvit, hiera, hiera_sam2, green"):
         hiermim_zoo.list_models(family="resnet")
 
 
