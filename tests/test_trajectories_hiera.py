@@ -2,7 +2,8 @@
 
 Learning rate, weight decay and layer scale of named parameters, visible units, what is shown. Models are the published
 ones: narrower for pre-training, on the meta device for fine-tuning. Steps are taken by the code of the commands, with
-gradients left out. What is expected is written from arXiv 2306.00989, appendix A.
+gradients left out. What is expected is written from arXiv 2306.00989, appendix A. SAM 2's encoder starts from a Hiera
+(arXiv 2408.00714), so it has the columns of the Hiera of its size, at its own size of images.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from hiermim_zoo.training.tasks import Goal
 META, CPU = torch.device("meta"), torch.device("cpu")
 IMAGENET, KINETICS = 1_281_167, 240_436  # images, videos
 DEPTHS = {"tiny": 12, "small": 16, "base": 24, "base_plus": 24, "large": 48, "huge": 48}
-SIZES = [*DEPTHS, "base_video", "large_video"]
+SAM2 = {"sam2_small": (28, 313), "sam2_base_plus": (28, 313), "sam2_large": (32, 409)}  # units
+SIZES = [*DEPTHS, "base_video", "large_video", *SAM2]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,10 @@ PRE = {
     "huge": Pre(0.3),
     "base_video": Pre(0.1, **CLIPS),
     "large_video": Pre(0.2, **CLIPS),
+}
+PRE |= {
+    name: replace(PRE[name.removeprefix("sam2_")], units=side**2, visible=visible)
+    for name, (side, visible) in SAM2.items()
 }
 
 
@@ -94,6 +100,7 @@ TUNE = {
     "base_video": Tune(75, 8e-4, 0.8, dropout=0.3, **MORE),
     "large_video": Tune(50, 8e-4, 0.875, dropout=0.5, **MORE),
 }
+TUNE |= {name: TUNE[name.removeprefix("sam2_")] for name in SAM2}
 
 
 class Named(Source):
@@ -267,7 +274,7 @@ def test_fine_tuning_is_that_of_the_paper(size: str, monkeypatch: pytest.MonkeyP
     total, warmup = row.openings * pass_steps, row.warmup * pass_steps
     assert tuning.total == total
     assert 0.995 < total * row.batch / (row.openings * row.clips * row.n) <= 1
-    depth = DEPTHS[size.removesuffix("_video")]
+    depth = DEPTHS[size.removesuffix("_video").removeprefix("sam2_")]
     names = [name for name, _ in tuning.model.named_parameters()]
     scales = {name: expected_scale(name, depth, row.layer_decay) for name in names}
     assert by_name(tuning.model, tuning.optimizer, "lr_scale") == pytest.approx(scales)

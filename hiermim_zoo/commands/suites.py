@@ -96,6 +96,7 @@ SWIN, VIT, TIMM_HIERA = "swin_base_patch4_window7_224", "vit_base_patch16_224", 
 SIMMIM = f"simmim/{SWIN}:pretrain"
 GREEN, TWINS = "green_swin_base", "green_twins_large"
 HPVIT = ("hpvit_base", "hpvit_base,window_size=0")
+SAM2, TIMM_SAM2 = "hiera_sam2_tiny", "sam2_hiera_tiny"
 CLIPS, AUTHORS_CLIPS = "hiera_base_video:pretrain", "hiera-transformer/mae_hiera_base_16x224:pretrain"
 
 LOADER = Reading(
@@ -252,6 +253,22 @@ CPU = (
     LOADER,
     HPVIT_SMALL._replace(batch=2, rounds=7),
     HPVIT_LARGE._replace(batch=1, rounds=3),
+    Comparison(
+        "SAM 2's encoder (tiny) and timm's, inference at 896 x 896",
+        ways(SAM2),
+        ways(TIMM_SAM2),
+        batch=1,
+        rounds=7,
+    ),
+    Comparison(
+        "SAM 2's encoder (tiny), pre-training with and without a mask at 512 x 512",
+        ways(f"{SAM2}:pretrain"),
+        ways(f"{SAM2}:dense"),
+        batch=1,
+        img_size=(512, 512),
+        rounds=7,
+        note="102 of 256 units are visible, or all of them (dense). The decoder computes all of them in both.",
+    ),
 )
 
 SUITES = {
@@ -270,6 +287,8 @@ TOYS = {  # a tiny model of the same kind; names that are not here stay
     "hiera_base_video": "hiera_atto_video",
     "hivit_base": "hivit_atto",
     "hpvit_base": "hpvit_atto",
+    SAM2: "hiera_sam2_atto",
+    TIMM_SAM2: f"{TIMM_SAM2},embed_dim=24,stages=(1,1,2,1),global_att_blocks=(3,)",
     "green_swin_base": "green_swin_atto",
     "green_twins_large": f"green_twins_small,depths={_ONE}",
     TIMM_HIERA: f"hiera_tiny_224{_FEW_BLOCKS}",

@@ -5,7 +5,6 @@ hiera_sam2_model.py. timm has the encoder itself as ``sam2_hiera_*``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from timm.layers import to_2tuple
@@ -16,9 +15,9 @@ from ..checkpoints.tables.hiera_sam2 import LAYOUTS
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
 from .grids import Sizes, position_table, source_grid
-from .hiera import IMAGE_FINE_TUNING, IMAGE_MAE, IMAGE_PRETRAINING
+from .hiera import FINE_TUNING, IMAGE_FINE_TUNING, IMAGE_MAE, IMAGE_PRETRAINING, PRETRAINING
 from .hiera_sam2_model import HieraSam2
-from .recipes import Rows
+from .recipes import Row, Rows
 
 __all__ = ["FAMILY", "HieraSam2"]
 
@@ -82,7 +81,18 @@ def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:
     return {"global_pos_size": size} if size and size != VARIANTS[arch].get("global_pos_size", (7, 7)) else {}
 
 
-# ---- recipes: SAM 2's encoder begins as a Hiera that was pre-trained by masking, in this way (arXiv 2408.00714, D.1)
+# ---- recipes
+#
+# SAM 2's encoder starts from a Hiera of the same size that was pre-trained by masking (arXiv 2408.00714, section 4 and
+# appendix D); how that was done with windows, at which size and with which rates, is not published. So each size has
+# the rows of the Hiera of its size (arXiv 2306.00989, appendix A).
+
+
+def _of_hiera(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """The rows of Hiera, under this family's names."""
+    same = {name: name.replace("_sam2", "") for name in VARIANTS}
+    return {name: rows[hiera] for name, hiera in same.items() if hiera in rows}
+
 
 FAMILY = add_family(
     Family(
@@ -94,11 +104,8 @@ FAMILY = add_family(
         fit=fit,
         checkpoint_args=checkpoint_args,
         mae=Rows(IMAGE_MAE),
-        pretraining=Rows(
-            IMAGE_PRETRAINING,
-            {**dict.fromkeys(("hiera_sam2_base_plus", "hiera_sam2_large"), replace(IMAGE_PRETRAINING, drop_path=0.2))},
-        ),
-        fine_tuning=Rows(IMAGE_FINE_TUNING),
+        pretraining=Rows(IMAGE_PRETRAINING, _of_hiera(PRETRAINING)),
+        fine_tuning=Rows(IMAGE_FINE_TUNING, _of_hiera(FINE_TUNING)),
         fine_tuning_args={"q_pool": 3},
     )
 )
