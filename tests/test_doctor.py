@@ -170,7 +170,6 @@ def test_a_damaged_file_in_the_store_is_wrong(monkeypatch: pytest.MonkeyPatch, t
             "is neither the name of weights nor a folder; its weights are hivit_atto.mae_cifar10_ft_cifar10",
         ),
         ("/nowhere", "is neither the name of weights nor a folder; python -m hiermim_zoo.list shows all weights"),
-        (PICTURES, "holds no config.json: it is no folder of a model"),
     ],
 )
 def test_bad_input_is_a_line(target: str, said: str) -> None:
@@ -178,12 +177,32 @@ def test_bad_input_is_a_line(target: str, said: str) -> None:
         run(targets=[CLASSIFIER, target])
 
 
-def test_a_folder_of_an_unknown_architecture_is_refused(written: Path, tmp_path: Path) -> None:
+def test_a_damaged_folder_does_not_hide_the_others(written: Path, tmp_path: Path) -> None:
+    """That is what people look at with ``doctor``; see also the test of mean and deviation."""
     (tmp_path / MODEL_FILE).write_bytes((written / MODEL_FILE).read_bytes())
     config = json.loads((written / CONFIG_FILE).read_text(encoding="utf-8"))
-    (tmp_path / CONFIG_FILE).write_text(json.dumps({**config, "architecture": "colour"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="architecture 'colour' is not known"):
-        run(targets=str(tmp_path))
+    said = {}
+    for name, content in (("no JSON", "{"), ("unknown", json.dumps({**config, "architecture": "colour"}))):
+        (tmp_path / CONFIG_FILE).write_text(content, encoding="utf-8")
+        broken, whole = run(targets=[str(tmp_path), str(written)])["targets"]
+        assert checks(broken) == {"folder": "wrong"}
+        assert "wrong" not in checks(whole).values()
+        said[name] = broken["checks"][0]["found"]
+    assert "JSON" in said["no JSON"]
+    assert "architecture 'colour' is not known" in said["unknown"]
+    [pictures] = run(targets=str(PICTURES))["targets"]
+    assert "holds no config.json: it is no folder of a model" in pictures["checks"][0]["found"]
+
+
+def test_what_a_file_lacks_is_named(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written, tmp_path / "it")
+    state = load_file(tmp_path / "it" / MODEL_FILE)
+    del state["patch_embed.proj.weight"]
+    save_file(state, tmp_path / "it" / MODEL_FILE, metadata={"format": "pt"})
+    [found] = run(targets=str(tmp_path / "it"))["targets"]
+    [model] = [check for check in found["checks"] if check["check"] == "model"]
+    assert model["state"] == "wrong"
+    assert "patch_embed.proj.weight" in model["found"]
 
 
 def test_fetch_without_a_name_is_refused() -> None:
@@ -249,5 +268,5 @@ def test_mean_and_deviation_have_as_many_numbers(written: Path, tmp_path: Path) 
     config = json.loads(file.read_text())
     config["pretrained_cfg"] |= {"mean": [0.5], "std": [0.2, 0.2, 0.2]}
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"pretrained_cfg\.mean is \[0\.5\]; as many numbers as std has \(3\)"):
-        run(targets=[str(tmp_path / "it")])
+    [found] = run(targets=[str(tmp_path / "it")])["targets"]
+    assert "pretrained_cfg.mean is [0.5]; as many numbers as std has (3)" in found["checks"][0]["found"]

@@ -27,9 +27,10 @@ from ..models.build import make_model
 from ..models.family import family_of
 from ..models.plausible import Trial, tried
 from ..models.weights import locate
-from ..text import counted
+from ..text import counted, printable
 from .front_door import PACKAGE
 
+LONGEST = 300  # characters of what is said of an error
 OK, WRONG, OPEN = "ok", "wrong", "open"  # states of a check; open: it cannot be told
 
 
@@ -41,6 +42,7 @@ class Target:
     row: Weights | None  # of a tag
     folder: Path | None  # in timm's form, where there is one
     file: Path | None  # with the weights; None: they are not here
+    broken: str = ""  # why a folder cannot be looked at
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -61,7 +63,8 @@ def find_targets(names: Iterable[str]) -> list[Target]:
     """What users typed.
 
     Raises:
-        ValueError: one is neither a tag nor the folder of a model.
+        ValueError: one is neither a tag nor a folder. A folder that is none of a model is looked at like one that
+            was damaged.
     """
     return [_target(name) for name in names]
 
@@ -71,15 +74,22 @@ def _target(name: str) -> Target:
     if name in records():
         return _of_row(name, records()[name])
     if path.is_dir():
-        if not (path / CONFIG_FILE).is_file():
-            raise ValueError(f"{name} holds no {CONFIG_FILE}: it is no folder of a model; convert writes one")
-        target = Target(name, None, path, find_file(path))
-        if not is_model(target.arch):
-            raise ValueError(f"{name}: its architecture {target.arch!r} is not known to timm or this package")
-        return target
+        try:
+            return _of_folder(name, path)
+        except ValueError as error:
+            return Target(name, None, path, None, broken=_one_line(error))
     tags = [row.name for row in records().values() if row.arch == name]
     near = f"its weights are {', '.join(tags)}" if tags else f"python -m {PACKAGE}.list shows all weights"
     raise ValueError(f"{name} is neither the name of weights nor a folder; {near}")
+
+
+def _of_folder(name: str, path: Path) -> Target:
+    if not (path / CONFIG_FILE).is_file():
+        raise ValueError(f"{name} holds no {CONFIG_FILE}: it is no folder of a model; convert writes one")
+    target = Target(name, None, path, find_file(path))
+    if not is_model(target.arch):
+        raise ValueError(f"{name}: its architecture {target.arch!r} is not known to timm or this package")
+    return target
 
 
 def _of_row(name: str, row: Weights, fetched: Path | None = None) -> Target:
@@ -103,6 +113,8 @@ def examined(target: Target, fetch: bool = False) -> dict[str, Any]:
         "figures".
     """
     checks: list[dict[str, Any]] = []
+    if target.broken:
+        return {"path": str(target.folder), "checks": [_check("folder", WRONG, target.broken)]}
     if target.row and target.file is None and fetch:
         try:
             target = _of_row(target.name, target.row, locate(target.row))
@@ -117,14 +129,14 @@ def examined(target: Target, fetch: bool = False) -> dict[str, Any]:
     try:
         model = _model(target)
     except (ValueError, OSError, RuntimeError) as error:
-        checks.append(_check("model", WRONG, _first_line(error)))
+        checks.append(_check("model", WRONG, _one_line(error)))
         return {"path": str(target.file), "checks": checks}
     whole: Any = model
     if target.folder and (target.folder / DECODER_FILE).is_file():
         try:
             whole = create_mae(target.arch, checkpoint=target.folder).eval()
         except (ValueError, OSError, RuntimeError) as error:
-            checks.append(_check("decoder", WRONG, _first_line(error)))
+            checks.append(_check("decoder", WRONG, _one_line(error)))
     checks.append(_safely("plausibility", _plausibility, target, whole))
     if target.folder and (target.folder / GOLDEN_FILE).is_file():
         checks.append(_safely("golden", _golden, target, whole))
@@ -141,11 +153,12 @@ def _safely(name: str, check: Callable[..., dict[str, Any]], *args: Any) -> dict
     try:
         return check(*args)
     except (ValueError, OSError, RuntimeError, AttributeError, TypeError) as error:
-        return _check(name, WRONG, _first_line(error))
+        return _check(name, WRONG, _one_line(error))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _one_line(error: Exception) -> str:
+    """torch says in the second line what is wrong."""
+    return printable(" ".join(str(error).split()), LONGEST) or type(error).__name__
 
 
 def _digest(target: Target) -> dict[str, Any]:
@@ -180,7 +193,7 @@ def _layout(target: Target) -> dict[str, Any]:
     try:
         layout = family_of(target.arch).layout_of(checkpoint.state).name
     except NoLayout as error:
-        return _check("layout", WRONG, _first_line(error))
+        return _check("layout", WRONG, _one_line(error))
     except ValueError:  # of timm's own models, which have no family here
         return _check("layout", OPEN, f"{count}; {target.arch} belongs to no family of this package")
     origin = target.provenance.get("layout")
