@@ -69,7 +69,7 @@ EXTRACT: Wrong = {
 RECONSTRUCT: Wrong = {
     "kind": ({"seed": -1}, "--seed -1 is not"),
     "input": ({"images": ("{used}/none.png",)}, "IMAGES {used}/none.png: no such file or folder"),
-    "file": ({"output": "{out}.txt"}, "name an image file, like out.png"),
+    "file": ({"output": "{out}.txt"}, "name an image file that can be written, like"),
     "start": ({"checkpoint": "{used}/start"}, "--checkpoint {used}/start: no such file or folder"),
     "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
     "form": ({"scale": "odd"}, "--scale odd: use"),

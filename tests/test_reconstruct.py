@@ -60,6 +60,7 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
         (["{text}", "--model", "hivit_atto", "-o", "{out}.png"], "notes.md cannot be read as an image"),
         (["missing.png", "--model", "hivit_atto", "-o", "{out}.png"], "IMAGES missing.png: no such file or folder"),
         (["{text}", "--model", "hivit_atto", "-o", "{out}.doc"], "name an image file"),
+        (["{text}", "--model", "hivit_atto", "-o", "{out}.psd"], "name an image file that can be written"),
         (["{text}", "--model", "hivit_atto", "-o", "/nowhere/out.png"], "no such folder"),
         (
             ["{text}", "--model", "resnet18", "-o", "{out}.png"],

@@ -24,6 +24,29 @@ from .output_files import check_writable
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK = 2**24  # bytes that are copied at once
+# Endings that promise something else than a file of safetensors.
+OTHER_FORMS = frozenset(
+    [
+        ".arrow",
+        ".csv",
+        ".feather",
+        ".h5",
+        ".hdf5",
+        ".json",
+        ".jsonl",
+        ".mat",
+        ".npy",
+        ".npz",
+        ".parquet",
+        ".pickle",
+        ".pkl",
+        ".pt",
+        ".pth",
+        ".tsv",
+        ".txt",
+        ".zarr",
+    ]
+)
 MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
 
@@ -39,8 +62,10 @@ def check_output(output: Path, force: bool) -> None:
     """Refuse a file before any work is done.
 
     Raises:
-        ValueError: it cannot, or must not be written.
+        ValueError: it cannot, or must not be written, or is called like a file of another form.
     """
+    if output.suffix.lower() in OTHER_FORMS:
+        raise ValueError(f"-o {output} would be a file of safetensors: call it {output.stem}.safetensors")
     if output.exists() and not output.is_dir() and not force:
         raise ValueError(f"-o {output} exists; --force replaces it")
     check_writable(output, f"-o {output}")

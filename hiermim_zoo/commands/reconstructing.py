@@ -140,12 +140,12 @@ def kind_of(output: Path) -> str:
     """What PIL calls the kind of image that a name's ending stands for.
 
     Raises:
-        ValueError: it stands for none.
+        ValueError: it stands for none, or for one that PIL only reads.
     """
-    kinds = Image.registered_extensions()
-    if output.suffix.lower() not in kinds:
-        raise ValueError(f"-o {output}: name an image file, like out.png")
-    return kinds[output.suffix.lower()]
+    kind = Image.registered_extensions().get(output.suffix.lower())  # which also loads what SAVE lists
+    if kind not in Image.SAVE:
+        raise ValueError(f"-o {output}: name an image file that can be written, like {output.stem or 'out'}.png")
+    return kind
 
 
 def files_named(path: str, videos: bool) -> list[str]:

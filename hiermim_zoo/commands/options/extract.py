@@ -44,7 +44,7 @@ class ExtractOptions(OptionSet):
         metavar="IMAGE",
     )
     model: str = option("ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME; any model of timm", metavar="NAME")
-    output: Path = option("safetensors file to write", kind=PATH, metavar="FILE", flags=("-o",))
+    output: Path = option("file of safetensors to write", kind=PATH, metavar="FILE", flags=("-o",))
 
     what: tuple[str, ...] = option(
         "pooled features, last tokens, feature maps",
