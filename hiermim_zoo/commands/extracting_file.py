@@ -25,28 +25,10 @@ from .output_files import check_writable
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK = 2**24  # bytes that are copied at once
 # Endings that promise something else than a file of safetensors.
-OTHER_FORMS = frozenset(
-    [
-        ".arrow",
-        ".csv",
-        ".feather",
-        ".h5",
-        ".hdf5",
-        ".json",
-        ".jsonl",
-        ".mat",
-        ".npy",
-        ".npz",
-        ".parquet",
-        ".pickle",
-        ".pkl",
-        ".pt",
-        ".pth",
-        ".tsv",
-        ".txt",
-        ".zarr",
-    ]
-)
+OTHER_FORMS = (
+    ".arrow", ".csv", ".feather", ".h5", ".hdf5", ".json", ".jsonl", ".mat", ".npy", ".npz", ".parquet", ".pickle",
+    ".pkl", ".pt", ".pth", ".tsv", ".txt", ".zarr",
+)  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes; safetensors reads no longer one
 STORED_AS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in safetensors' words
 
