@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
 from timm.models import create_model
 from torch import Tensor, nn
 
@@ -255,7 +256,7 @@ def create_mae(
         **model_kwargs: of the encoder (img_size, in_chans, drop_path_rate, ...).
 
     Raises:
-        ValueError: an unknown name, a family without a recipe, a checkpoint that does not fit or holds no decoder.
+        ValueError: an unknown name, no recipe, no whole number of mask units, a checkpoint that does not fit.
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
@@ -276,6 +277,7 @@ def create_mae(
             if part != "fc_norm":  # of no use before fine-tuning, which finds it as the family starts it
                 xavier_uniform(module)
     mae = MaskedAutoencoder(encoder, chosen, mask_ratio, norm_pix)
+    _check_units(mae, model_kwargs.get("img_size"))
     if chosen.fixed_positions:
         _fix_positions(mae, fresh)
     statistics = IMAGENET if chosen.imagenet and fresh else saved.statistics
@@ -284,6 +286,14 @@ def create_mae(
     if folder is not None:
         _load(mae, name, folder, decoder, saved.size)
     return mae
+
+
+def _check_units(mae: MaskedAutoencoder, size: int | tuple[int, int] | None) -> None:
+    """Refuse a size that the encoder rounded up to whole mask units."""
+    own = mae.input_size[-2:]
+    if size is not None and to_2tuple(size) != own:
+        said, works = (" x ".join(map(str, sides)) for sides in (to_2tuple(size), own))
+        raise ValueError(f"an image of {said} pixels is not a whole number of mask units; {works} is")
 
 
 def assembled(converted: Converted) -> MaskedAutoencoder:

@@ -79,7 +79,9 @@ class PlanningEncoder(Protocol):
     def forward_visible(self, images: Tensor, keep: Tensor, plans: Any = None) -> Visible:
         """As a MaskableEncoder's; ``plans`` are what the planner makes of ``keep``, on any device. None: made here.
 
+        Plans are followed as they are: whether they are of this very ``keep`` is not looked at.
+
         Raises:
-            ValueError: plans that do not fit.
+            ValueError: plans of another number of units, or of other windows.
         """
         ...

@@ -140,6 +140,14 @@ def test_a_teacher_of_another_kind_hides_no_student(tmp_path: Path) -> None:
     assert "BEiT" not in str(refused.value)
 
 
+def test_no_way_is_named_that_leads_nowhere(tmp_path: Path) -> None:
+    """A tensor that no layout knows is in the way under any key and prefix."""
+    torch.save({"model": {**hivit(), "queue": torch.zeros(3)}, "epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="'queue'") as refused:
+        converted(tmp_path / "w.pth", tmp_path, arch="hivit_atto")
+    assert "fits with" not in str(refused.value)
+
+
 def test_the_command_that_is_printed_for_an_autoencoder_keeps_its_decoder(tmp_path: Path) -> None:
     torch.save({f"mae.{n}": x for n, x in create_mae("hivit_atto").state_dict().items()}, tmp_path / "w.pth")
     with pytest.raises(ValueError, match=r"fits with: .* --prefix mae\. ") as refused:
@@ -179,7 +187,7 @@ def test_verification_needs_no_images_of_six_channels(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [((10,), "no patch of 16 x 16|is too small|smaller"), ((100000,), "is more than 8192 pixels along a side")],
+    [((10,), "no patch of 16 x 16|is too small|smaller"), ((100000,), "sides of 8192 pixels are the largest")],
 )
 def test_sizes_that_cannot_be_are_one_line(size: tuple[int, ...], message: str, tmp_path: Path) -> None:
     torch.save(toy(), tmp_path / "w.pth")

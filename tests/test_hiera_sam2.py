@@ -244,6 +244,8 @@ def test_plans_from_another_process_are_those_made_here() -> None:
         model.forward_visible(images, keep, model.plan(random_keep(2, 35, 5)))
     with pytest.raises(ValueError, match="other windows"):
         model.forward_visible(images, keep, make_plans(keep, []))
+    with pytest.raises(ValueError, match="are no plans"):
+        model.forward_visible(images, keep, "plans")
 
 
 @torch.inference_mode()
@@ -267,6 +269,11 @@ def test_one_window_needs_no_plan() -> None:
         ({"window_spec": (7, 4, 14, 7)}, "four numbers that begin with 8, 4"),
         ({"window_spec": (8, 4, 14, 8)}, "must hold the same units"),
         ({"window_spec": (8, 4, 0, 0)}, "must hold the same units"),
+        ({"window_spec": 14}, "window_spec=14 must be four whole numbers"),
+        ({"window_spec": (8, 4, 3, 1.5)}, "must be four whole numbers"),
+        ({"global_att_blocks": 5}, "global_att_blocks=5 must be the numbers of blocks, from 3 to 6"),
+        ({"global_pos_size": 7}, "global_pos_size=7 must be rows and columns"),
+        ({"global_pos_size": (0, 3)}, "must be rows and columns"),
         ({"global_att_blocks": (1,)}, "block 1 cannot attend to everything, blocks 3 to 6 can"),
         ({"global_att_blocks": (9,)}, "block 9 cannot attend to everything"),
         ({"plan_method": "flex"}, "units move as a whole: use 'sort'"),

@@ -385,3 +385,11 @@ def test_conv_fusion_sums_the_levels_of_each_unit() -> None:
         torch.testing.assert_close(
             found[1, 2, 2], nn.functional.layer_norm(token, (7,), eps=1e-6), rtol=1e-4, atol=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "works"), [("hivit_atto", 100, "112 x 112"), ("hiera_atto", (96, 70), "96 x 96")]
+)
+def test_a_size_of_no_whole_units_is_refused(name: str, size: Any, works: str) -> None:
+    with pytest.raises(ValueError, match=f"is not a whole number of mask units; {works} is"):
+        create_mae(name, img_size=size)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -250,6 +251,9 @@ def test_transformers_has_the_names_and_shapes_of_ours(tmp_path: Path) -> None:
         ({"global_attention_blocks": [3]}, "global_attention_blocks 3, hiera_sam2_atto has 4"),
         ({"num_attention_heads_per_stage": [2, 4, 8, 16]}, "attention heads 2 4 8 16, hiera_sam2_atto has 1 2 4 8"),
         ({"hidden_act": "relu"}, "hidden_act relu, hiera_sam2_atto has gelu"),
+        ({"num_query_pool_stages": 2}, "num_query_pool_stages 2, hiera_sam2_atto has 3"),
+        ({"query_stride": [1, 1]}, "query_stride 1 1, hiera_sam2_atto has 2 2"),
+        ({"patch_stride": [8, 8]}, "patch_stride 8 8, hiera_sam2_atto has 4 4"),
     ],
 )
 def test_what_a_configuration_says_otherwise_is_refused(said: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -264,6 +268,37 @@ def test_what_a_configuration_says_otherwise_is_refused(said: dict[str, Any], me
         (tmp_path / "config.json").write_text(json.dumps(wrap({**right, **said})))
         with pytest.raises(ValueError, match=message):
             convert.run(source=tmp_path, model=ARCH, dry_run=True)
+
+
+def test_the_configuration_of_the_checkpoint_is_looked_at_too(folder: Path, tmp_path: Path) -> None:
+    """Of the one that gets another encoder: with other windows the encoder would compute something else in it."""
+    save_file({**hf(encoder()), **beside(HF_BESIDE)}, tmp_path / "model.safetensors")
+    options = {"source": folder, "to": "sam2_transformers", "into": tmp_path, "output": tmp_path / "new.safetensors"}
+    said = {"vision_config": {"backbone_config": {"window_size_per_stage": [8, 4, 14, 7]}}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"--into .*window_size_per_stage 8 4 14 7, hiera_sam2_atto has 8 4 4 2"):
+        convert.run(**options)
+    assert not (tmp_path / "new.safetensors").exists()
+    said["vision_config"]["backbone_config"]["window_size_per_stage"] = [8, 4, 4, 2]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    convert.run(**options)
+    assert (tmp_path / "new.safetensors").is_file()
+
+
+@pytest.mark.parametrize("args", [{"global_att_blocks": [3]}, {"window_spec": [8, 4, 8, 4]}, {"num_heads": 2}], ids=str)
+def test_what_no_tensor_tells_is_not_written(args: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """Whoever reads the file would build the architecture as it is published."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    config = json.loads((other / "config.json").read_text())
+    config["model_args"] = {**config.get("model_args", {}), **args}
+    (other / "config.json").write_text(json.dumps(config))
+    [name] = args
+    for layout in ("sam2", "sam2_timm", "sam2_transformers"):
+        with pytest.raises(ValueError, match=f"the model has {name} .* and {ARCH} .*, which no tensor tells"):
+            convert.run(source=other, to=layout, output=tmp_path / "new.pt")
+    assert not (tmp_path / "new.pt").exists()
+    convert.run(source=folder, to="sam2", output=tmp_path / "new.pt")
 
 
 # ---- there and back

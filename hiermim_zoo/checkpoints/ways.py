@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -41,10 +42,17 @@ def _only_one(names: Collection[str], readable: Sequence[Layout]) -> Layout | No
     """The layout that fits, if only one does and the names are of no stranger."""
     fitting = [layout for layout in readable if not layout.by_name and layout.fits(names)]
     with suppress(Strange):
-        if len(fitting) == 1:
+        if len(fitting) == 1 and knows(fitting[0], names):
             refuse_strangers(names)
             return fitting[0]
     return None
+
+
+def knows(layout: Layout, names: Iterable[str]) -> bool:
+    """Whether a layout has a rule for each of these names."""
+    rules = (*layout.rules, *layout.decoder)
+    short = (name.removeprefix(layout.prefix) for name in names)
+    return all(any(re.fullmatch(rule.pattern, name) for rule in rules) for name in short)
 
 
 def by_prefix(names: Iterable[str]) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ from ..checkpoints.shards import is_index, parts_of
 from ..checkpoints.unconvert import check_file, left_out, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
+from ..models.beside import check_told
 from ..models.conversion import Converted, Wanted, convert
 from ..models.family import Family, families, family_of
 from ..models.shapes import without_memory
@@ -94,6 +95,9 @@ def convert_source(options: ConvertOptions) -> Path | None:
         if options.to and options.img_size not in (None, converted.native.size):
             size = " ".join(map(str, options.img_size))
             raise ValueError(f"--to writes tensors as the source has them: --img-size {size} would resample them")
+        if options.to:
+            usual = family_of(arch).variants[arch]
+            check_told(converted.model, converted.model_args, usual, arch)
         if options.mae:
             check_decoder(converted)
         found = compare(converted, options.images) if options.verify else ""

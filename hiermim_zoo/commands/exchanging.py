@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..checkpoints.configs import read_config
 from ..checkpoints.exchange import Whole, check_name, exchange, read_into, write_whole
+from ..checkpoints.folder import CONFIG_FILE
 from ..checkpoints.layouts import all_layouts, find_layout
+from ..models.beside import check_beside
 from ..models.conversion import Converted
 from ..models.family import family_of
 from ..text import counted
@@ -32,7 +35,16 @@ def whole_checkpoint(options: ConvertOptions, arch: str) -> Whole:
 
 
 def put_into(converted: Converted, whole: Whole, file: Path) -> None:
-    """Exchange the encoder and write the checkpoint."""
+    """Exchange the encoder and write the checkpoint.
+
+    Raises:
+        ValueError: it does not fit, or the configuration beside the checkpoint says another function.
+    """
+    config = whole.file.parent / CONFIG_FILE
+    try:
+        check_beside(read_config(config) if config.is_file() else {}, converted.native, converted.model, converted.arch)
+    except ValueError as error:
+        raise ValueError(f"--into {whole.file}: {error}") from error
     left_out = exchange(whole, converted.contents().state(), converted.source)
     write_whole(whole, file)
     print(f"wrote {file}: {whole.file} with its encoder exchanged")

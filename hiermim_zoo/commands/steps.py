@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import to_2tuple
 from torch import nn
 
 from ..mae import check_compilable, create_mae
@@ -83,14 +82,9 @@ def masked(model: str, given: dict[str, Any]) -> Any:
         ValueError: there is none, or none with these arguments or of this size.
     """
     try:
-        made = create_mae(model, **given)
+        return create_mae(model, **given)
     except (AssertionError, RuntimeError, TypeError) as error:  # timm's, of arguments that a model does not take
         raise ValueError(f"model {model!r} cannot be made: {error}") from error
-    size, own = given.get("img_size"), made.input_size[-2:]
-    if size and own != to_2tuple(size):
-        said, works = (" ".join(map(str, to_2tuple(side))) for side in (size, own))
-        raise ValueError(f"{model} with images of {said} pixels: no whole number of mask units; {works} would work")
-    return made
 
 
 def build_peer(name: str, given: dict[str, Any], mode: str) -> nn.Module:

@@ -146,7 +146,8 @@ def plan_ahead(keep: Tensor, geometries: Iterable[Geometry], method: str | None 
 
 
 def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> Plans:
-    """Plans that were made beforehand, moved to where the mask is.
+    """Plans that were made beforehand, moved to where the mask is. That they are of this very mask is not looked at:
+    it would stop a device.
 
     Args:
         plans: of :func:`make_plans` or :func:`plan_ahead`, for this mask.
@@ -154,8 +155,10 @@ def ready_plans(plans: Plans, geometries: Iterable[Geometry], keep: Tensor) -> P
         keep: int64 [B, K].
 
     Raises:
-        ValueError: plans of other windows, or of another number of tokens.
+        ValueError: plans of other windows, or of another number of tokens, or what is none.
     """
+    if not isinstance(plans, dict):
+        raise ValueError(f"plans={plans!r} are no plans: planner(keep) or plan(keep) of the encoder makes them")
     ready: Plans = {}
     for geometry in dict.fromkeys(geometries):
         if geometry not in plans:

@@ -4,6 +4,7 @@ activations or pooling. A model that computes something else with the same tenso
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..checkpoints.layouts import Native
+from .hiera_parts import KERNEL, POOL, POOLINGS, STRIDE
 
 GELU = ("gelu", "gelu_python")
 FAR = 1e-4  # of the epsilon of norms: nearer ones change outputs by rounding
@@ -24,6 +26,15 @@ _DECODER: dict[str, tuple[type, tuple[str, ...]]] = {
 _HEADS = ("num_attention_heads_per_stage", "num_attention_heads", "num_heads")
 # What transformers says of windows, and what models here call it.
 _WINDOWS = {"window_size_per_stage": "window_spec", "global_attention_blocks": "global_att_blocks"}
+# What else it says of the encoder with such windows, and how all those of this package are.
+_FIXED: dict[str, Any] = {
+    "num_query_pool_stages": POOLINGS,
+    "query_stride": list(POOL[1:]),
+    "patch_kernel_size": list(KERNEL[1:]),
+    "patch_stride": list(STRIDE[1:]),
+    "patch_padding": [side // 2 for side in KERNEL[1:]],
+}
+UNTOLD = ("num_heads", *_WINDOWS.values())  # arguments of models that change no tensor, but what is computed
 
 
 def decoder_beside(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,13 +76,49 @@ def check_beside(config: Mapping[str, Any], native: Native, model: nn.Module, ar
         raise ValueError(_differs("attention heads", said, own, arch))
     for key, name in _WINDOWS.items():
         windows, ours = config.get(key), getattr(model, name, None)
-        if windows is not None and ours is not None and windows != list(ours):
+        windows = args.get(name) if windows is None else windows
+        if windows is not None and ours is not None and list(windows) != list(ours):
             raise ValueError(_differs(key, windows, list(ours), arch))
+    for key, value in _FIXED.items() if hasattr(model, "window_spec") else ():
+        if config.get(key, value) != value:
+            raise ValueError(_differs(key, config[key], value, arch))
     activation = config.get("hidden_act")
     if activation is not None and activation not in GELU:
         raise ValueError(_differs("hidden_act", activation, "gelu", arch))
     _check_pool(config, native, model, arch)
     return _epsilon(config, model, arch)
+
+
+def check_told(model: nn.Module, args: Mapping[str, Any], usual: Mapping[str, Any], arch: str) -> None:
+    """Refuse to write tensors that whoever reads them would compute something else with.
+
+    Args:
+        model: that they are of.
+        args: that it was built with.
+        usual: those of its architecture.
+        arch: its name.
+
+    Raises:
+        ValueError: an argument that no tensor tells is not the architecture's.
+    """
+    for name in set(UNTOLD) & args.keys():
+        own = usual.get(name, _default(type(model), name))
+        own, said = (list(value) if isinstance(value, (list, tuple)) else value for value in (own, args[name]))
+        if said != own:
+            raise ValueError(
+                f"the model has {name} {_words(said)} and {arch} {_words(own)}, which no tensor tells: whoever reads "
+                "the file would compute something else; use the folder as it is, or a model as it is published"
+            )
+
+
+def _default(model: type[nn.Module], name: str) -> Any:
+    """Of an argument of a class of models, or of those that it is made of."""
+    found = (
+        inspect.signature(vars(part)["__init__"]).parameters.get(name)
+        for part in model.__mro__
+        if "__init__" in vars(part)
+    )
+    return next((parameter.default for parameter in found if parameter), None)
 
 
 def _of_encoder(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,5 +160,8 @@ def _epsilon(config: Mapping[str, Any], model: nn.Module, arch: str) -> dict[str
 
 
 def _differs(what: str, said: Any, own: Any, arch: str) -> str:
-    said, own = (" ".join(map(str, value)) if isinstance(value, list) else value for value in (said, own))
-    return f"config.json beside the file says {what} {said}, {arch} has {own}: outputs would differ"
+    return f"config.json beside the file says {what} {_words(said)}, {arch} has {_words(own)}: outputs would differ"
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -83,6 +83,8 @@ class HieraSam2(Hiera):
                 )
         super().__init__(img_size, embed_dim=embed_dim, depths=depths, device=device, dtype=dtype, **kwargs)
         self.window = _checked_window(window_spec)
+        if not _whole(global_pos_size) or len(global_pos_size) != 2 or min(global_pos_size) < 1:
+            raise ValueError(f"global_pos_size={global_pos_size!r} must be rows and columns, as in (7, 7)")
         self.window_spec, self.global_pos_size = tuple(window_spec), tuple(global_pos_size)
         self.global_att_blocks = _checked_blocks(global_att_blocks, self.stage_ends)
         if check_method(plan_method, "plan_method") == "flex":
@@ -194,8 +196,10 @@ def tiled_positions(coarse: Tensor, unit: Tensor, grid: tuple[int, ...]) -> Tens
     return (resampled + unit.repeat(1, 1, *grid)).permute(0, 2, 3, 1)
 
 
-def _checked_window(spec: Sequence[int]) -> int:
+def _checked_window(spec: Any) -> int:
     """Units along a side of the windows of the last two stages."""
+    if not _whole(spec):
+        raise ValueError(f"window_spec={spec!r} must be four whole numbers, as in (8, 4, 14, 7)")
     units = [SIDE >> stage for stage in range(POOLINGS + 1)]  # tokens of a unit: 8, 4, 2, 1
     if len(spec) != len(units) or tuple(spec[:LOCAL]) != tuple(units[:LOCAL]):
         raise ValueError(
@@ -208,8 +212,15 @@ def _checked_window(spec: Sequence[int]) -> int:
     return spec[3]
 
 
-def _checked_blocks(blocks: Sequence[int], stage_ends: Sequence[int]) -> tuple[int, ...]:
+def _whole(numbers: Any) -> bool:
+    """Whether these are whole numbers in a row."""
+    return isinstance(numbers, Sequence) and all(type(number) is int for number in numbers)
+
+
+def _checked_blocks(blocks: Any, stage_ends: Sequence[int]) -> tuple[int, ...]:
     first, last = stage_ends[LOCAL - 1] + 2, stage_ends[-1]
+    if not _whole(blocks):
+        raise ValueError(f"global_att_blocks={blocks!r} must be the numbers of blocks, from {first} to {last}")
     for block in blocks:
         if not first <= block <= last:
             raise ValueError(

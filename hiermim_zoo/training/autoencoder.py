@@ -46,11 +46,6 @@ def build_autoencoder(
         )
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
         raise ValueError(f"--model {options.model} cannot be built with {kwargs}: {error}") from error
-    if options.img_size and mae.input_size[-2:] != options.img_size:
-        raise ValueError(
-            f"--img-size {' '.join(map(str, options.img_size))} is not a whole number of mask units; "
-            f"{' x '.join(map(str, mae.input_size[-2:]))} is"
-        )
     if options.compile:
         check_compilable(mae.encoder)
     if options.grad_checkpointing:
