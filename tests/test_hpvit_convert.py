@@ -427,7 +427,7 @@ def test_pooling_and_depths_are_remembered(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "hpvit_atto", "--pool", "max"], "pool='max' is unknown"),
+        (["--model", "hpvit_atto", "--pool", "max"], "--pool max is not one of avg, conv"),
         (["--model", "hpvit_atto", "--depths", "1", "1", "2", "1"], r"'blocks\.5\.norm1\.weight' .* has no place"),
         (["--model", "hpvit_atto", "--depths", "1", "1", "4", "1"], r"'blocks\.6\.norm1\.weight' .* is missing"),
         (["--model", "hivit_atto", "--pool", "conv"], "--pool is nothing that a conversion to hivit_atto can choose"),

@@ -350,7 +350,7 @@ def test_a_batch_that_does_not_fit_is_halved(
         (["hivit_atto", "--minutes", "3"], "--minutes: goes with --suite alone"),
         (["hivit_atto", "--rehearse"], "--rehearse: goes with --suite alone"),
         (["hivit_atto", "--rows", "1"], "--rows: goes with --suite alone"),
-        (["--suite", "cpu", "-o", "out", "--rows", "99"], "--rows 99: the suite has 8 comparisons"),
+        (["--suite", "cpu", "-o", "out", "--rows", "99"], "--rows 99: the suite has 10 comparisons"),
     ],
 )
 def test_bad_input_is_one_line(

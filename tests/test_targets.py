@@ -148,7 +148,7 @@ def test_a_model_has_one_norm_and_the_report_says_so(tmp_path: Path, capsys: pyt
     assert "classifier of the class token" in said
     assert "initial values kept: fc_norm.weight, fc_norm.bias" in said
     assert "norm.weight" not in written
-    with pytest.raises(ValueError, match="--global-pool max is unknown, use token or avg"):
+    with pytest.raises(ValueError, match="--global-pool max is not one of token, avg"):
         converted(toy(), tmp_path, "--global-pool", "max")
 
 

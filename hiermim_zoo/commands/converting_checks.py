@@ -54,7 +54,7 @@ def checks(options: ConvertOptions) -> list[Callable[[], object]]:
     if options.img_size and max(options.img_size) > LARGEST_SIDE:
         size = " ".join(map(str, options.img_size))
         found.append(lambda: [f"--img-size {size}: sides of {LARGEST_SIDE} pixels are the largest"])
-    if options.images:
+    if options.images and options.verify:
         found.append(partial(check_there, options.images))
     return [*found, partial(check_written, options, row)]
 
