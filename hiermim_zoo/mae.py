@@ -54,6 +54,10 @@ class MAEOutput(NamedTuple):
 # ---- the autoencoder
 
 
+class UnfitSize(ValueError):
+    """Images of a size that is no whole number of mask units."""
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder, fusion and decoder; state-dict names ``encoder.*``, ``fusion.*``, ``decoder.*``.
 
@@ -293,7 +297,7 @@ def _check_units(mae: MaskedAutoencoder, size: int | tuple[int, int] | None) -> 
     own = mae.input_size[-2:]
     if size is not None and to_2tuple(size) != own:
         said, works = (" x ".join(map(str, sides)) for sides in (to_2tuple(size), own))
-        raise ValueError(f"an image of {said} pixels is not a whole number of mask units; {works} is")
+        raise UnfitSize(f"an image of {said} pixels is not a whole number of mask units; {works} is")
 
 
 def assembled(converted: Converted) -> MaskedAutoencoder:

@@ -25,7 +25,7 @@ PRETRAIN: Wrong = {
     "optimiser": ({"opt": "best"}, "--opt 'best' is none"),
     "device": ({"device": "abacus"}, "device 'abacus'"),
     "folder": ({"output": "{used}"}, "is not empty and holds no run"),
-    "size": ({"img_size": 40}, "--img-size 40 40 is not"),
+    "size": ({"img_size": 40}, "--img-size 40 40: an image of"),
     "decoder": ({"decoder_dim": 30, "decoder_heads": 4}, "width 30 and 4 heads cannot be built"),
     "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
     "batch": ({"batch_size": 7, "accumulate": 3}, "--batch-size 6 would work"),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..commands.options.pretrain import DECODER, OWN_ARGS, PretrainOptions
-from ..mae import MaskedAutoencoder, check_compilable, create_mae
+from ..mae import MaskedAutoencoder, UnfitSize, check_compilable, create_mae
 from ..models.recipes import Pretraining
 from ..models.shapes import without_memory
 from .defaults import Followed, pretraining_of
@@ -44,6 +44,9 @@ def build_autoencoder(
             recipe={**_changes(options), **(recipe or {})},
             **kwargs,
         )
+    except UnfitSize as error:
+        named = f"--img-size {' '.join(map(str, options.img_size))}: " if options.img_size else ""
+        raise ValueError(f"{named}{error}") from error
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
         raise ValueError(f"--model {options.model} cannot be built with {kwargs}: {error}") from error
     if options.compile:
