@@ -130,10 +130,8 @@ def _fetch(wanted: Wanted, part: Part) -> bool:
     Raises:
         DownloadError: it does not, or an answer is refused.
     """
-    from .transfer import (
-        allowed,
-        transfer,
-    )  # what downloads nothing, such as a benchmark on a bare machine, needs no requests
+    # What downloads nothing, such as a benchmark on a bare machine, needs no requests.
+    from .transfer import allowed, transfer
 
     deadline = time.monotonic() + _WHOLE
     patience, best, fruitless, pieced, reason, grace = _PATIENCE, part.size, 0, False, "", _GRACE

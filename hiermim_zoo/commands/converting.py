@@ -18,14 +18,14 @@ from ..checkpoints.configs import CONFIG_KEY, read_config
 from ..checkpoints.download import DownloadError, download
 from ..checkpoints.fetched import compare as compare_digest
 from ..checkpoints.files import Checkpoint, find_file, read_checkpoint, sha256_of_checkpoint
-from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, check_target, write_folder
+from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, write_folder
 from ..checkpoints.hub import HUB, fetch_beside, fetch_repository
 from ..checkpoints.layouts import NoLayout, find_layout
 from ..checkpoints.places import Place
 from ..checkpoints.rules import NotOfLayout, check_fits
 from ..checkpoints.sets import SeveralSets
 from ..checkpoints.shards import is_index, parts_of
-from ..checkpoints.unconvert import check_file, left_out, to_published, write_published
+from ..checkpoints.unconvert import left_out, to_published, write_published
 from ..checkpoints.ways import ways
 from ..mae import create_mae, decoder_state
 from ..models.beside import check_told
@@ -70,7 +70,7 @@ def values_of(model: str) -> dict[str, str]:
 
 
 def convert_source(options: ConvertOptions) -> Path | None:
-    """Convert as asked for.
+    """Convert as asked for; :mod:`.converting_checks` has looked at the options.
 
     Returns:
         The folder, or with ``--to`` the file, that was written; None of a dry run.
@@ -82,14 +82,7 @@ def convert_source(options: ConvertOptions) -> Path | None:
     arch = architecture(options, row)
     target = target_of(options, row)
     into_store = row if options.install and target is not None else None
-    if into_store:
-        store.writable_store()
-    whole = None
-    if options.to:
-        check_file(options.output or Path(), options.force)
-        whole = whole_checkpoint(options, arch) if options.into else None
-    elif target is not None:
-        check_target(target, options.force)
+    whole = whole_checkpoint(options, arch) if options.into else None
     with tempfile.TemporaryDirectory() as scratch:
         converted = converted_by(options, arch, row, Path(scratch))
         if options.to and options.img_size not in (None, converted.native.size):
@@ -298,8 +291,6 @@ def located(options: ConvertOptions, scratch: Path) -> tuple[Path, Place | None]
         return of_tag(row, options, scratch)
     if source.startswith(HUB):
         return fetch_repository(source), Place(source)
-    if source.partition(".")[0] in manifest.archs() and not Path(source).exists():
-        raise ValueError(f"{source}: no such tag; known are {', '.join(manifest.records())}")
     if urlsplit(source).scheme not in ("http", "https"):
         return Path(source), None
     place = places.place_of(source)

@@ -42,7 +42,7 @@ def extract(options: ExtractOptions) -> Outcome:
     text = ""
     check(options)
     with processes(options.device) as world:
-        check_all(*check_files(options) if world.first else ())
+        check_all(*check_files(options) if world.first and world.size > 1 else ())
         paths, folder = (expand(options.images), reserve(options.output)) if world.first else ({}, "")
         try:
             folder = gather_objects(folder)[0]

@@ -101,7 +101,7 @@ def check_told(model: nn.Module, args: Mapping[str, Any], usual: Mapping[str, An
     Raises:
         ValueError: an argument that no tensor tells is not the architecture's.
     """
-    for name in set(UNTOLD) & args.keys():
+    for name in (name for name in UNTOLD if name in args):
         own = usual.get(name, _default(type(model), name))
         own, said = (list(value) if isinstance(value, (list, tuple)) else value for value in (own, args[name]))
         if said != own:

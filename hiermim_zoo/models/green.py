@@ -20,7 +20,7 @@ from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .green_swin import GreenSwin
 from .green_twins import GreenTwins
-from .grids import Sizes, position_table, source_grid
+from .grids import Sizes, size_of_decoder
 from .recipes import FineTuning, Pretraining, Recipe, Rows
 
 __all__ = ["FAMILY", "GreenSwin", "GreenTwins"]
@@ -63,12 +63,7 @@ def _fit_table(name: str, table: Tensor, model: nn.Module) -> Tensor:
 
 
 def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> Any:
-    """No tensor of an encoder tells: the positions of a decoder, else what is known beside it, the likeliest first."""
-    if native.decoder:
-        rows = position_table(native.decoder, "decoder.pos_embed").shape[1]
-        height, width = source_grid(rows, UNIT, sizes)
-        return height * UNIT, width * UNIT
-    return next(size for size in sizes if size is not None)
+    return size_of_decoder(native, UNIT, sizes)
 
 
 # ---- what the names of a file do not tell

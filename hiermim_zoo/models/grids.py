@@ -85,6 +85,20 @@ def position_table(state: Mapping[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
+def size_of_decoder(native: Native, cell: int, sizes: Sizes) -> Any:
+    """What images a file is for of which no tensor of the encoder tells: the positions of its decoder do, else what is
+    known beside it, the likeliest first.
+
+    Args:
+        cell: pixels along a side of a token of the decoder.
+    """
+    if native.decoder:
+        rows = position_table(native.decoder, "decoder.pos_embed").shape[1]
+        height, width = source_grid(rows, cell, sizes)
+        return height * cell, width * cell
+    return next(size for size in sizes if size is not None)
+
+
 def source_grid(count: int, cell: int, sizes: Sizes, prefix: int = 0, rows: int = 1) -> tuple[int, int]:
     """The grid that a table was made for.
 

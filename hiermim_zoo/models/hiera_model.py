@@ -314,7 +314,10 @@ class Hiera(Backbone):
 
     def forward_visible(self, images: Tensor, keep: Tensor) -> Visible:
         """Encode the visible units alone; see :class:`hiermim_zoo.protocol.MaskableEncoder`."""
-        levels, _ = self._run(images, len(self.stage_ends), keep)
+        return self._visible(self._run(images, len(self.stage_ends), keep)[0])
+
+    def _visible(self, levels: Sequence[Tensor]) -> Visible:
+        """What an autoencoder gets of what the stages end with."""
         return Visible(prefix=None, stages=tuple(self._in_place(levels[stage], stage) for stage in self.handed_on))
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hiera_sam2 import LAYOUTS
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Family, add_family
-from .grids import Sizes, position_table, source_grid
+from .grids import Sizes, size_of_decoder
 from .hiera import FINE_TUNING, IMAGE_FINE_TUNING, IMAGE_MAE, IMAGE_PRETRAINING, PRETRAINING
 from .hiera_sam2_model import HieraSam2
 from .recipes import Row, Rows
@@ -66,12 +66,7 @@ def fit(state: dict[str, Tensor], native: Native, model: HieraSam2) -> dict[str,
 
 
 def img_size(native: Native, sizes: Sizes, model_args: Mapping[str, Any]) -> Any:
-    """No tensor of an encoder tells: the positions of a decoder, else what is known beside it, the likeliest first."""
-    if native.decoder:
-        rows = position_table(native.decoder, "decoder.pos_embed").shape[1]
-        height, width = source_grid(rows, CELL, sizes)
-        return height * CELL, width * CELL
-    return next(size for size in sizes if size is not None)
+    return size_of_decoder(native, CELL, sizes)
 
 
 def checkpoint_args(native: Native, arch: str) -> dict[str, Any]:

@@ -142,8 +142,7 @@ class HieraSam2(Hiera):
             keep: int64 [B, K].
             plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
-        levels, _ = self._run(images, len(self.stage_ends), keep, plans)
-        return Visible(prefix=None, stages=tuple(self._in_place(levels[stage], stage) for stage in self.handed_on))
+        return self._visible(self._run(images, len(self.stage_ends), keep, plans)[0])
 
     # ---- the forward pass
 
