@@ -1,5 +1,7 @@
-# What hpvit.sh, hiera.sh, green.sh and moving.sh share; each sets data, runs, model and epochs before it reads this.
-fast=(--recipe paper --amp bf16 --compile "${COMPILE:-default}" --workers "${WORKERS:-1}")
+# What the other scripts share; each sets data, runs, model and epochs before it reads this.
+# COMPILE=none and AMP=none: without a compiler, in float32, the faster one on CPUs that have no bfloat16 of their own.
+fast=(--recipe paper --amp "${AMP:-bf16}" --workers "${WORKERS:-1}")
+[ "${COMPILE:-default}" = none ] || fast+=(--compile "${COMPILE:-default}")
 export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
 recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
   --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)

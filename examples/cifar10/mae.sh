@@ -8,9 +8,9 @@ set -euo pipefail
 data=$1 runs=$2 step=$3
 model=hivit_atto
 seeds=${SEEDS:-0 1 2}
-fast=(--recipe paper --amp bf16 --compile --workers 1)
-recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --batch-size 200 --auto-augment none --erase 0 --crop-scale 0.6 1
-  --mixup 0.2 --cutmix 1 --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
+epochs=8
+source "$(dirname "$0")/common.sh"
+recipe+=(--batch-size 200)
 
 evaluate() { python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" "$@"; }
 
@@ -22,13 +22,13 @@ pretrain) # labels are not used
   ;;
 scratch) # supervised only
   for seed in $seeds; do
-    evaluate --model $model --no-pretrained --method finetune --epochs 8 --layer-decay 1 --seed "$seed" \
+    evaluate --model $model --no-pretrained --method finetune --epochs $epochs --layer-decay 1 --seed "$seed" \
       "${recipe[@]}" "${fast[@]}" --json "$runs/scratch-$seed.json" -o "$runs/scratch-$seed"
   done
   ;;
 finetune) # (*)
   for seed in $seeds; do
-    evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs 8 --layer-decay 0.85 --seed "$seed" \
+    evaluate --model "local-dir:$runs/pretrain/encoder" --method finetune --epochs $epochs --layer-decay 0.85 --seed "$seed" \
       "${recipe[@]}" "${fast[@]}" --json "$runs/finetune-$seed.json" -o "$runs/finetune-$seed"
   done
   ;;
