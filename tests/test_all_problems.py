@@ -35,6 +35,7 @@ PRETRAIN: Wrong = {
     "video": ({"frame_stride": 2}, "--frame-stride is for models of video"),
     "processes": ({"fsdp": True}, "--fsdp spreads"),
     "start": ({"decoder": "fresh"}, "--decoder fresh belongs to --checkpoint"),
+    "root": ({"data_dir": "/data"}, "--data-dir /data: "),
 }
 EVALUATE: Wrong = {
     "kind": ({"mixup": "inf"}, "--mixup inf is not"),
@@ -50,6 +51,7 @@ EVALUATE: Wrong = {
     "augmentation": ({"auto_augment": "rnd"}, "timm knows no augmentation 'rnd'"),
     "form": ({"scale": "odd"}, "--scale odd: use"),
     "video": ({"views": (2, 1)}, "--views is for models of video"),
+    "root": ({"data_dir": "/data"}, "--data-dir /data: "),
 }
 EXTRACT: Wrong = {
     "kind": ({"workers": -1}, "--workers -1 is not"),
@@ -83,6 +85,7 @@ STATS: Wrong = {
     "file": ({"json": "/nowhere/a"}, "--json /nowhere/a cannot be written"),
     "form": ({"scale": "odd"}, "--scale odd: use"),
     "axes": ({"axes": "cwh"}, "--axes cwh is not"),
+    "root": ({"data_dir": "/data"}, "--data-dir /data: "),
 }
 BENCHMARK: Wrong = {
     "kind": ({"rounds": 0}, "--rounds 0 is not"),

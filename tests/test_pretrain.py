@@ -27,6 +27,7 @@ from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import MAEOutput, MaskedAutoencoder, create_mae
 from hiermim_zoo.training import optimizer as optim
 from hiermim_zoo.training import pretraining, snapshots
+from hiermim_zoo.training.checks import problems
 from hiermim_zoo.training.defaults import family_values
 from hiermim_zoo.training.run_log import read_log
 from hiermim_zoo.training.schedule import Schedule
@@ -566,6 +567,20 @@ def test_a_folder_is_a_runs_own(tmp_path: Path) -> None:
     assert snapshots.where(own, "auto") is None
     with pytest.raises(ValueError, match="own holds another run: --resume auto goes on"):
         snapshots.where(own, None)
+
+
+def test_previews_are_never_written_among_the_images_of_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    for inside in (data / "train" / "run", data / "train" / "more" / "run"):
+        assert any(f"-o {inside} is inside {data / 'train'}" in line for line in problems_with(data, inside))
+    assert not problems_with(data, data / "run")  # beside the split, where nobody looks for images
+    (data / "train").rmdir()
+    assert any(f"-o {data / 'run'} is inside {data}" in line for line in problems_with(data, data / "run"))
+
+
+def problems_with(data: Path, output: Path) -> list[str]:
+    return problems({"data": str(data), "output": output, "model": "hivit_atto"})
 
 
 def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ..checkpoints.folder import check_target
 from ..data.batches import Batching
 from ..data.clips import refuse_videos
+from ..data.kinds import check_root
 from ..data.transforms import data_config
 from ..models.build import input_shape
 from ..training.checks import check_form, device_type, first_process, processes_of_run
@@ -56,7 +57,7 @@ def check(options: EvaluateOptions) -> None:
 def checks(options: EvaluateOptions) -> list[Callable[[], object]]:
     """Checks of what needs neither data nor weights."""
     found: list[Callable[[], object]] = [partial(_one_process, options), partial(check_form, vars(options), 0)]
-    found.append(partial(own_model_kwargs, options))
+    found += [partial(own_model_kwargs, options), partial(check_root, options.data_dir, options.data, options.train)]
     if options.opt:
         found.append(partial(check_optimizer, options.opt))
     if options.device and processes_of_run() == 1:

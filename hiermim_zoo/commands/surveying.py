@@ -19,7 +19,7 @@ from ..data.batches import first_line
 from ..data.decoding import Form, held_in, in_form, path_of
 from ..data.formats import Bands
 from ..data.images import FileImages
-from ..data.kinds import check_there, open_images
+from ..data.kinds import check_root, check_there, open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
 from ..text import counted, printable
@@ -114,7 +114,7 @@ def checks(options: StatsOptions) -> list[Callable[[], object]]:
     """Checks for which no data are opened."""
     found: list[Callable[[], object]] = [partial(check_form, vars(options), len(options.bands or ()))]
     if options.data:
-        found.append(partial(check_there, options.data))
+        found += [partial(check_there, options.data), partial(check_root, options.data_dir, options.data)]
     if options.json:
         found.append(partial(check_writable, options.json, f"--json {options.json}"))
     return found

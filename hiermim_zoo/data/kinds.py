@@ -28,6 +28,7 @@ class Kind(NamedTuple):
 
     images: Callable[[str, Request], Source] | None = None
     videos: Callable[[str, Request], VideoSet] | None = None
+    rooted: bool = False  # it is looked for in a root folder
 
 
 def open_images(spec: str, *, channels: int = 3, form: Form | None = None, **request: Any) -> Source:
@@ -136,6 +137,22 @@ def check_there(spec: str) -> None:
         raise ValueError(f"{spec}: no such folder, tar or table, and none of the names {names}")
 
 
+def check_root(root: str | None, *specs: str | None) -> None:
+    """Refuse a root folder that none of some data is looked for in.
+
+    Raises:
+        ValueError: naming it.
+    """
+    said = [spec for spec in specs if spec]
+    read = [spec.removeprefix(MOVING) for spec in said]
+    if root is None or not said or any(kind_of(spec).rooted or is_table(spec) for spec in read):
+        return
+    names = ", ".join(_listed(name for name, kind in KINDS.items() if kind.rooted))
+    raise ValueError(
+        f"--data-dir {root}: {' and '.join(said)} is not looked for there; {names} and tables of files are"
+    )
+
+
 def _images_at(path: str, request: Request) -> Source:
     check_there(path)
     try:
@@ -164,10 +181,10 @@ def _videos_at(path: str, request: Request) -> VideoSet:
 KINDS: dict[str, Kind] = {  # what DATA is, or begins with
     "digits": Kind(images=lambda spec, request: Digits(request.split, request.form)),
     MOVING: Kind(videos=_moving),
-    "torch/": Kind(images=TorchvisionImages),
-    "hfds/": Kind(images=HubImages),
-    "hfids/": Kind(images=TimmStream),
-    "tfds/": Kind(images=TimmStream),
-    "wds/": Kind(images=TimmStream),
+    "torch/": Kind(images=TorchvisionImages, rooted=True),
+    "hfds/": Kind(images=HubImages, rooted=True),
+    "hfids/": Kind(images=TimmStream, rooted=True),
+    "tfds/": Kind(images=TimmStream, rooted=True),
+    "wds/": Kind(images=TimmStream, rooted=True),
     "": Kind(images=_images_at, videos=_videos_at),  # a path
 }

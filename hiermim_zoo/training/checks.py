@@ -13,11 +13,12 @@ from typing import Any
 
 from ..checkpoints.configs import IMAGE_KINDS, read_config
 from ..checkpoints.folder import CONFIG_FILE
-from ..commands.options.pretrain import DECODER, OWN_ARGS, SCHEDULED, PretrainOptions
+from ..commands.options.pretrain import DECODER, OWN_ARGS, SCHEDULED, USUAL, PretrainOptions
 from ..commands.options.problems import BadOptions, gathered
 from ..data.batches import Batching
 from ..data.clips import refuse_videos
 from ..data.decoding import Form
+from ..data.kinds import check_root
 from . import snapshots
 from .autoencoder import sketched_before_data
 from .defaults import family_values, filled_by_paper
@@ -73,6 +74,7 @@ def quick_checks(options: PretrainOptions) -> list[Callable[[], object]]:
     found += [partial(check_optimizer, options.opt)] if options.opt else []
     found += [partial(pick_device, options.device)] if options.device and processes_of_run() == 1 else []
     found.append(partial(check_graphs, options.compile, options.device))
+    found.append(partial(check_root, options.data_dir, options.data))
     channels = options.in_chans or (0 if options.checkpoint else 3)
     found.append(partial(check_form, vars(options), channels))
     if options.model and not options.resume:
@@ -138,7 +140,22 @@ def _check_output(options: PretrainOptions) -> None:
     if options.output:
         with FolderLock(options.output, not options.export_only) as lock:
             lock.look()  # a folder in use is no folder to go on with
-        snapshots.where(options.output, options.resume)
+        if not snapshots.where(options.output, options.resume):
+            _check_apart(options)
+
+
+def _check_apart(options: PretrainOptions) -> None:
+    """Refuse an output whose previews the next run would take for images of the data."""
+    if not options.data or not options.output:
+        return
+    data = Path(options.data)
+    part = data / (options.split or USUAL["split"])
+    read = part if part.is_dir() else data
+    if read.is_dir() and options.output.resolve().is_relative_to(read.resolve()):
+        raise ValueError(
+            f"-o {options.output} is inside {read}, so its previews would become images of the data: "
+            "name a folder elsewhere"
+        )
 
 
 def check_form(said: Mapping[str, Any], channels: int) -> None:
