@@ -31,7 +31,7 @@ compare)
   ;;
 ship) # on all labels
   python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/long/encoder" \
-    --method finetune --epochs 6 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+    --method finetune --epochs 4 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 probes) # features as they are
   for masks in batch sample long; do probe $masks --model "local-dir:$runs/$masks/encoder"; done
