@@ -1,12 +1,12 @@
-"""Write the features that a model finds in images or videos to a safetensors file.
+"""Write the features that a model finds in images or videos to a file.
 
     python -m hiermim_zoo.extract IMAGES... --model hivit_base -o features.safetensors
     python -m hiermim_zoo.extract VIDEOS... --model hiera_base_video -o features.safetensors
     torchrun --nproc-per-node 8 -m hiermim_zoo.extract IMAGES... --model hivit_base -o features.safetensors
 
-Row i of every tensor belongs to the i-th name of the JSON list that the file's metadata holds under "files". With a
-model of video it is of the clip in the middle of a file of video, or of a folder of frames, which goes by the name of
-the folder.
+The ending names the form: .safetensors, .npz, .npy (one array, its names beside it) or .parquet. Row i of every tensor
+belongs to the i-th name of "files": of safetensors a JSON list in the metadata. With a model of video it is of the clip
+in the middle of a file of video, or of a folder of frames, which goes by the name of the folder.
 
 Several processes (they must share the disk) write what one writes, bit by bit, given equal devices and, on CPUs, equal
 OMP_NUM_THREADS.

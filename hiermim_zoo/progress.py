@@ -75,6 +75,8 @@ class Progress:
         if shown:
             self.bar.set_postfix(shown, refresh=False)
         self.bar.update(count)
+        if not count:
+            self.bar.refresh()
         now = time.monotonic()
         if self.lines and now - self.said >= EVERY:
             self.said = now

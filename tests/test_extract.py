@@ -379,10 +379,10 @@ def test_a_failing_run_keeps_the_old_output(folder, tmp_path, capsys):
     assert nothing_written(tmp_path, "in", "out")
 
 
-@pytest.mark.parametrize("ending", [".npz", ".NPY", ".parquet", ".csv", ".pt"])
+@pytest.mark.parametrize("ending", [".h5", ".PNG", ".csv", ".pt"])
 def test_an_output_called_like_another_form_is_refused(folder, tmp_path, capsys, ending):
     error = refused(capsys, folder, "--model", "hivit_atto", "-o", tmp_path / f"out{ending}")
-    assert f"out{ending} would be a file of safetensors: call it out.safetensors" in error
+    assert f"out{ending}: features are written as .safetensors, .npz, .npy or .parquet; out.safetensors would" in error
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_model_is_made(folder, tmp_path, capsys, monkeypatch):

@@ -281,7 +281,7 @@ def test_the_plain_vits_figures_are_no_figures_of_what_is_made_of_them(size: str
 def test_a_card_warns_of_licences() -> None:
     assert licensing("apache-2.0", "") == ""
     assert "non-commercial use only (cc-by-nc-4.0)" in licensing("cc-by-nc-4.0", "")
-    assert "state no licence" in licensing("unstated", "")
+    assert "No licence is stated" in licensing("unstated", "")
     note = find_layout("vit_mae_transformers").license_note
     assert licensing("apache-2.0", note) == f"\nAbout the licence: {note}\n"
     assert "cards of facebook/vit-mae-* say apache-2.0, but MAE's authors say cc-by-nc-4.0" in note

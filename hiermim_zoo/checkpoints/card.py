@@ -119,7 +119,7 @@ def licensing(license: str, note: str) -> str:
     said = {
         True: "",
         False: f"These weights are for non-commercial use only ({license}).",
-        None: "The authors state no licence for these weights." if license == UNSTATED and not note else "",
+        None: "No licence is stated for these weights." if license == UNSTATED and not note else "",
     }[commercial_use(license)]
     lines = [line for line in (said, f"About the licence: {printable(note)}" if note else "") if line]
     return "".join(f"\n{line}\n" for line in lines)
@@ -158,7 +158,11 @@ def hub_license(license: str) -> str:
 
 
 def in_cell(text: object) -> str:
-    """Text of a stranger, in a cell of a table and in backquotes: it can close neither. Of a mapping its pairs."""
+    """Text of a stranger, in a cell of a table and in backquotes: it can close neither. Of a mapping its pairs, of a
+    list its items.
+    """
+    if isinstance(text, list):
+        text = "; ".join(map(str, text))
     if isinstance(text, Mapping):
         words = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in text.values())
         text = ", ".join(map(" ".join, zip(text, words, strict=True)))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.photographs import photographs, shown
 from ..masking import random_keep
+from ..progress import Progress
 from ..version import __version__
 from .atomic import replacing, save_tensors
 from .content import read_content
@@ -126,12 +127,17 @@ def outputs(model: nn.Module, images: Tensor, keep: Tensor | None = None) -> dic
         inputs = [image[None].to(at.device, at.dtype) for image in shown(images, model)]
         if not _masked(model):
             name = "logits" if getattr(model, "num_classes", 0) else "features"
-            return {name: torch.cat([model(one) for one in inputs]).float().cpu()}
+            with Progress(len(inputs), "image", what="golden outputs") as bar:
+                return {name: torch.cat([model(one) for one in bar.over(inputs)]).float().cpu()}
         assert keep is not None
         rows = keep.to(at.device)
-        losses = [model(one, rows[i : i + 1]).loss for i, one in enumerate(inputs)]
         encoder: Any = model.encoder
-        features = torch.cat([encoder(one) for one in inputs])
+        losses, found = [], []
+        with Progress(len(inputs), "image", what="golden outputs") as bar:
+            for i, one in enumerate(bar.over(inputs)):
+                losses.append(model(one, rows[i : i + 1]).loss)
+                found.append(encoder(one))
+        features = torch.cat(found)
         return {"loss": torch.stack(losses).float().cpu(), "features": features.float().cpu()}
     finally:
         model.train(training)

@@ -73,7 +73,7 @@ def write_published(state: dict[str, Tensor], file: Path, force: bool, top_key: 
     check_file(file, force)
     state = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     with replacing(file) as part:
-        if file.suffix == ".safetensors":
+        if file.suffix.lower() == ".safetensors":
             save_tensors(state, part, {"format": "pt"})
         else:
             torch.save({top_key: state} if top_key else state, part)

@@ -13,7 +13,7 @@ from ..training.graphs import check_graphs
 from .baselines import is_peer
 from .options.benchmark import BenchmarkOptions
 from .options.problems import check_all, gathered
-from .output_files import check_writable
+from .output_files import check_ending, check_writable
 from .steps import Side, build, split
 from .suite_run import check_folder, chosen_device, chosen_rows, suite_of
 
@@ -47,6 +47,7 @@ def checks(options: BenchmarkOptions) -> list[Callable[[], object]]:
         found.append(partial(try_device, options.device))
     if options.output:
         found.append(partial(check_writable, options.output, f"-o {options.output}"))
+        found.append(partial(check_ending, options.output, f"-o {options.output}", (".json",), "figures"))
     return found
 
 

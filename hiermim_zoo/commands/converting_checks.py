@@ -22,6 +22,9 @@ from .input_files import what_is_there
 from .options.convert import ConvertOptions
 from .options.fields import long_flag
 from .options.problems import check_all, gathered
+from .output_files import check_ending
+
+WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors")  # endings that are true of the file of --to
 
 
 def problems(said: Mapping[str, Any]) -> list[str]:
@@ -122,6 +125,7 @@ def check_written(options: ConvertOptions, row: Weights | None) -> None:
         writable_store()
     try:
         if options.output and options.to:
+            check_ending(options.output, str(options.output), WEIGHTS, "weights")
             check_file(options.output, options.force)
         elif options.output and not options.dry_run:
             check_target(options.output, options.force)

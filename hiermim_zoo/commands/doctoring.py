@@ -14,6 +14,7 @@ import torch
 from ..checkpoints import store
 from ..checkpoints.catalogue import amount, chosen, where
 from ..checkpoints.hub import offline
+from ..progress import Progress
 from ..text import printable
 from .examining import examined, find_targets
 from .machine import versions
@@ -35,10 +36,14 @@ def look(options: DoctorOptions) -> Outcome:
         ValueError: a target is neither a tag nor a folder; all are looked up before any is looked at.
     """
     targets = find_targets(options.targets or ())
-    found: dict[str, Any] = {
-        "installation": installation(),
-        "targets": [{"name": target.name, **examined(target, options.fetch)} for target in targets],
-    }
+    found: dict[str, Any] = {"installation": installation(), "targets": []}
+    with Progress(len(targets), "model", shown=bool(targets)) as bar:
+        for target in bar.over(targets):
+
+            def say(check: str, name: str = target.name) -> None:
+                bar.update(0, at=f"{check} of {printable(name)}")
+
+            found["targets"].append({"name": target.name, **examined(target, options.fetch, say)})
     if options.json:
         return Outcome(found, json.dumps(found, indent=2))
     return Outcome(found, "\n".join(_lines_of(found["targets"]) if targets else _lines(found["installation"])))

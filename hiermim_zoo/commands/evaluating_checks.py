@@ -28,7 +28,9 @@ from .loading import check_img_size, check_model, without_weights
 from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, check_all, gathered
 from .options.shared import RECIPES
-from .output_files import check_writable
+from .output_files import check_ending, check_writable
+
+WRITTEN = (("json", ".json", "results"), ("predictions", ".csv", "predictions"), ("confusion", ".png", "drawings"))
 
 
 def problems(said: Mapping[str, Any]) -> list[str]:
@@ -73,9 +75,10 @@ def check_files(options: EvaluateOptions) -> list[Callable[[], object]]:
     found: list[Callable[[], object]] = []
     if options.output:
         found.append(partial(check_target, options.output, options.force, (LOG,)))
-    for name in ("json", "predictions", "confusion"):
+    for name, ending, what in WRITTEN:
         if file := getattr(options, name):
             found.append(partial(check_writable, file, f"--{name} {file}"))
+            found.append(partial(check_ending, file, f"--{name} {file}", (ending,), what))
     return found
 
 

@@ -101,12 +101,13 @@ def _of_row(name: str, row: Weights, fetched: Path | None = None) -> Target:
 # ---- the checks
 
 
-def examined(target: Target, fetch: bool = False) -> dict[str, Any]:
+def examined(target: Target, fetch: bool = False, say: Callable[[str], object] = str) -> dict[str, Any]:
     """All checks of a target, those that need a model only if one can be made.
 
     Args:
         target: of the user.
         fetch: weights that are not here.
+        say: is told what is looked at next.
 
     Returns:
         "path": of the weights, or None. "checks": records of "check", "state" and "found" (in words), perhaps with
@@ -125,7 +126,11 @@ def examined(target: Target, fetch: bool = False) -> dict[str, Any]:
             found = f"not here; they can be had from: {where(target.row)} (--fetch fetches them)"
             checks.append(_check("weights", WRONG, found))
         return {"path": None, "checks": [*checks, _license(target)]}
-    checks += [_safely("digest", _digest, target), _safely("layout", _layout, target), _license(target)]
+    say("digest")
+    checks.append(_safely("digest", _digest, target))
+    say("layout")
+    checks += [_safely("layout", _layout, target), _license(target)]
+    say("model")
     try:
         model = _model(target)
     except (ValueError, OSError, RuntimeError) as error:
@@ -137,9 +142,12 @@ def examined(target: Target, fetch: bool = False) -> dict[str, Any]:
             whole = create_mae(target.arch, checkpoint=target.folder).eval()
         except (ValueError, OSError, RuntimeError) as error:
             checks.append(_check("decoder", WRONG, _one_line(error)))
+    say("plausibility")
     checks.append(_safely("plausibility", _plausibility, target, whole))
     if target.folder and (target.folder / GOLDEN_FILE).is_file():
+        say("golden")
         checks.append(_safely("golden", _golden, target, whole))
+    say("contract")
     checks.append(_safely("contract", _contract, model))
     return {"path": str(target.file), "checks": checks}
 

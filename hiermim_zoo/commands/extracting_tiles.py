@@ -31,7 +31,8 @@ from ..data.readers import readings
 from ..data.stacks import parts_of
 from ..training.distributed import World
 from .extracting_features import complain, computed, storable
-from .extracting_file import DTYPES, Piece, Tensors, write_file
+from .extracting_file import DTYPES, write_file
+from .extracting_forms import Piece, Tensors
 from .extracting_rows import ImageFiles
 from .loading import model_errors
 from .options.extract import ExtractOptions
@@ -290,7 +291,8 @@ def merge_tiles(parts: list[TiledPart], rows: TiledFiles, options: ExtractOption
     for row, i in enumerate(done):
         for key, shape in parts[i % len(parts)].maps[i].items():
             size = math.prod(shape) * DTYPES[options.dtype].itemsize
-            tensors.append(Tensors(f"{key}.{row}", shape, [Piece(folder / f"{i % len(parts)}.{i}.{key}", 0, size)]))
+            pieces = [Piece(folder / f"{i % len(parts)}.{i}.{key}", 0, size)]
+            tensors.append(Tensors(f"{key}.{row}", shape, pieces, row))
     write_file(tensors, [rows.files[i] for i in done], rows, options, folder)
     said = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in tensors[:4]) + (", ..." if len(tensors) > 4 else "")
     return f"wrote {options.output}: {said} in {options.dtype}, from {len(done)} of {len(rows.files)} {rows.things}"

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
+
+# Endings that promise something; what a command writes is called so only if it is that.
+ENDINGS = (
+    ".arrow", ".bmp", ".csv", ".feather", ".gif", ".h5", ".hdf5", ".htm", ".html", ".jpeg", ".jpg", ".json", ".jsonl",
+    ".mat", ".md", ".npy", ".npz", ".parquet", ".pdf", ".pickle", ".pkl", ".png", ".pt", ".pth", ".safetensors", ".svg",
+    ".tar", ".tif", ".tiff", ".toml", ".tsv", ".txt", ".webp", ".xlsx", ".yaml", ".zarr", ".zip",
+)  # fmt: skip
 
 
 def check_writable(file: Path, called: str) -> None:
@@ -27,3 +37,32 @@ def check_writable(file: Path, called: str) -> None:
     else:
         return
     raise ValueError(f"{called} cannot be written: {why}")
+
+
+def check_ending(file: Path, called: str, endings: Sequence[str], what: str) -> None:
+    """Refuse a name whose ending promises another form than what is written.
+
+    Args:
+        called: what messages call it.
+        endings: that are true, the usual one first.
+        what: is written, in words.
+
+    Raises:
+        ValueError: it does.
+    """
+    if file.suffix.lower() in ENDINGS and file.suffix.lower() not in endings:
+        *others, last = endings
+        forms = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{called}: {what} are written as {forms}; {file.stem}{endings[0]} would work")
+
+
+def image_kind(output: Path) -> str:
+    """What PIL calls the kind of image that a name's ending stands for.
+
+    Raises:
+        ValueError: it stands for none, or for one that PIL only reads.
+    """
+    kind = Image.registered_extensions().get(output.suffix.lower())  # which also loads what SAVE lists
+    if kind not in Image.SAVE:
+        raise ValueError(f"-o {output}: name an image file that can be written, like {output.stem or 'out'}.png")
+    return kind

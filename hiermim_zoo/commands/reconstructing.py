@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..checkpoints.atomic import replacing
@@ -35,7 +34,7 @@ from .input_files import missing
 from .options import Outcome
 from .options.problems import BadOptions, gathered
 from .options.reconstruct import ReconstructOptions
-from .output_files import check_writable
+from .output_files import check_writable, image_kind
 
 MOST = 200  # images of a drawing, each of which is a row of it
 
@@ -48,7 +47,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     """
     if gathered(*quick_checks(options)):
         raise BadOptions(problems(vars(options)))
-    kind, mae = kind_of(options.output), autoencoder_of(options).eval()
+    kind, mae = image_kind(options.output), autoencoder_of(options).eval()
     said = said_in(options.checkpoint) if options.checkpoint else {}
     beside = said.get(IMAGES_KEY, {})
     form = form_of(options, mae.in_chans, beside)
@@ -102,7 +101,7 @@ def quick_checks(options: ReconstructOptions) -> list[Callable[[], object]]:
     found: list[Callable[[], object]] = [partial(check_form, vars(options), 0)]
     found.append(partial(missing, [str(path) for path in options.images or ()], "IMAGES"))
     if options.output:
-        found += [partial(kind_of, options.output), partial(check_writable, options.output, f"-o {options.output}")]
+        found += [partial(image_kind, options.output), partial(check_writable, options.output, f"-o {options.output}")]
     if options.checkpoint and not options.checkpoint.is_dir():
         found.append(partial(missing, [str(options.checkpoint)], "--checkpoint"))
     return found if options.checkpoint else [*found, partial(check_autoencoder, options)]
@@ -134,18 +133,6 @@ def check_autoencoder(options: ReconstructOptions) -> None:
             lines += gathered(*(partial(refuse_videos, {name: value}) for name, value in given.items()))
     if lines:
         raise BadOptions(lines)
-
-
-def kind_of(output: Path) -> str:
-    """What PIL calls the kind of image that a name's ending stands for.
-
-    Raises:
-        ValueError: it stands for none, or for one that PIL only reads.
-    """
-    kind = Image.registered_extensions().get(output.suffix.lower())  # which also loads what SAVE lists
-    if kind not in Image.SAVE:
-        raise ValueError(f"-o {output}: name an image file that can be written, like {output.stem or 'out'}.png")
-    return kind
 
 
 def files_named(path: str, videos: bool) -> list[str]:

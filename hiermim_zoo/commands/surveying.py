@@ -28,7 +28,7 @@ from ..training.image_form import form_of
 from .options import Outcome
 from .options.problems import check_all, gathered
 from .options.stats import StatsOptions
-from .output_files import check_writable
+from .output_files import check_ending, check_writable
 
 NAMED = 5  # files of a kind that the text names
 
@@ -117,6 +117,7 @@ def checks(options: StatsOptions) -> list[Callable[[], object]]:
         found += [partial(check_there, options.data), partial(check_root, options.data_dir, options.data)]
     if options.json:
         found.append(partial(check_writable, options.json, f"--json {options.json}"))
+        found.append(partial(check_ending, options.json, f"--json {options.json}", (".json",), "results"))
     return found
 
 

@@ -23,6 +23,7 @@ from ..masking import random_keep
 from ..models.build import input_shape
 from ..models.conversion import Converted
 from ..models.family import family_of
+from ..progress import Progress
 from ..text import counted
 
 SAMPLE = 10  # images that are looked at
@@ -38,11 +39,13 @@ def verify(converted: Converted, folder: Path) -> str:
         ValueError: naming the tensor that differs.
     """
     written, meant = load_file(folder / MODEL_FILE), converted.contents().state()
-    for name in meant.keys() | written.keys():
-        if name not in written or name not in meant or not torch.equal(written[name], meant[name]):
-            raise ValueError(
-                f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one"
-            )
+    names = meant.keys() | written.keys()
+    with Progress(len(names), "tensor", what="verification") as bar:
+        for name in bar.over(names):
+            if name not in written or name not in meant or not torch.equal(written[name], meant[name]):
+                raise ValueError(
+                    f"verification failed: tensor {name!r} in {folder / MODEL_FILE} differs from the converted one"
+                )
     reloaded: Any = create_model(f"local-dir:{folder}", pretrained=True).eval()
     converted.model.load_state_dict({**converted.model.state_dict(), **meant})  # in the type written
     image = torch.randn(1, *input_shape(reloaded), generator=torch.Generator().manual_seed(0))
@@ -112,10 +115,9 @@ def better_reading(converted: Converted, readings: Mapping[str, Mapping[str, Ten
         whole = {**{f"encoder.{part}": tensor for part, tensor in encoder.items()}, **decoder}
         check_fits(whole, mae.state_dict(), model=f"the autoencoder of {converted.arch}")
         mae.load_state_dict(whole)
-        with torch.inference_mode():  # one by one: the models are large
-            losses[name] = torch.stack(
-                [mae(image[None], row[None]).loss for image, row in zip(images, keep, strict=True)]
-            )
+        with torch.inference_mode(), Progress(len(images), "image", what=f"read as {name}") as bar:
+            pairs = bar.over(zip(images, keep, strict=True))  # one by one: the models are large
+            losses[name] = torch.stack([mae(image[None], row[None]).loss for image, row in pairs])
     best = min(losses, key=lambda name: losses[name].mean().item())
     ahead = int((losses[best] <= torch.stack([*losses.values()]).amin(0)).sum())
     values = ", ".join(f"{loss.mean().item():.4f} read as {name}" for name, loss in losses.items())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checkpoints.layouts import Native
+from ..progress import Progress
 from ..text import counted
 from .family import family_named
 from .grids import Sizes, source_grid
@@ -91,19 +92,17 @@ def similarity(
     level = min(range(len(reductions)), key=lambda level: abs(reductions[level] - patch))
     if native.layout.own or 4 * abs(reductions[level] - patch) > patch:
         return ""
-    ours = model.eval().forward_intermediates(images, indices=[level], intermediates_only=True)[0]  # [B, C, h, w]
-    plain = _plain_vit(native, model)
-    at = model.stage_ends[level]
-    theirs = plain.forward_intermediates(
-        F.interpolate(images, plain.patch_embed.img_size, mode="bicubic", antialias=True),
-        indices=[at],
-        intermediates_only=True,
-        norm=False,
-    )[0]
-    if theirs.shape[2:] != ours.shape[2:]:  # patches of 14 pixels, or another size of image
-        theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
-    cosine = F.cosine_similarity(ours, theirs, dim=1).mean().item()
-    found = f"{cosine:.3f} at 1/{reductions[level]}"
+    plain, at = _plain_vit(native, model.eval()), model.stage_ends[level]
+    cosines = []  # one image after the other: the models are large
+    with Progress(len(images), "image", what="comparison with the plain ViT") as bar:
+        for image in bar.over(images.split(1)):
+            [ours] = model.forward_intermediates(image, indices=[level], intermediates_only=True)  # [1, C, h, w]
+            resized = F.interpolate(image, plain.patch_embed.img_size, mode="bicubic", antialias=True)
+            [theirs] = plain.forward_intermediates(resized, indices=[at], intermediates_only=True, norm=False)
+            if theirs.shape[2:] != ours.shape[2:]:  # patches of 14 pixels, or another size of image
+                theirs = F.interpolate(theirs, ours.shape[2:], mode="bilinear", align_corners=False)
+            cosines.append(F.cosine_similarity(ours, theirs, dim=1).mean())
+    found = f"{torch.stack(cosines).mean().item():.3f} at 1/{reductions[level]}"
     return f"cosine similarity to the plain ViT after block {at + 1}, on {counted(len(images), 'images')}: {found}"
 
 

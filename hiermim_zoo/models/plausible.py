@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..data.photographs import photographs, shown
 from ..masking import random_keep
+from ..progress import Progress
 from .imagenet import IMAGENET_CLASSES, imagenet_names
 
 IMAGES, CLIPS = 10, 6  # photographs that are shown; clips take longer
@@ -289,4 +290,5 @@ def _encoder(model: Any, images: Tensor) -> Trial:
 def _one_by_one(model: Any, inputs: Tensor) -> Tensor:
     """What the model computes, in float32 on the CPU; large models need little memory so."""
     at = next(model.parameters())
-    return torch.cat([model(image.to(at.device, at.dtype)).float().cpu() for image in inputs.split(1)])
+    with Progress(len(inputs), "image", what="plausibility") as bar:
+        return torch.cat([model(image.to(at.device, at.dtype)).float().cpu() for image in bar.over(inputs.split(1))])

@@ -44,7 +44,12 @@ class ExtractOptions(OptionSet):
         metavar="IMAGE",
     )
     model: str = option("ARCH, ARCH.TAG, local-dir:DIR or hf-hub:ORG/NAME; any model of timm", metavar="NAME")
-    output: Path = option("file of safetensors to write", kind=PATH, metavar="FILE", flags=("-o",))
+    output: Path = option(
+        "file to write, in the form of its ending: .safetensors, .npz, .npy (one array) or .parquet",
+        kind=PATH,
+        metavar="FILE",
+        flags=("-o",),
+    )
 
     what: tuple[str, ...] = option(
         "pooled features, last tokens, feature maps",
@@ -124,5 +129,16 @@ class ExtractOptions(OptionSet):
             yield f"--tile {self.tile} cuts images: leave out {flag}, which is of videos"
         if self.tile and "tokens" in self.what:
             yield f"--tile {self.tile} puts maps together, not tokens: use --what maps"
+        yield from self._of_forms()
         if self.seed is not None and self.pretrained:
             yield "--seed is of the random weights: add --no-pretrained"
+
+    def _of_forms(self) -> Iterator[str]:
+        """What the form of the output cannot hold."""
+        ending = self.output.suffix.lower() if self.output else ""
+        if self.dtype == "bfloat16" and ending in (".npy", ".npz", ".parquet"):
+            yield f"--dtype bfloat16: {ending} has no such numbers; use float16 or float32, or write .safetensors"
+        if ending == ".npy" and (len(set(self.what)) > 1 or ("maps" in self.what and len(set(self.levels or ())) != 1)):
+            yield f"-o {self.output} holds one array: ask for one kind of features, of maps for one of --levels"
+        elif ending == ".npy" and self.tile and "maps" in self.what:
+            yield f"-o {self.output} holds one array, but tiles make one of each image: use .npz or .safetensors"
