@@ -324,7 +324,7 @@ class HiViT(Backbone):
 
     def _run(self, images: Tensor, taps: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
         """Run up to the last of ``taps`` (block indices); returns [B, n, s, s, c] for each of them."""
-        images = pad_to_multiple(images, UNIT, MIN_SIDE, self.only_size)
+        images = pad_to_multiple(images, self.in_chans, UNIT, MIN_SIDE, self.only_size)
         grid = (images.shape[-2] // UNIT, images.shape[-1] // UNIT)
         if keep is not None:
             check_keep(keep, images.shape[0], grid[0] * grid[1])

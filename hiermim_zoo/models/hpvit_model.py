@@ -294,7 +294,7 @@ class HPViT(Backbone):
 
     def _run(self, images: Tensor, stages: int) -> list[Tensor]:
         """Run the first ``stages``; returns what each of them ends with, [B, h, w, C]."""
-        images = pad_to_multiple(images, self.patch_embed.multiple, MIN_SIDE, self.only_size)
+        images = pad_to_multiple(images, self.in_chans, self.patch_embed.multiple, MIN_SIDE, self.only_size)
         stride = self.patch_embed.patch_size[0]
         grid = (images.shape[-2] // stride, images.shape[-1] // stride)
         positions = resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)  # [1, N, C]
