@@ -76,17 +76,48 @@ def cubic_weights(old: int, new: int, device: torch.device | None = None) -> Ten
     """What bicubic interpolation does along one axis (Keys' kernel with a = -0.75, corners not aligned, edges
     repeated), as a matrix: a table of ``old`` rows and columns becomes W @ table @ W.T.
 
-    Small tables that grow large are resampled by products of matrices much faster, and any exporter knows them.
+    Small tables that grow large are resampled by products of matrices much faster, and any exporter and compiler knows
+    them, gradients and sizes that a graph leaves open included.
 
     Returns:
         float64 [new, old].
     """
-    at = (torch.arange(new, dtype=torch.float64, device=device) + 0.5) * (old / new) - 0.5
-    first, a = at.floor(), -0.75
+    at = _cells_at(old, new, device)
+    first = at.floor()
     near = torch.arange(-1, 3, dtype=torch.float64, device=device)
-    away = (at[:, None] - (first[:, None] + near)).abs()  # [new, 4]
+    weights = _keys(at[:, None] - (first[:, None] + near), a=-0.75)  # [new, 4]
+    taps = (first[:, None] + near).clamp(0, old - 1).long()
+    return torch.zeros(new, old, dtype=torch.float64, device=device).scatter_add(1, taps, weights)
+
+
+def smooth_cubic_weights(old: int, new: int, device: torch.device | None = None) -> Tensor:
+    """What bicubic interpolation with antialiasing does along one axis, as a matrix like :func:`cubic_weights`.
+
+    Keys' kernel with a = -0.5, as wide as a new cell where cells grow; what reaches beyond the edges is left out, and
+    the rest made up to 1.
+
+    Returns:
+        float64 [new, old].
+    """
+    away = _cells_at(old, new, device)[:, None] - torch.arange(old, dtype=torch.float64, device=device)
+    weights = _keys(torch.minimum(away.abs(), away.abs() * new / old), a=-0.5)  # [new, old]
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def linear_weights(old: int, new: int, device: torch.device | None = None) -> Tensor:
+    """What linear interpolation does along one axis (corners not aligned, edges repeated): float64 [new, old]."""
+    at = _cells_at(old, new, device).clamp(0, old - 1)
+    return (1 - (at[:, None] - torch.arange(old, dtype=torch.float64, device=device)).abs()).clamp(min=0)
+
+
+def _cells_at(old: int, new: int, device: torch.device | None) -> Tensor:
+    """Where the centres of ``new`` cells lie among ``old`` ones: float64 [new]."""
+    return (torch.arange(new, dtype=torch.float64, device=device) + 0.5) * old / new - 0.5
+
+
+def _keys(away: Tensor, a: float) -> Tensor:
+    """Keys' cubic kernel, zero from a distance of 2 on."""
+    away = away.abs()
     inner = ((a + 2) * away - (a + 3)) * away * away + 1
     outer = a * (((away - 5) * away + 8) * away - 4)
-    taps = (first[:, None] + near).clamp(0, old - 1).long()
-    weights = torch.where(away <= 1, inner, outer)
-    return torch.zeros(new, old, dtype=torch.float64, device=device).scatter_add(1, taps, weights)
+    return torch.where(away <= 1, inner, torch.where(away < 2, outer, 0))

@@ -27,6 +27,7 @@ from .checkpoints.files import find_file, read_checkpoint
 from .checkpoints.folder import CONFIG_FILE, DECODER_FILE
 from .geometry import from_units, sincos_table, to_units
 from .layers.groups import ON_HOST
+from .layers.padding import check_images
 from .masking import check_keep, random_keep
 from .models import weights
 from .models.conversion import Converted
@@ -147,6 +148,8 @@ class MaskedAutoencoder(nn.Module):
         if keep is None:
             own = batch if self.recipe.masks == "sample" else 1
             keep = random_keep(own, self.units, self.kept, device=images.device)
+        if not isinstance(keep, Tensor):
+            check_keep(keep, batch, self.units)
         if keep.ndim == 2 and len(keep) == 1 < batch:
             check_keep(keep, 1, self.units)
             if plans is None and self.plans:
@@ -163,6 +166,7 @@ class MaskedAutoencoder(nn.Module):
         return MAEOutput(loss, pred, hidden, keep)
 
     def _check(self, images: Tensor) -> None:
+        check_images(images, self.in_chans, axes=len(self.layout.units))
         if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(
                 f"the autoencoder was built for [B, {', '.join(map(str, (self.in_chans, *self.input_size)))}], "

@@ -32,6 +32,10 @@ def check_keep(keep: Tensor, batch: int, units: int) -> None:
     Raises:
         ValueError: naming what is wrong.
     """
+    if not isinstance(keep, Tensor):
+        raise ValueError(
+            f"keep must be a tensor int64 [{batch}, K], got {type(keep).__name__}: torch.as_tensor(keep) makes one"
+        )
     if keep.dtype != torch.int64 or keep.ndim != 2 or keep.shape[0] != batch or not 0 < keep.shape[1] <= units:
         raise ValueError(f"keep must be int64 [{batch}, K] with 1 <= K <= {units}, got {keep.dtype} {list(keep.shape)}")
     if not on_host(keep):

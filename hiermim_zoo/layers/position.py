@@ -1,14 +1,18 @@
-"""Relative position bias: index, resampling, and the bias of any subset of tokens.
+"""Learned positions of other sizes, and relative position bias: index, resampling, the bias of any subset of tokens.
 
-Letters: S_h, S_w the grid that a table was made for; h, w the grid at hand; K tokens; n heads. A table has one row for
-every offset between two tokens of its grid: (2 S_h - 1)(2 S_w - 1) rows.
+Letters: S_h, S_w the grid that a table was made for; h, w the grid at hand; K tokens; c channels; n heads. A
+bias table has one row for every offset between two tokens of its grid: (2 S_h - 1)(2 S_w - 1) rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from ..geometry import cubic_weights, smooth_cubic_weights
 
 
 def relative_position_index(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -23,7 +27,33 @@ def relative_position_index(grid: tuple[int, int], device: torch.device | None =
     return (row[:, None] - row + h - 1) * (2 * w - 1) + (col[:, None] - col + w - 1)
 
 
-def resample_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+def same_grid(old: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether two grids agree. Of sizes that a graph leaves open none is guessed: they count as different."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(a == b) for a, b in zip(old, new, strict=True))
+    return tuple(old) == tuple(new)
+
+
+def resample_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
+    """Resample learned positions to another grid: bicubic with antialiasing, the values of timm's
+    ``resample_abs_pos_embed`` without an operator that exporters and compilers do not know.
+
+    Args:
+        table: [B, S_h S_w, c].
+        old: (S_h, S_w).
+        new: (h, w).
+
+    Returns:
+        [B, h w, c]; the table itself where the grids agree.
+    """
+    if same_grid(old, new):
+        return table
+    return resample_grid(table.unflatten(1, tuple(old)), new, smooth_cubic_weights).flatten(1, 2)
+
+
+def resample_bias_table(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
     """Resample a bias table to another grid, bicubic over the offsets.
 
     Args:
@@ -34,12 +64,30 @@ def resample_bias_table(table: Tensor, old: tuple[int, int], new: tuple[int, int
     Returns:
         [(2h - 1)(2w - 1), n]; the table itself where the grids agree.
     """
-    if tuple(old) == tuple(new):
+    if same_grid(old, new):
         return table
-    rows, cols = (2 * s - 1 for s in old)
-    grid = table.float().T.reshape(1, -1, rows, cols)  # [1, n, 2 S_h - 1, 2 S_w - 1]
-    grid = F.interpolate(grid, size=[2 * s - 1 for s in new], mode="bicubic", align_corners=False)
-    return grid.flatten(2)[0].T.to(table.dtype)
+    grid = table.unflatten(0, [2 * s - 1 for s in old])[None]  # [1, 2 S_h - 1, 2 S_w - 1, n]
+    return resample_grid(grid, [2 * s - 1 for s in new], cubic_weights)[0].flatten(0, 1)
+
+
+def resample_grid(x: Tensor, new: Sequence[int], weights: Callable[..., Tensor]) -> Tensor:
+    """[B, S_h, S_w, c] -> [B, h, w, c] by a product of matrices along each axis; ``weights`` of geometry.py makes
+    them.
+    """
+    rows, cols = (weights(a, b, x.device) for a, b in zip(x.shape[1:3], new, strict=True))
+    wide = along(rows, x.flatten(2)).unflatten(2, x.shape[2:])  # [B, h, S_w, c]
+    return along(cols, wide).to(x.dtype)
+
+
+def along(weights: Tensor, x: Tensor) -> Tensor:
+    """A product with the rows of the last two axes: [new, old], [..., old, c] -> [..., new, c].
+
+    The result is float32 at least, never autocast: interpolation is no layer to be rounded.
+    """
+    device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
+    rounds = device != "meta" and torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if rounds else nullcontext():
+        return weights.to(wide) @ x.to(wide)
 
 
 def relative_position_bias(table: Tensor, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:

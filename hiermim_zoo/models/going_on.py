@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import adapt_input_conv
 from torch import Tensor
 
 from ..checkpoints.rules import check_fits
+from ..layers.position import resample_positions
 from ..text import counted
 
 POSITIONS, PREDICTION = "decoder.pos_embed", "decoder.pred"
@@ -81,7 +82,7 @@ def _positions(table: Tensor, mae: Any, size: tuple[int, int]) -> Tensor:
             f"{size[0]} x {size[1]} pixels, so they cannot be resampled"
         )
     first, rest = table[:, :prefix], table[:, prefix:].unflatten(1, (times, -1))[0]  # [t, h w, D]
-    moved = resample_abs_pos_embed(rest, [height, width], list(old), num_prefix_tokens=0)
+    moved = resample_positions(rest, old, (height, width))
     return torch.cat([first, moved.flatten(0, 1)[None]], dim=1)
 
 

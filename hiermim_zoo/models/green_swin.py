@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 from timm.layers import to_2tuple
 from timm.models import checkpoint
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -26,9 +27,12 @@ from torch import Tensor, nn
 
 from ..layers.group_attention import Band, group_attention, pair_rows
 from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
+from ..layers.padding import check_images
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
+
+torch.fx.wrap("check_images")  # its branches depend on shapes
 
 
 class GreenSwinBlock(SwinTransformerBlock):
@@ -56,7 +60,23 @@ class GreenSwinBlock(SwinTransformerBlock):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-class GreenSwin(SwinTransformer):
+class Checked:
+    """timm's forward passes, of images that are checked."""
+
+    in_chans: int
+
+    def forward_features(self, x: Tensor) -> Any:
+        """See timm's model."""
+        base: Any = super()
+        return base.forward_features(check_images(x, self.in_chans))
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """See timm's model."""
+        base: Any = super()
+        return base.forward_intermediates(check_images(x, self.in_chans), *args, **kwargs)
+
+
+class GreenSwin(Checked, SwinTransformer):
     """timm's SwinTransformer, maskable.
 
     Args:
@@ -145,7 +165,7 @@ class GreenSwin(SwinTransformer):
             keep: int64 [B, K].
             plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
-        units = unit_grid(images, self.unit)
+        units = unit_grid(check_images(images, self.in_chans), self.unit)
         if not self.dynamic_img_size and tuple(images.shape[-2:]) != tuple(self.patch_embed.img_size):
             raise ValueError(
                 f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.patch_embed.img_size} alone"

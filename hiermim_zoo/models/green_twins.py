@@ -23,10 +23,11 @@ from torch.nn import functional as F
 
 from ..layers.group_attention import Band, group_attention, pair_mask
 from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
+from ..layers.padding import check_images
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
-from .green_swin import set_norm_eps, unit_layout
+from .green_swin import Checked, set_norm_eps, unit_layout
 
 
 class GreenTwinsBlock(Block):
@@ -52,7 +53,7 @@ class GreenTwinsBlock(Block):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
-class GreenTwins(Twins):
+class GreenTwins(Checked, Twins):
     """timm's Twins (the variants with local and global attention in turns), maskable.
 
     Args:
@@ -148,7 +149,7 @@ class GreenTwins(Twins):
             keep: int64 [B, K].
             plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
-        units = unit_grid(images, self.unit)
+        units = unit_grid(check_images(images, self.in_chans), self.unit)
         check_keep(keep, images.shape[0], units[0] * units[1])
         geometries = list(self.geometries(units))
         plans = (

@@ -274,7 +274,7 @@ class Hiera(Backbone):
 
     def _embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         """Tokens with their positions in pooling order [B, n, T, c], and the units along each axis."""
-        images = pad_to_multiple(images, UNIT[-1], MIN_SIDE, self.only_size, axes=self.axes)
+        images = pad_to_multiple(images, self.in_chans, UNIT[-1], MIN_SIDE, self.only_size, axes=self.axes)
         if self.num_frames is not None:
             check_pairs(images.shape[2], "clip of {} frames does not fit")
         grid = tuple(images.shape[2 + axis] // unit for axis, unit in enumerate(self.patch_embed.unit))

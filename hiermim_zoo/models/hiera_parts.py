@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.fx
-from timm.layers import DropPath, Mlp, resample_abs_pos_embed
+from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..geometry import linear_weights
+from ..layers.position import along, resample_positions, same_grid
 from ..layers.unit_attention import UnitGroups, unit_attention
 from ..masking import gather_units, hide_units
 
@@ -82,24 +84,23 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how:
     Returns:
         [1, 8h 8w, c] for the units of ``new``; the table itself where the grids agree.
     """
-    if tuple(old) == tuple(new):
+    if same_grid(old, new):
         return table
     before, after = ([SIDE * units for units in grid] for grid in (old, new))
     if how == "plain":
-        return resample_abs_pos_embed(table, after, before, num_prefix_tokens=0)
+        return resample_positions(table, before, after)
     means = table.unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(2, 4)).flatten(1, 2)  # [1, h w, c]
-    course = resample_abs_pos_embed(means, before, list(old), num_prefix_tokens=0)  # [1, 8h 8w, c]
+    course = resample_positions(means, old, before)  # [1, 8h 8w, c]
     window = (table - course).unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(1, 3))  # [1, 8, 8, c]
     rest = table - window.repeat(1, *old, 1).flatten(1, 2)
-    return resample_abs_pos_embed(rest, after, before, num_prefix_tokens=0) + window.repeat(1, *new, 1).flatten(1, 2)
+    return resample_positions(rest, before, after) + window.repeat(1, *new, 1).flatten(1, 2)
 
 
 def resize_frames(table: Tensor, frames: int) -> Tensor:
     """Learned positions in time for another number of them, linearly: [1, old, c] -> [1, frames, c]."""
-    if table.shape[1] == frames:
+    if same_grid((table.shape[1],), (frames,)):
         return table
-    resized = F.interpolate(table.float().transpose(1, 2), size=frames, mode="linear", align_corners=False)
-    return resized.transpose(1, 2).to(table.dtype)
+    return along(linear_weights(table.shape[1], frames, table.device), table).to(table.dtype)
 
 
 # ---- layers

@@ -15,7 +15,6 @@ Letters: as in hiera_model.py; h, w units of the input along rows and columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ..geometry import cubic_weights
 from ..layers.groups import Geometry, Plans, check_method, make_plans, plan_ahead, ready_plans
+from ..layers.position import resample_grid
 from ..layers.unit_attention import UnitGroups, from_window_order, plan_groups, to_window_order, window_groups
 from ..protocol import Visible
 from .hiera_model import Hiera
@@ -184,15 +184,9 @@ def tiled_positions(coarse: Tensor, unit: Tensor, grid: tuple[int, ...]) -> Tens
     Returns:
         [1, 8 h, 8 w, c].
     """
-    rows, cols = (
-        cubic_weights(old, units * SIDE, coarse.device).to(coarse)
-        for old, units in zip(coarse.shape[2:], grid, strict=True)
-    )
-    device = coarse.device.type
-    rounds = device != "meta" and torch.is_autocast_enabled(device)  # interpolation is no layer for it to round
-    with torch.autocast(device, enabled=False) if rounds else nullcontext():
-        resampled = rows @ coarse @ cols.T  # [1, c, 8 h, 8 w]
-    return (resampled + unit.repeat(1, 1, *grid)).permute(0, 2, 3, 1)
+    tokens = [units * SIDE for units in grid]
+    resampled = resample_grid(coarse.permute(0, 2, 3, 1), tokens, cubic_weights)  # [1, 8 h, 8 w, c]
+    return resampled + unit.permute(0, 2, 3, 1).repeat(1, *grid, 1)
 
 
 def _checked_window(spec: Any) -> int:

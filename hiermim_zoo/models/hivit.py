@@ -9,12 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ..checkpoints.layouts import Native
 from ..checkpoints.tables.hivit import LAYOUTS
-from ..layers.position import resample_bias_table
+from ..layers.position import resample_bias_table, resample_positions
 from ..text import counted
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
@@ -48,7 +47,7 @@ def fit(state: dict[str, Tensor], native: Native, model: HiViT) -> dict[str, Ten
     check_depths(state, model)
     own, old, new = model.state_dict(), _grid(state, sizes_of(native, model)), model.patch_embed.grid_size
     position = state["absolute_pos_embed"]
-    state["absolute_pos_embed"] = resample_abs_pos_embed(position, list(new), list(old), num_prefix_tokens=0)
+    state["absolute_pos_embed"] = resample_positions(position, old, new)
     for name in [name for name in state if name.endswith(TABLE)]:
         if name not in own:
             del state[name]

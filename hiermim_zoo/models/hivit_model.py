@@ -20,7 +20,6 @@ from timm.layers import (
     DropPath,
     Mlp,
     calculate_drop_path_rates,
-    resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
 )
@@ -33,7 +32,7 @@ from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.maps import maps_of_units
 from ..layers.padding import pad_to_multiple
-from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table
+from ..layers.position import relative_position_bias, relative_position_index, resample_bias_table, resample_positions
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
 
@@ -42,7 +41,7 @@ STEM = 4  # pixels along a side of a token of the first stage
 TABLE = "attn.relative_position_bias_table"
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "relative_position_index", "resample_bias_table", "resample_abs_pos_embed"):
+for _leaf in ("pad_to_multiple", "relative_position_index", "resample_bias_table", "resample_positions"):
     torch.fx.wrap(_leaf)
 
 
@@ -292,7 +291,7 @@ class HiViT(Backbone):
         grid = self.patch_embed.grid_size
         with torch.no_grad():
             if self.absolute_pos_embed is not None:
-                table = resample_abs_pos_embed(self.absolute_pos_embed, list(grid), list(old), num_prefix_tokens=0)
+                table = resample_positions(self.absolute_pos_embed, old, grid)
                 self.absolute_pos_embed = nn.Parameter(table, requires_grad=self.absolute_pos_embed.requires_grad)
             for module in self.modules():
                 if isinstance(module, UnitAttention) and module.grid is not None:
@@ -325,7 +324,7 @@ class HiViT(Backbone):
 
     def _run(self, images: Tensor, taps: Sequence[int], keep: Tensor | None = None) -> list[Tensor]:
         """Run up to the last of ``taps`` (block indices); returns [B, n, s, s, c] for each of them."""
-        images = pad_to_multiple(images, UNIT, MIN_SIDE, self.only_size)
+        images = pad_to_multiple(images, self.in_chans, UNIT, MIN_SIDE, self.only_size)
         grid = (images.shape[-2] // UNIT, images.shape[-1] // UNIT)
         if keep is not None:
             check_keep(keep, images.shape[0], grid[0] * grid[1])
@@ -344,9 +343,8 @@ class HiViT(Backbone):
         return levels
 
     def _position(self, grid: tuple[int, int], keep: Tensor | None) -> Tensor:
-        table = resample_abs_pos_embed(
-            self.absolute_pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0
-        )  # [1, N, C]
+        table: Any = self.absolute_pos_embed
+        table = resample_positions(table, self.patch_embed.grid_size, grid)  # [1, N, C]
         return table if keep is None else gather_units(table, keep)  # [1 or B, n, C]
 
     def _bias_index(self, grid: tuple[int, int], keep: Tensor | None, x: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timm.layers import resample_abs_pos_embed, to_2tuple
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..checkpoints.layout import DECODER_REASON
@@ -17,6 +17,7 @@ from ..checkpoints.rules import Rule
 from ..checkpoints.tables.vit import LAYOUTS, hpvit_from_plain, reads_class_token
 from ..checkpoints.tables.vit_shared import CLASS_TOKEN_HEAD, HEAD_DROPPED, PROBE
 from ..layers.arguments import checked_size
+from ..layers.position import resample_positions
 from .build import build_model, default_cfgs_for, timm_model
 from .family import Choice, Family, add_family
 from .grids import Sizes, grid_at, position_table, sizes_of, source_grid
@@ -61,9 +62,7 @@ def fit(state: dict[str, Tensor], native: Native, model: HPViT) -> dict[str, Ten
     """Positions are resampled to the model's grid."""
     embed = model.patch_embed
     old, _ = _source_grid(native, sizes_of(native, model), embed.multiple, embed.patch_size[0])
-    state["pos_embed"] = resample_abs_pos_embed(
-        state["pos_embed"], list(embed.grid_size), list(old), num_prefix_tokens=0
-    )
+    state["pos_embed"] = resample_positions(state["pos_embed"], old, embed.grid_size)
     return state
 
 

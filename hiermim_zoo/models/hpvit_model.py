@@ -25,7 +25,6 @@ from timm.layers import (
     DropPath,
     Mlp,
     calculate_drop_path_rates,
-    resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
 )
@@ -37,13 +36,14 @@ from ..geometry import sincos_table
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.padding import pad_to_multiple
+from ..layers.position import resample_positions
 from ..layers.windows import from_windows, to_windows, window_mask
 
 POOLS = ("avg", "conv")
 STRIDE = 4  # pixels from one token of the first level to the next
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "resample_abs_pos_embed", "to_windows", "from_windows", "window_mask"):
+for _leaf in ("pad_to_multiple", "resample_positions", "to_windows", "from_windows", "window_mask"):
     torch.fx.wrap(_leaf)
 
 
@@ -277,9 +277,7 @@ class HPViT(Backbone):
             )
         old = self.change_size(img_size)
         with torch.no_grad():
-            table = resample_abs_pos_embed(
-                self.pos_embed, list(self.patch_embed.grid_size), list(old), num_prefix_tokens=0
-            )
+            table = resample_positions(self.pos_embed, old, self.patch_embed.grid_size)
             self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
     def prune_intermediate_layers(
@@ -296,12 +294,10 @@ class HPViT(Backbone):
 
     def _run(self, images: Tensor, stages: int) -> list[Tensor]:
         """Run the first ``stages``; returns what each of them ends with, [B, h, w, C]."""
-        images = pad_to_multiple(images, self.patch_embed.multiple, MIN_SIDE, self.only_size)
+        images = pad_to_multiple(images, self.in_chans, self.patch_embed.multiple, MIN_SIDE, self.only_size)
         stride = self.patch_embed.patch_size[0]
         grid = (images.shape[-2] // stride, images.shape[-1] // stride)
-        positions = resample_abs_pos_embed(
-            self.pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0
-        )  # [1, N, C]
+        positions = resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)  # [1, N, C]
         x = self.patch_embed(images) + positions.unflatten(1, grid)  # [B, h, w, C]
         # a copy: without gradients torch's counters of operations stumble over a view of a parameter
         token = self.cls_embed.repeat(x.shape[0], 1, 1) if self.class_token else None  # [B, 1, C]

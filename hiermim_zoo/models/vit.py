@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..checkpoints.layouts import Native
 from ..checkpoints.rules import Copy, Drop, Rule
 from ..checkpoints.tables.vit import PLAIN, one_frame
+from ..layers.padding import check_images
 from ..masking import check_keep, gather_units
 from ..protocol import MaskLayout, Stage, Visible
 from .family import Choice, Family, add_family
@@ -69,6 +70,7 @@ class MaskableViT:
         norm.
         """
         model, prefix = self.model, self.model.num_prefix_tokens
+        check_images(images, model.in_chans)
         x = model.patch_embed(images).flatten(1, -2)  # [B, N, D]; with dynamic_img_size a grid until here
         check_keep(keep, x.shape[0], x.shape[1])
         positions: Any = model.pos_embed  # [1, prefix + N, D]
