@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types format clean
+.PHONY: demo docs test check lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m docs.building
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -25,7 +28,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # One stamp a set of extras; each installs anew when pyproject.toml has changed.
-$(VENV)/.demo $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.docs $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	@touch $@
 

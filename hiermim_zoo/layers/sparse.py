@@ -2,10 +2,8 @@
 3.3).
 
 Two kinds occur in hierarchical transformers. A convolution whose kernel is its stride sees whole patches, and a unit
-holds whole
-patches: it is a linear map of each. Any other looks beyond its unit: hidden neighbours count as zeros, like those
-    beyond the edge
-of the image, and results are computed inside visible units only.
+holds whole patches: it is a linear map of each. Any other looks beyond its unit: hidden neighbours count as zeros, like
+those beyond the edge of the image, and results are computed inside visible units only.
 
 Letters: B images; H, W pixels; U units, K of them visible; t tokens along a side of a unit; N = K t t visible tokens,
 unit after unit; C, D channels; k side of a kernel; r = (k - 1) / 2, tokens that it reaches beyond a unit; s its stride.
