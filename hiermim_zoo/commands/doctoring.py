@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ import torch
 from ..checkpoints import store
 from ..checkpoints.catalogue import amount, chosen, where
 from ..checkpoints.hub import offline
+from ..progress import Progress
 from ..text import printable
 from .examining import examined, find_targets
-from .machine import versions
+from .machine import libraries, versions
 from .options import Outcome
 from .options.doctor import DoctorOptions
 
@@ -25,7 +25,6 @@ SWITCHES = (
     "HIERMIM_WEIGHTS", "HIERMIM_MIRROR", "XDG_CACHE_HOME", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
 )  # fmt: skip
-LIBRARIES = ("huggingface_hub", "safetensors", "numpy", "pillow")
 
 
 def look(options: DoctorOptions) -> Outcome:
@@ -35,10 +34,9 @@ def look(options: DoctorOptions) -> Outcome:
         ValueError: a target is neither a tag nor a folder; all are looked up before any is looked at.
     """
     targets = find_targets(options.targets or ())
-    found: dict[str, Any] = {
-        "installation": installation(),
-        "targets": [{"name": target.name, **examined(target, options.fetch)} for target in targets],
-    }
+    with Progress(len(targets), "target") as bar:
+        looks = [{"name": target.name, **examined(target, options.fetch)} for target in bar.over(targets)]
+    found: dict[str, Any] = {"installation": installation(), "targets": looks}
     if options.json:
         return Outcome(found, json.dumps(found, indent=2))
     return Outcome(found, "\n".join(_lines_of(found["targets"]) if targets else _lines(found["installation"])))
@@ -47,7 +45,7 @@ def look(options: DoctorOptions) -> Outcome:
 def installation() -> dict[str, Any]:
     """What there is on this machine; nothing is asked of any server."""
     return {
-        "versions": {**versions(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": {**versions(), **libraries()},
         "device": device(),
         "folders": [{"path": str(path), "bytes": _size(path)} for path in _folders()],
         "environment": {name: _hidden(value) for name in SWITCHES if (value := _setting(name))},
@@ -62,13 +60,6 @@ def device() -> str:
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     return "mps" if torch.backends.mps.is_available() else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _folders() -> Iterable[Path]:
