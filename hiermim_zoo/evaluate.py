@@ -34,7 +34,7 @@ def execute(options: EvaluateOptions) -> Outcome:
 
 
 def family_values(model: str) -> Mapping[str, str]:
-    from .commands.evaluating_finetune import recipe_in_words
+    from .commands.tuning_recipe import recipe_in_words
 
     return recipe_in_words(model)
 

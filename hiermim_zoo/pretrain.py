@@ -28,9 +28,10 @@ def execute(options: PretrainOptions) -> Path | Outcome:
         from .commands.explaining import explain_pretraining
 
         return explain_pretraining(options)
+    from .commands.recording import record_of_pretraining
     from .training.pretraining import pretrain
 
-    return pretrain(options)
+    return pretrain(options, record_of_pretraining)
 
 
 def family_words(model: str) -> Mapping[str, str]:

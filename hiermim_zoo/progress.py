@@ -95,11 +95,25 @@ class Progress:
         if self.total:
             counted += f" of {self.total / scale:.0f}, {self.done / self.total:.0%}".replace("%", " %")
         more = [f"{name} {value}" for name, value in shown.items()]
+        if self.unit in ("image", "B") and now > self.began:
+            speed = (self.done - self.first) / (now - self.began) / scale
+            more.append(f"{speed:.3g} {'MB' if self.unit == 'B' else 'images'}/s")
         if self.total and self.done > self.first:
             left = (self.total - self.done) * (now - self.began) / (self.done - self.first)
             more.append(f"{duration(left)} left")
         place = f"{counted} {unit}" if self.unit == "B" else f"{unit} {counted}"
         return printable(f"{f'{self.what}: ' if self.what else ''}{place}{': ' if more else ''}{', '.join(more)}")
+
+
+def shown(items: Iterable[Item], unit: str) -> Iterator[Item]:
+    """The items; how many of them are done is shown.
+
+    Args:
+        unit: what they are, in the singular.
+    """
+    known = list(items)
+    with Progress(len(known), unit) as bar:
+        yield from bar.over(known)
 
 
 def duration(seconds: float) -> str:

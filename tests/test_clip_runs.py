@@ -22,6 +22,7 @@ from hiermim_zoo.training import snapshots
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import FineTune, TuningSettings
 from hiermim_zoo.training.resuming import check_units
+from hiermim_zoo.training.run_log import RunLog
 from hiermim_zoo.training.snapshot_files import save_file
 from hiermim_zoo.training.tasks import Goal
 
@@ -140,10 +141,10 @@ def test_epochs_of_fine_tuning_count_what_is_shown(tmp_path: Path) -> None:
     model = Stripes(2)
     world = World(0, 1, torch.device("cpu"))
     tuning = FineTune(model, source, Goal("classes", 2), data_config(model), recipe, TuningSettings(hflip=0.0), world)
-    tuning.train(tmp_path / "log.jsonl")
+    tuning.train(RunLog(tmp_path, 0, tuning.total, True))
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert tuning.total == 2
-    assert [(line["epoch"], line["samples"]) for line in log] == [(1, 4), (2, 8)], "epochs without a step have no line"
+    assert [(line["epoch"], line["samples"]) for line in log] == [(2, 4), (4, 8)], "epochs without a step have no line"
 
 
 def test_a_run_of_less_than_a_step_is_refused() -> None:

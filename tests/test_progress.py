@@ -58,7 +58,7 @@ def test_what_has_no_end_is_counted(clock: Clock, capsys: pytest.CaptureFixture[
     with Progress(None, "B", what="model\x1b[2J") as bar:
         clock.now += EVERY
         bar.update(3_400_000)
-    assert capsys.readouterr().err == "model\\x1b[2J: 3 MB\n"
+    assert capsys.readouterr().err == "model\\x1b[2J: 3 MB: 0.113 MB/s\n"
 
 
 @pytest.mark.parametrize("quiet", ["other processes", "the environment"])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from hiermim_zoo.commands.evaluating_finetune import chosen_settings
 from hiermim_zoo.commands.loading import without_weights
 from hiermim_zoo.commands.options.evaluate import EvaluateOptions
 from hiermim_zoo.commands.options.pretrain import PretrainOptions
+from hiermim_zoo.commands.tuning_recipe import chosen_settings
 from hiermim_zoo.data.batches import Batching
 from hiermim_zoo.models.family import family_of
 from hiermim_zoo.models.shapes import without_memory

@@ -29,6 +29,7 @@ from .soundness import in_type
 DECODER_FILE = "decoder.safetensors"  # fusion and decoder of a masked autoencoder
 GOLDEN_FILE = "golden.safetensors"  # what the model computes for photographs, see golden.py
 CONFIG_FILE, CARD = "config.json", "README.md"
+RUN_FILE = "run.json"  # of a run of training, see training/run_record.py
 OWN_FILES = (MODEL_FILE, DECODER_FILE, GOLDEN_FILE, CONFIG_FILE, CARD)
 PART = ".hiermim-part-"  # begins the names of folders that are being written
 _TOKEN = 8  # bytes that end them
@@ -124,7 +125,7 @@ def check_target(folder: Path, force: bool, also: tuple[str, ...] = ()) -> None:
 
 def _is_own(folder: Path) -> bool:
     """Whether its files were written here, perhaps by a process that was killed before all were in place."""
-    for file in (folder / CONFIG_FILE, *folder.glob(f"{PART}*/{CONFIG_FILE}")):
+    for file in (folder / CONFIG_FILE, folder / RUN_FILE, *folder.glob(f"{PART}*/{CONFIG_FILE}")):
         with suppress(OSError, ValueError):  # no such file, or none of ours
             if CONFIG_KEY in read_json(file):
                 return True

@@ -23,6 +23,7 @@ from ..checkpoints.places import origins, places
 from ..models.listing import architectures
 from ..models.measure import measure, parameters
 from ..models.weights import keeps_decoder
+from ..progress import shown
 from .options import Outcome
 from .options.cards import CardsOptions
 
@@ -118,7 +119,7 @@ def with_table(readme: str) -> str:
     head = ("model", "parameters", "GMACs (input)", "weights", "size", "top-1 (crop)", "trained by", "licence")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     without = []
-    for arch in architectures():
+    for arch in shown(architectures(), "model"):
         size = measure(arch)
         rows = [row for row in manifest.records().values() if row.arch == arch]
         sides = " x ".join(map(str, dict.fromkeys(size.input_size[1:])))
@@ -153,7 +154,7 @@ def in_table(row: Weights) -> tuple[str, ...]:
 def counted() -> str:
     """Parameters of all models with weights, as TOML."""
     head = "# Made by python -m hiermim_zoo.cards: parameters of the model of each set of weights, with its classes.\n"
-    return head + "".join(f'"{name}" = {parameters(name)}\n' for name in manifest.records())
+    return head + "".join(f'"{name}" = {parameters(name)}\n' for name in shown(manifest.records(), "tag"))
 
 
 def model_cards() -> str:

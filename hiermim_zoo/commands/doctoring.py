@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from ..checkpoints.hub import offline
 from ..progress import Progress
 from ..text import printable
 from .examining import examined, find_targets
-from .machine import versions
+from .machine import libraries, versions
 from .options import Outcome
 from .options.doctor import DoctorOptions
 
@@ -26,7 +25,6 @@ SWITCHES = (
     "HIERMIM_WEIGHTS", "HIERMIM_MIRROR", "XDG_CACHE_HOME", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy",
 )  # fmt: skip
-LIBRARIES = ("huggingface_hub", "safetensors", "numpy", "pillow")
 
 
 def look(options: DoctorOptions) -> Outcome:
@@ -52,7 +50,7 @@ def look(options: DoctorOptions) -> Outcome:
 def installation() -> dict[str, Any]:
     """What there is on this machine; nothing is asked of any server."""
     return {
-        "versions": {**versions(), **{name: _version(name) for name in LIBRARIES}},
+        "versions": {**versions(), **libraries()},
         "device": device(),
         "folders": [{"path": str(path), "bytes": _size(path)} for path in _folders()],
         "environment": {name: _hidden(value) for name in SWITCHES if (value := _setting(name))},
@@ -67,13 +65,6 @@ def device() -> str:
     if torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name()}"
     return "mps" if torch.backends.mps.is_available() else f"cpu, {torch.get_num_threads()} threads"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _folders() -> Iterable[Path]:

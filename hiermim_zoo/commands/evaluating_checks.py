@@ -19,9 +19,10 @@ from ..training.finetuning import augmentation, recipe_for
 from ..training.graphs import check_graphs
 from ..training.linear import needed
 from ..training.optimizer import check_optimizer
+from ..training.run_clients import check_clients
 from ..training.run_log import LOG
+from ..training.run_record import has_no_step
 from ..training.small import FEW, TUNING, Size, recipe_of_size
-from .evaluating_finetune import architecture_of, chosen_settings
 from .evaluating_frozen import check_classifier
 from .evaluating_shared import OWN_ARGS, own_model_kwargs
 from .loading import check_img_size, check_model, without_weights
@@ -29,6 +30,7 @@ from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, check_all, gathered
 from .options.shared import RECIPES
 from .output_files import check_ending, check_writable
+from .tuning_recipe import architecture_of, chosen_settings
 
 WRITTEN = (("json", ".json", "results"), ("predictions", ".csv", "predictions"), ("confusion", ".png", "drawings"))
 
@@ -65,6 +67,7 @@ def checks(options: EvaluateOptions) -> list[Callable[[], object]]:
     if options.device and processes_of_run() == 1:
         found.append(partial(pick_device, options.device))
     found.append(partial(check_graphs, options.compile, options.device))
+    found.append(partial(check_clients, options.log or ()))
     if options.method == "linear":
         found.append(needed)
     return [*found, partial(check_sketch, options)] if options.model else found
@@ -74,7 +77,8 @@ def check_files(options: EvaluateOptions) -> list[Callable[[], object]]:
     """Checks of what is to be written."""
     found: list[Callable[[], object]] = []
     if options.output:
-        found.append(partial(check_target, options.output, options.force, (LOG,)))
+        force = options.force or has_no_step(options.output)
+        found.append(partial(check_target, options.output, force, (LOG,)))
     for name, ending, what in WRITTEN:
         if file := getattr(options, name):
             found.append(partial(check_writable, file, f"--{name} {file}"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,23 @@ from ..checkpoints.folder import Contents, own_cfg, write_folder
 from ..checkpoints.licenses import UNSTATED
 from ..data.splits import Labelled, classes_by_label
 from ..data.transforms import data_config
-from ..models.family import check_arch
-from ..models.recipes import FineTuning
 from ..text import counted
 from ..training.distributed import World, gather_objects
 from ..training.endings import about_training
-from ..training.finetuning import FineTune, TuningSettings, check_warmup, new_classifier, recipe_for
+from ..training.finetuning import FineTune, new_classifier, recipe_for
 from ..training.image_form import form_for, said_of, to_remember
 from ..training.probe import Inference, Shown, outputs
-from ..training.run_log import LOG, say
-from ..training.small import LIGHT_CROP, Size, chosen_in_words, recipe_of_size, small_tuning
-from ..training.tasks import TASKS, Goal, outputs_of
+from ..training.run_log import RunLog, say
+from ..training.run_record import RunRecord
+from ..training.small import Size, chosen_in_words, recipe_of_size
+from ..training.tasks import Goal, outputs_of
 from ..version import __version__
 from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
+from .explaining import Tuned
 from .loading import without_weights
 from .options.evaluate import EvaluateOptions
-from .options.problems import rate_of
-from .options.shared import BY_PAPER
-
-OPTIONS = {field.name for field in dataclasses.fields(EvaluateOptions)}
-RECIPE_OPTIONS = {  # option -> the value of the recipe that it replaces
-    **{field.name: field.name for field in dataclasses.fields(FineTuning) if field.name in OPTIONS},
-    "batch_size": "batch",
-}
+from .recording import record_of_tuning
+from .tuning_recipe import architecture_of, chosen_settings, recipe_of_kind
 
 
 def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str, Any]]:
@@ -61,7 +56,7 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
         options.model, arch, goal.outputs, recipe, pretrained=options.pretrained, seed=options.seed, **kwargs
     )
     config = place(model, options, world)
-    tuning = FineTune(model, train.source, goal, config, recipe, tuning_settings, world)
+    tuning = FineTune(model, train.source, goal, config, recipe, tuning_settings, world, options.output)
     how = reading(options, config, world, tuning.batching.micro)
 
     def report(epoch: int) -> dict[str, Any]:
@@ -72,19 +67,35 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
 
     if followed == "small":
         say(chosen_by_size(tuning, train, world), world.first)
-    tuning.train(options.output and options.output / LOG, report)
-    tuning.settle()
-    found = told(tuning, test, world, how)
-    about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
-    images = None if train.source.streamed else len(train.source)
-    found = dataclasses.replace(found, warnings=tuple(about), trained=images)
-    settings = {"recipe": followed, **dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
-    settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
-    settings |= {"processes": world.size, "computed in": tuning.computed}
-    settings |= {"class_weights": options.class_weights} if options.class_weights else {}
-    if options.output and world.first:
-        export(options, options.output, tuning, arch, config, train, settings, found)
+    tuned = Tuned(recipe_for(arch), recipe, tuning_settings, followed, train.kind)
+    with noted(options, tuning, tuned, train, world) as log:
+        tuning.train(log, report)
+        tuning.settle()
+        found = told(tuning, test, world, how)
+        about = about_training(tuning.total, tuning.total, 0, False, tuning.losses)
+        images = None if train.source.streamed else len(train.source)
+        found = dataclasses.replace(found, warnings=tuple(about), trained=images)
+        settings = {"recipe": followed, **dataclasses.asdict(recipe), **dataclasses.asdict(tuning_settings)}
+        settings |= {"steps": tuning.total, "samples": tuning.total * tuning.batching.batch}
+        settings |= {"processes": world.size, "computed in": tuning.computed}
+        settings |= {"class_weights": options.class_weights} if options.class_weights else {}
+        if options.output and world.first:
+            export(options, options.output, tuning, arch, config, train, settings, found)
     return found, settings
+
+
+@contextmanager
+def noted(options: EvaluateOptions, tuning: FineTune, tuned: Tuned, train: Labelled, world: World) -> Iterator[RunLog]:
+    """Inside, the run runs: run.json in the output folder says so, and in the end how it ended.
+
+    Returns:
+        The log, which is on the disk if there is such a folder.
+    """
+    about = record_of_tuning(options, tuning, tuned, train, world) if options.output and world.first else {}
+    record = RunRecord(options.output, world.first)
+    record.begin(about, {"command": options.command("evaluate"), "total": tuning.total})
+    with record.during(lambda: tuning.done, tuning.total):
+        yield RunLog(options.output, 0, tuning.total, world.first, options.log or (), about)
 
 
 def chosen_by_size(tuning: FineTune, train: Labelled, world: World) -> str:
@@ -114,79 +125,6 @@ def goal_of(options: EvaluateOptions, train: Labelled) -> Goal:
         raise ValueError(f"--num-classes {options.num_classes}, but the labels of {train.spec} are {train.kind}")
     weights = weights_of(options, train, train.names, train.truth)
     return Goal(train.kind, len(train.names), train.truth, weights)
-
-
-def recipe_of_kind(options: EvaluateOptions, recipe: FineTuning, kind: str) -> FineTuning:
-    """The recipe as it suits the targets: what blends images and labels is off where numbers are told.
-
-    Raises:
-        ValueError: an option asks for it all the same.
-    """
-    if TASKS[kind].blends:
-        return recipe
-    for name in ("mixup", "cutmix", "smoothing"):
-        if value := getattr(options, name):
-            raise ValueError(f"--{name} {value:g} is for classes and tags, not for {kind}")
-    return dataclasses.replace(recipe, mixup=0.0, cutmix=0.0, smoothing=0.0)
-
-
-def architecture_of(name: str, model: Any) -> str:
-    """The architecture of a model, whatever the form of its name."""
-    arch: str = model.pretrained_cfg["architecture"] if ":" in name else check_arch(name)
-    return arch
-
-
-def chosen_settings(options: EvaluateOptions, arch: str, size: Size | None = None) -> tuple[FineTuning, TuningSettings]:
-    """The recipe of the architecture, and what it leaves open, with what the options say instead.
-
-    Args:
-        size: of few data, by which the small recipe goes; None: the recipe is the paper's.
-
-    Raises:
-        ValueError: the architecture has no recipe, or options do not go with it.
-    """
-    said = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    said = {name: value for name, value in said.items() if value is not None}
-    if said.get("auto_augment") == "none":
-        said["auto_augment"] = ""
-    changes = {field: said[option] for option, field in RECIPE_OPTIONS.items() if option in said}
-    row = recipe_for(arch)
-    if size:
-        row = small_tuning(row, size, options.batch_size, options.epochs, options.accumulate or 1)
-    recipe = dataclasses.replace(row, **changes)
-    check_warmup(recipe, changes)
-    if recipe.schedule == "simmim":  # floor and start are those of the row's batch, and scale with it
-        scale = recipe.batch / recipe_for(arch).batch
-        floor = said.get("min_lr", recipe.min_lr * scale)
-        recipe = dataclasses.replace(recipe, min_lr=floor, start_lr=recipe.start_lr * scale)
-    if options.lr:
-        recipe = dataclasses.replace(recipe, blr=options.lr * 256 / recipe.batch)
-    rate_of(recipe.blr, recipe.batch)
-    own = {field.name for field in dataclasses.fields(TuningSettings)}
-    said = {"crop_scale": LIGHT_CROP, **said} if size else said
-    return recipe, TuningSettings(**{name: value for name, value in said.items() if name in own})
-
-
-def recipe_in_words(name: str) -> dict[str, str]:
-    """What the family of a model says in place of the options, by option; nothing where it has no recipe.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    arch = architecture_of(name, without_weights(name, {}) if ":" in name else None)
-    try:
-        recipe = recipe_for(arch)
-    except ValueError:
-        return {}
-    values = {option: getattr(recipe, field) for option, field in RECIPE_OPTIONS.items()}
-    words = {option: value if isinstance(value, str) else f"{value or 0:g}" for option, value in values.items()}
-    words |= {option: f"{words[option]}{BY_PAPER}" for option in ("epochs", "warmup", "blr")}
-    return {
-        **words,
-        "clip": words["clip"] if recipe.clip else "any",
-        "auto_augment": words["auto_augment"] or "none",
-        "batch_size": f"64 images; of a step {recipe.batch}{BY_PAPER}",
-    }
 
 
 def classes_of(options: EvaluateOptions, train: Labelled) -> int:

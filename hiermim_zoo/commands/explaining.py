@@ -30,7 +30,6 @@ from ..training.run_data import open_data
 from ..training.schedule import Schedule, pretraining_schedule, tuning_schedule
 from ..training.small import FEW, PRETRAINING, REFERENCE, TUNING, Rule, Size, recipe_of_size, small_decoder
 from .evaluating_checks import check as check_evaluation
-from .evaluating_finetune import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind
 from .evaluating_shared import open_data as open_splits
 from .evaluating_shared import own_model_kwargs
 from .loading import without_weights
@@ -39,6 +38,7 @@ from .options.evaluate import EvaluateOptions
 from .options.fields import long_flag
 from .options.pretrain import AUTO, SCHEDULED, PretrainOptions
 from .options.shared import RECIPES
+from .tuning_recipe import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind
 
 RECIPE, OPTION, RULE, DATA = "recipe", "option", "rule", "data"  # where a value comes from
 SMALL = "recipe small"
@@ -56,6 +56,23 @@ class Line(NamedTuple):
     instead: str = ""  # of the recipe's value, where an option changed it
 
 
+class Counted(NamedTuple):
+    """Data of which nothing but their number is known."""
+
+    number: int
+    noun: str  # images or videos
+
+
+class Tuned(NamedTuple):
+    """A fine-tuning, as far as its recipe goes."""
+
+    row: FineTuning  # of the paper
+    recipe: FineTuning  # that is followed
+    settings: TuningSettings
+    followed: str  # the name of the recipe
+    kind: str  # of the labels
+
+
 def explain_pretraining(options: PretrainOptions) -> Outcome:
     """What ``pretrain`` would do with these options; without data as far as that does not depend on them.
 
@@ -71,39 +88,65 @@ def explain_pretraining(options: PretrainOptions) -> Outcome:
     size = Size(len(source), source.repeat, 1) if source else None
     chosen = with_recipe(said, size, device, sketch) if size else _without_data(said, device, sketch)
     row, mae = rows_of(chosen, rows).pretraining, sketched(chosen, rows)
+    data = Counted(len(source), source.noun) if source else None
+    lines = pretraining_lines(options, chosen, row, mae, device, data)
+    return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
+
+
+def pretraining_lines(
+    options: PretrainOptions,
+    chosen: PretrainOptions,
+    row: Pretraining,
+    mae: MaskedAutoencoder,
+    device: str,
+    data: Counted | None,
+) -> list[Line]:
+    """The values of a run of pre-training, and where each comes from.
+
+    Args:
+        options: as they were said.
+        chosen: with what recipe, data and memory say.
+        row: of the recipe, as the run follows it.
+        device: its type.
+        data: None: unknown.
+    """
+    size = Size(data.number, 1, 1) if data else None
     lines = [_recipe(options.recipe, chosen.recipe, size, device), *_schedule(options, chosen, row)]
     lines += [
         _line("opt", chosen.opt, "adamw", chosen.opt != "adamw"),
         _line("clip", chosen.clip or None, None, bool(chosen.clip)),
     ]
-    if chosen.accumulate is None:
-        lines.append(Line("accumulate", "what fits into memory", SMALL, "1"))
+    if chosen.recipe != "paper" and options.accumulate is None:
+        fits = "what fits into memory"
+        known = None if chosen.accumulate is None else f"{SMALL}: {fits}"
+        lines.append(Line("accumulate", str(chosen.accumulate or fits), known or SMALL, "1"))
     else:
         lines.append(_line("accumulate", chosen.accumulate, 1, options.accumulate is not None))
     lines += _autoencoder(options, chosen, mae)
-    lines += [
-        Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE),
-    ]
+    lines.append(Line("no weight decay", _no_decay(mae, undecayed(mae, row)), RECIPE))
+    lines += _statistics(options, mae)
+    clips = len(mae.input_size) > 2
+    if clips:
+        for name, default in (("frame_stride", STRIDE), ("frame_rate", RATE)):
+            told = getattr(options, name)
+            lines.append(_line(name, told or default, default, told is not None))
+    if data:
+        return lines + _course(data, chosen, row, pretraining_of(options.model).ahead)
+    return [*lines, *_course_without_data("videos" if clips else "images", options.steps, chosen.recipe, PRETRAINING)]
+
+
+def _statistics(options: PretrainOptions, mae: MaskedAutoencoder) -> Iterable[Line]:
+    """Mean and standard deviation of the channels."""
     loaded = options.pretrained or options.checkpoint
     usual = "the weights that it starts from" if loaded else RECIPE if mae.recipe.imagenet else "the architecture's"
     own_config = data_config(mae.encoder, mae.input_size)
     for name in ("mean", "std"):
         given, own = getattr(options, name), _words(own_config[name])
         if given is None:
-            lines.append(Line(name, own, usual))
+            yield Line(name, own, usual)
         else:
             value = f"{AUTO}: measured on images" if given == (AUTO,) else _words(given)
-            lines.append(Line(name, value, f"{OPTION} --{name}", own if value != own else ""))
-    clips = len(mae.input_size) > 2
-    if clips:
-        for name, default in (("frame_stride", STRIDE), ("frame_rate", RATE)):
-            told = getattr(options, name)
-            lines.append(_line(name, told or default, default, told is not None))
-    if source and size:
-        lines += _course(size.images, source.noun, chosen, row, rows.pretraining.ahead)
-    else:
-        lines += _course_without_data("videos" if clips else "images", options.steps, chosen.recipe, PRETRAINING)
-    return _outcome(options.model, lines, {"pre-training": row.source, "autoencoder": mae.recipe.source})
+            yield Line(name, value, f"{OPTION} --{name}", own if value != own else "")
 
 
 def _source(said: PretrainOptions, sketch: MaskedAutoencoder) -> Source:
@@ -144,6 +187,24 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     unsized = options if size or not small else options.having(warmup=None)  # whose epochs depend on the data
     recipe, settings = chosen_settings(unsized, arch, (size or Size(FEW, repeat, 1)) if small else None)
     recipe = recipe_of_kind(options, recipe, kind)
+    tuned = Tuned(row, recipe, settings, followed, kind)
+    data = Counted(len(train.source), train.source.noun) if train else None
+    noun = "videos" if len(input_shape(sketch)) > 3 else "images"
+    return _outcome(options.model, tuning_lines(options, tuned, device, data, noun), {"fine-tuning": row.source})
+
+
+def tuning_lines(
+    options: EvaluateOptions, tuned: Tuned, device: str, data: Counted | None, noun: str = "images"
+) -> list[Line]:
+    """The values of a fine-tuning, and where each comes from.
+
+    Args:
+        device: its type.
+        data: None: unknown.
+        noun: of data that are unknown.
+    """
+    row, recipe, settings, followed, kind = tuned
+    size, small = Size(data.number, recipe.repeat, 1) if data else None, followed != "paper"
     option_of = {field: option for option, field in RECIPE_OPTIONS.items()}
     lines = [_recipe(options.recipe or RECIPES[0], followed, size, device)]
     for field in dataclasses.fields(FineTuning):
@@ -169,14 +230,10 @@ def explain_finetuning(options: EvaluateOptions) -> Outcome:
     elif options.blr is None:
         lines.append(_of_number("lr", rule, TUNING))
     lines += _settings(options, settings)
-    if train:
+    if data:
         parts = (recipe.batch, settings.accumulate, recipe.repeat, recipe.epochs, row.ahead)
-        count, noun = len(train.source), train.source.noun
-        lines += _steps(count, noun, *parts, lambda batching: tuning_schedule(recipe, batching))
-    else:
-        noun = "videos" if len(input_shape(sketch)) > 3 else "images"
-        lines += _course_without_data(noun, None, followed, TUNING)
-    return _outcome(options.model, lines, {"fine-tuning": row.source})
+        return lines + _steps(data.number, data.noun, *parts, lambda batching: tuning_schedule(recipe, batching))
+    return [*lines, *_course_without_data(noun, None, followed, TUNING)]
 
 
 # ---- parts
@@ -300,10 +357,10 @@ def _autoencoder(options: PretrainOptions, chosen: PretrainOptions, mae: MaskedA
         yield Line("positions", value, RECIPE) if value == usual else Line("positions", value, "checkpoint", usual)
 
 
-def _course(count: int, noun: str, chosen: PretrainOptions, row: Pretraining, ahead: float) -> list[Line]:
+def _course(data: Counted, chosen: PretrainOptions, row: Pretraining, ahead: float) -> list[Line]:
     return _steps(
-        count,
-        noun,
+        data.number,
+        data.noun,
         chosen.batch_size,
         chosen.accumulate or 1,
         chosen.repeat or 1,

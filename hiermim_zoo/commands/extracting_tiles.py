@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from huggingface_hub.utils import tqdm
 from timm.data.transforms import MaybeToTensor
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +28,7 @@ from ..data.decoding import Form
 from ..data.parts import Parts
 from ..data.readers import readings
 from ..data.stacks import parts_of
+from ..progress import Progress
 from ..training.distributed import World
 from .extracting_features import complain, computed, storable
 from .extracting_file import DTYPES, write_file
@@ -249,7 +249,7 @@ def write_tiles(model: Any, rows: TiledFiles, options: ExtractOptions, folder: P
     chunks = Chunks(rows, images, options.batch_size)
     loader: Any = DataLoader(chunks, batch_size=None, num_workers=min(options.workers, len(images)))
     part, begun = TiledPart({}, {}), dict[int, Stitched]()
-    with tqdm(total=len(images), unit="image", disable=None if world.first else True) as bar:
+    with Progress(len(images), "image", shown=world.first, leave=True) as bar:
         for chunk in readings(loader):
             i = chunk.image
             if chunk.tiles is None:

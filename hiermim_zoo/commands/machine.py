@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..version import __version__
 from .step_costs import seconds_of
 
 SAMPLES = 10
+LIBRARIES = ("huggingface_hub", "safetensors", "numpy", "pillow")
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -40,6 +42,18 @@ def versions() -> dict[str, Any]:
         "cudnn": cudnn,
         "timm": timm.__version__,
     }
+
+
+def libraries() -> dict[str, str | None]:
+    """Of what reads and writes; None: not installed."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def cores() -> int:

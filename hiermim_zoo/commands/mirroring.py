@@ -19,6 +19,7 @@ from ..checkpoints.licenses import why_not_passed_on
 from ..checkpoints.manifest import Weights, parameters, records
 from ..checkpoints.mirrors import RECORD
 from ..checkpoints.upload import Repository
+from ..progress import shown
 from ..text import printable
 from .listing import near
 from .options import Outcome
@@ -68,7 +69,7 @@ def into_organisation(rows: Sequence[Weights], organisation: str, options: Mirro
     together(*(lambda row=row: check_license(row.strict_license, permission, row.name) for row in rows))
     user = Repository(f"{organisation}/{rows[0].name}", options.token)
     found = []
-    for row in rows:
+    for row in shown(rows, "tag"):
         repository = user.at(f"{organisation}/{row.name}")
         with tempfile.TemporaryDirectory() as scratch:
             ready = prepared(row.name, Path(scratch), repository.name, permission or "")
@@ -102,7 +103,7 @@ def into_folder(rows: Sequence[Weights], folder: Path, options: MirrorOptions) -
         return Outcome([], "\n".join([f"into {folder}:", *lines, "dry run: nothing was written"]))
     folder.mkdir(parents=True, exist_ok=True)
     found = []
-    for row in rows:
+    for row in shown(rows, "tag"):
         size = bundled(row, folder)
         print(f"{row.name}: {amount(size)} in {printable(folder / row.name)}")
         found.append({"name": row.name, "folder": str(folder / row.name)})

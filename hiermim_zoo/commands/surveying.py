@@ -22,6 +22,7 @@ from ..data.images import FileImages
 from ..data.kinds import check_root, check_there, open_images
 from ..data.readers import readings
 from ..data.statistics import values_of
+from ..progress import Progress
 from ..text import counted, printable
 from ..training.checks import check_form
 from ..training.image_form import form_of
@@ -136,7 +137,8 @@ def survey(options: StatsOptions) -> Outcome:
     count = min(options.most or total, total)
     files = Files(source, [n * total // count for n in range(count)])
     loader: Any = DataLoader(files, batch_size=None, num_workers=options.workers, collate_fn=None)
-    result = summary(list(readings(loader)), source)
+    with Progress(count, "image") as bar:
+        result = summary(list(bar.over(readings(loader))), source)
     if options.json:
         with replacing(options.json) as part:
             part.write_text(json.dumps(result, indent=2), encoding="utf-8")

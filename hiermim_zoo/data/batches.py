@@ -16,8 +16,10 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -304,8 +306,11 @@ class CheckedBatches:
             process that reads was killed.
     """
 
-    def __init__(self, loader: Any, source: Source, max_bad: float, classes: int | None = None) -> None:
+    def __init__(
+        self, loader: Any, source: Source, max_bad: float, classes: int | None = None, listed: Path | None = None
+    ) -> None:
         self.loader, self.source, self.max_bad, self.classes = loader, source, max_bad, classes
+        self.listed = listed
         self.bad: set[int] = set()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Companions]]:
@@ -331,6 +336,11 @@ class CheckedBatches:
             return
         self.bad.add(position)
         which = f"{printable(self.source.name_of(position))}{self.reason(position)}"
+        if self.listed:
+            with suppress(OSError):  # a full disk ends the run where it writes a snapshot
+                self.listed.parent.mkdir(parents=True, exist_ok=True)
+                with self.listed.open("a", encoding="utf-8") as file:
+                    file.write(f"{printable(which)}\n")
         if len(self.bad) > bad_allowed(self.max_bad, len(self.source)):
             raise ValueError(
                 f"{len(self.bad)} of {counted(len(self.source), self.source.noun)} cannot be read, "
@@ -377,6 +387,7 @@ class Loading:
         prepare: what is to be made of the columns of a batch, in the worker.
         erase: probability of random erasing.
         classes: labels must be below; None: they are not looked at.
+        unreadable: file that lists items that cannot be read, with the reason; None: no file does.
     """
 
     mean: tuple[float, ...]
@@ -389,6 +400,7 @@ class Loading:
     prepare: Callable[[Tensor], Any] | None = None
     erase: float = 0.0
     classes: int | None = None
+    unreadable: Path | None = None
 
     def loader_options(self) -> dict[str, Any]:
         """Of torch's DataLoader."""
@@ -422,7 +434,8 @@ def batches(
     """
     how = Loading(**loading)
     loader = _stream_loader if source.streamed else _position_loader
-    checked = CheckedBatches(loader(source, transform, batching, steps, how), source, how.max_bad, how.classes)
+    read = loader(source, transform, batching, steps, how)
+    checked = CheckedBatches(read, source, how.max_bad, how.classes, how.unreadable)
     # timm's loader takes images alone: to it the frames of a clip are channels, so it erases one place in all of them
     channels, *frames, _, _ = how.input_size
     deep = math.prod(frames)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..progress import Progress
 from .decoding import Image_
 from .source import Source
 
@@ -55,7 +56,8 @@ def measured(source: Source, most: int = SAMPLE) -> Statistics:
     Raises:
         ValueError: none can be read.
     """
-    return statistics_of(image for image in sample(source, most))
+    with Progress(None if source.streamed else min(most, len(source)), "image", what="mean of images") as bar:
+        return statistics_of(bar.over(sample(source, most)))
 
 
 def sample(source: Source, most: int) -> Iterable[Image_]:

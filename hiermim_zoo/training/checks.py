@@ -28,6 +28,7 @@ from .graphs import check_graphs
 from .image_form import form_of
 from .lock import FolderLock
 from .optimizer import check_optimizer
+from .run_clients import check_clients
 from .small import PRETRAINING
 
 # Options of which each alone may be one that a model cannot be built with.
@@ -75,6 +76,7 @@ def quick_checks(options: PretrainOptions) -> list[Callable[[], object]]:
     found += [partial(pick_device, options.device)] if options.device and processes_of_run() == 1 else []
     found.append(partial(check_graphs, options.compile, options.device))
     found.append(partial(check_root, options.data_dir, options.data))
+    found.append(partial(check_clients, options.log or ()))
     channels = options.in_chans or (0 if options.checkpoint else 3)
     found.append(partial(check_form, vars(options), channels))
     if options.model and not options.resume:

@@ -5,10 +5,8 @@ Recipes are in :mod:`hiermim_zoo.training.optimizer`.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -30,12 +28,11 @@ from ..data.transforms import make_transform
 from ..models.build import make_model
 from ..models.family import families, family_of
 from ..models.recipes import FineTuning
-from ..progress import Progress
 from .distributed import OnItsWay, World, steps_behind, summed, unsynchronised
 from .graphs import begin_pass, hold_gradients, how
 from .optimizer import gradient_norm, make_optimizer
 from .precision import autocast, train_in
-from .run_log import Forecast, say
+from .run_log import Forecast, Meter, RunLog, peak_memory, unreadable_file
 from .schedule import set_lr, tuning_schedule
 from .tasks import Goal, Wanted, objective, tell_values
 
@@ -166,6 +163,7 @@ class FineTune:
         source: labelled images.
         goal: what is to be told of them.
         config: of timm's preprocessing.
+        output: folder in which what cannot be read is listed; None: nowhere.
 
     Raises:
         ValueError: recipe, data and processes do not go together.
@@ -180,6 +178,7 @@ class FineTune:
         recipe: FineTuning,
         settings: TuningSettings,
         world: World,
+        output: Path | None = None,
     ) -> None:
         check_warmup(recipe)
         self.model, self.recipe, self.settings, self.world = model, recipe, settings, world
@@ -209,6 +208,8 @@ class FineTune:
         self.schedule = tuning_schedule(recipe, self.batching)
         self.total = self.schedule.total
         self.losses: list[float] = []  # of each epoch
+        self.done = 0  # the last step that was taken
+        self.meter = Meter(0, self.batching.batch)
         self.batches = batches(
             source,
             augmentation(config, recipe, settings),
@@ -222,6 +223,7 @@ class FineTune:
             max_bad=settings.max_bad,
             erase=recipe.erase,
             classes=goal.outputs if goal.truth is None else None,
+            unreadable=output and unreadable_file(output, world.rank),
         )
         ids = [world.device.index] if world.device.type == "cuda" else None
         self.parallel = DistributedDataParallel(model, ids) if world.size > 1 else model
@@ -243,10 +245,11 @@ class FineTune:
             tell_values(self.result, self.scale)
         self.told = True
 
-    def train(self, log: Path | None = None, report: Callable[[int], dict[str, Any]] = lambda epoch: {}) -> None:
-        """Run through all epochs; the first process shows a bar and writes a line of JSON to the log after each.
+    def train(self, log: RunLog | None = None, report: Callable[[int], dict[str, Any]] = lambda epoch: {}) -> None:
+        """Run through all epochs; the first process shows a bar and writes a line of the log after each.
 
         Args:
+            log: that is closed in the end; None: there is a bar alone.
             report: what else to log after an epoch (counted from 0); called in all processes.
 
         Raises:
@@ -258,73 +261,77 @@ class FineTune:
         torch.manual_seed(seed)
         self.computed = train_in(self.world.device, self.settings.amp)
         self.forecast = Forecast(0, self.total)
-        with Progress(self.total, "step", shown=self.world.first) as bar:
+        self.meter = Meter(0, self.batching.batch)
+        log = log or RunLog(None, 0, self.total, self.world.first)
+        try:
             for epoch in range(self.recipe.epochs):
                 steps = range(*map(self.batching.steps_of, (epoch, epoch + 1)))
                 if not steps:  # several clips of a video make short epochs
                     continue
-                samples = steps.stop * self.batching.batch
-                line = {"epoch": epoch, "samples": samples, **self._epoch(steps, bar), **report(epoch)}
+                at = {"epoch": steps.stop / self.batching.per_epoch, "samples": steps.stop * self.batching.batch}
+                line = self._epoch(steps, log)
                 self.losses.append(line["loss"])
-                if log and self.world.first:
-                    log.parent.mkdir(parents=True, exist_ok=True)
-                    with log.open("a" if epoch else "w", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                log.note(steps.stop, **at, **line)
+                with self.meter.stopped():
+                    if more := report(epoch):
+                        log.note(steps.stop, **at, **more)
+        finally:
+            log.close()
 
-    def _epoch(self, steps: range, bar: Progress) -> dict[str, float]:
-        start = time.perf_counter()
+    def _epoch(self, steps: range, log: RunLog) -> dict[str, float]:
+        """What a line of the log has of an epoch."""
         self.model.train()
-        total, latest = 0.0, None
-        coming: deque[tuple[int, OnItsWay]] = deque()  # losses
-        behind = steps_behind(self.world.device)
+        coming: deque[tuple[int, OnItsWay]] = deque()  # losses and norms
+        behind, norm = steps_behind(self.world.device), 0.0
         for step in steps:
             coming.append((step, self._step(step)))
             if len(coming) > behind:
-                latest = self._read(*coming.popleft())
-                total += latest
-            speed = (step + 1 - steps.start) * self.batching.batch / (time.perf_counter() - start)
-            bar.update(loss=None if latest is None else f"{latest:.4f}", images_s=f"{speed:.0f}")
-            say(self.forecast.after(step + 1), self.world.first)
-        total += sum(self._read(*late) for late in coming)
-        mean = summed(torch.tensor([total], device=self.world.device)).item() / (len(steps) * self.world.size)
-        seconds = time.perf_counter() - start
-        speed = len(steps) * self.batching.batch / seconds
+                norm = self._read(*coming.popleft())
+            self.done = step + 1
+            speed, latest = self.meter.lap(), self.meter.losses[-1:]
+            log.progress(loss=f"{latest[0]:.4f}" if latest else None, images_s=f"{speed:.0f}")
+            log.say(self.forecast.after(step + 1))
+        for late in coming:
+            norm = self._read(*late)
+        total = summed(torch.tensor([sum(self.meter.losses)], device=self.world.device)).item()
+        reading = self.meter.read(steps.stop)
         return {
-            "loss": mean,
+            "loss": total / (len(steps) * self.world.size),
             "lr": self.schedule.at(steps[-1]),
-            "images/s": round(speed, 1),
-            "seconds": round(seconds, 3),
+            "norm": norm,
+            "images_s": reading.images_s,
+            "waiting": reading.waiting,
+            "gib": peak_memory(self.world.device),
         }
 
     def _step(self, step: int) -> OnItsWay:
-        """One step of the optimiser; the mean loss of its batches in this process."""
+        """One step of the optimiser; the mean loss of its batches in this process, and the norm of the gradient."""
         set_lr(self.optimizer, self.schedule, step)
         losses = [self._backward(more=part > 0) for part in reversed(range(self.settings.accumulate))]
-        if self.recipe.clip:
-            self.scaler.unscale_(self.optimizer)
-            gradient_norm(self.model.parameters(), self.recipe.clip)
+        self.scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.model.parameters(), self.recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=not self.holds_gradients)
         if self.ema:
             self.ema.update(self.model, step=step + 1)
-        return OnItsWay(torch.stack(losses).sum()[None])
+        return OnItsWay(torch.stack([torch.stack(losses).sum(), norm.float()]))
 
-    @staticmethod
-    def _read(step: int, loss: OnItsWay) -> float:
-        """The loss of a step.
+    def _read(self, step: int, numbers: OnItsWay) -> float:
+        """Note the loss of a step; the norm of its gradient.
 
         Raises:
-            ValueError: it is not finite.
+            ValueError: the loss is not finite.
         """
-        [total] = loss.read()
+        total, norm = numbers.read()
         if not math.isfinite(total):
             raise ValueError(f"the loss of step {step} is {total}; a lower --lr, --clip 1 or --amp none may help")
-        return total
+        self.meter.losses.append(total)
+        return norm
 
     def _backward(self, more: bool) -> Tensor:
         """Gradients of one batch; ``more`` are to come in this step."""
-        images, columns, _ = next(self.batches)
+        images, columns, _ = self.meter.next_of(self.batches)
         images, target = self.mix(images, self.wanted(columns))
         begin_pass(self.settings.compile)
         with unsynchronised(self.parallel, more):

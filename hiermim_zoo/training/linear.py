@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.splits import whole_groups
+from ..progress import Progress
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression, the inverse of its regularisation
 MAX_ITERATIONS = 1000
@@ -85,7 +86,8 @@ def _fitted(model: Any, x: Any, y: Any, weights: Any) -> Any:
 
 def _best(score: Callable[[float], float]) -> tuple[float, float]:
     """The strength with the highest score, the weakest of equals, and the score."""
-    scores = {strength: score(strength) for strength in STRENGTHS}
+    with Progress(len(STRENGTHS), "strength", what="linear probe") as bar:
+        scores = {strength: score(strength) for strength in bar.over(STRENGTHS)}
     best = max(STRENGTHS, key=lambda strength: scores[strength])
     return best, scores[best]
 

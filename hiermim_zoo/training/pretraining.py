@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -56,11 +56,12 @@ from .optimizer import (
 )
 from .precision import autocast, train_in
 from .previews import look, probe
-from .run_log import Forecast, Meter, RunLog, peak_memory, read_log
+from .run_log import LOOKS, NONFINITE, Forecast, Meter, RunLog, peak_memory, read_log, unreadable_file
+from .run_record import RunRecord
 from .schedule import pretraining_schedule, set_lr
 from .small import chosen_in_words
 
-LOOKS = "looks"  # in the output folder
+Describe = Callable[[PretrainOptions, Beginning, World], Mapping[str, Any]]
 AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
 
 
@@ -75,11 +76,14 @@ class Stopped(SystemExit):
         self.snapshot = snapshot  # to resume from; None in all processes of the run but the first
 
 
-def pretrain(options: PretrainOptions) -> Path:
+def pretrain(options: PretrainOptions, describe: Describe | None = None) -> Path:
     """Pre-train an encoder, or go on with a run that was interrupted.
 
     Checks come first: nothing is written and no step taken before options, output folder, model, data and batch are
     found to be right, in this order.
+
+    Args:
+        describe: says what run.json has of the run, see ``commands/recording.py``; None: nothing but how it went.
 
     Returns:
         The folder of the encoder where the run is complete, else the snapshot from which it goes on.
@@ -97,28 +101,19 @@ def pretrain(options: PretrainOptions) -> Path:
         chosen, begun = start.options, start.begun
         command = options.having(stop_after=None).command("pretrain")
         run = Run(start, world, begun.state.get("command", command) if begun else command)
+        about = describe(options, start, world) if describe and world.first else {}
         if begun:
             run.resume(begun)
             del begun, start  # which hold all weights
         if chosen.export_only:
             return run.export()
         lock.take()
-        with run.recorded(), run.rescued():
-            for step in range(run.first + 1, run.last + 1):
-                run.step(step, caught)
-                run.complete(step)
-                number = run.read_on(step)
-                if run.is_to_save(step) or number:
-                    run.save(step)
-                if run.is_to_look(step):
-                    run.look(step)
-                if number:
-                    run.writer.wait()
-                    raise run.stopped(step, number)
-            run.writer.wait()
-        if run.last < run.total:
-            return gather_objects(run.writer.last)[0]
-        return run.export()
+        with run.noted(about, options.command("pretrain")):
+            with run.recorded(about), run.rescued():
+                run.take_steps(caught)
+            if run.last < run.total:
+                return gather_objects(run.writer.last)[0]
+            return run.export()
 
 
 # ---- the run
@@ -187,14 +182,52 @@ class Run:
         """The step after which this process leaves."""
         return min(self.total, self.first + (self.options.stop_after or self.total))
 
+    def noted(self, about: Mapping[str, Any], command: str) -> AbstractContextManager[None]:
+        """Inside, the run runs: run.json says so, and in the end how it ended.
+
+        Args:
+            about: the run.
+            command: the command line of this part of it.
+        """
+        record = RunRecord(self.options.output, self.world.first)
+        record.begin(about, {"command": command, "total": self.total}, self.first)
+        return record.during(lambda: self.done, self.total)
+
+    def take_steps(self, caught: list[int]) -> None:
+        """All steps that are left, or those until a signal.
+
+        Args:
+            caught: signals that this process has caught.
+
+        Raises:
+            ValueError: something went wrong in a step.
+            Stopped: there was a signal.
+        """
+        for step in range(self.first + 1, self.last + 1):
+            self.step(step, caught)
+            self.complete(step)
+            number = self.read_on(step)
+            if self.is_to_save(step) or number:
+                self.save(step)
+            if self.is_to_look(step):
+                self.look(step)
+            if number:
+                self.writer.wait()
+                raise self.stopped(step, number)
+        self.writer.wait()
+
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Inside, steps can be taken; what they come to is written."""
-        options, source = self.options, self.data.source
+    def recorded(self, about: Mapping[str, Any] | None = None) -> Iterator[None]:
+        """Inside, steps can be taken; what they come to is written.
+
+        Args:
+            about: the run, for whom --log names.
+        """
+        options, source, output = self.options, self.data.source, self.options.output
         if self.world.first:
-            options.output.mkdir(parents=True, exist_ok=True)
-            snapshots.set_aside(options.output / snapshots.FOLDER, self.first)
-        self.record = RunLog(options.output, self.first, self.total, self.world.first)
+            output.mkdir(parents=True, exist_ok=True)
+            snapshots.set_aside(output / snapshots.FOLDER, self.first)
+        self.record = RunLog(output, self.first, self.total, self.world.first, options.log or (), about)
         self.record.say(
             f"{options.model}: {counted(len(source), source.noun)}, steps {self.first} to {self.last} of {self.total}, "
             f"{self.batching.per_epoch:g} an epoch; computed in {train_in(self.world.device, options.amp)}"
@@ -269,6 +302,7 @@ class Run:
             max_bad=options.max_bad,
             extra=partial(visible_units, mae.units, mae.kept, mae.recipe.masks),
             prepare=planned_ahead(mae, self.world.device, options.compile),
+            unreadable=unreadable_file(options.output, self.world.rank),
         )
 
     def step(self, step: int, caught: list[int]) -> None:
@@ -342,7 +376,7 @@ class Run:
             positions: in the data, of the images that this process saw.
         """
         source = self.data.source
-        file = self.options.output / "nonfinite" / f"step-{step:08d}-rank-{self.world.rank}.txt"
+        file = self.options.output / NONFINITE / f"step-{step:08d}-rank-{self.world.rank}.txt"
         file.parent.mkdir(exist_ok=True)
         names = (printable(source.name_of(i)) for i in positions.tolist())
         file.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
@@ -422,7 +456,8 @@ class Run:
             look(mae, data.source, data.config, data.shown, title, device, file)
             accuracy = probe(mae, data.source, data.config, device, self.options.workers)
             if accuracy is not None:
-                self.record.note(step, epoch=step / self.batching.per_epoch, knn=accuracy)
+                shown = step * self.batching.batch
+                self.record.note(step, epoch=step / self.batching.per_epoch, samples=shown, knn=accuracy)
 
     def stopped(self, step: int, number: int) -> Stopped:
         """What is raised because of a signal, once the step is saved."""

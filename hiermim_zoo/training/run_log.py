@@ -1,4 +1,4 @@
-"""What a training run says of itself: a progress bar, JSON lines, and TensorBoard where that is installed."""
+"""What a training run says of itself: a progress bar, JSON lines of one form, and whoever --log names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +19,28 @@ from huggingface_hub.utils import tqdm
 
 from ..checkpoints.atomic import replacing
 from ..progress import Progress, duration
+from .run_clients import Client, Place, opened
 
-LOG = "log.jsonl"
+LOG, LOOKS, NONFINITE, UNREADABLE = "log.jsonl", "looks", "nonfinite", "unreadable"  # in the folder of a run
+COLUMNS = {  # of a line, of pre-training and of fine-tuning; docs/pretraining.md has the same table
+    "step": "steps of the optimiser that are done",
+    "epoch": "epochs that are done, with the part of the one that is under way",
+    "samples": "images or clips that were shown",
+    "time": "seconds since the beginning of 1970",
+    "loss": "mean of the steps since the line before; null if none of them was finite",
+    "lr": "peak over the layers of the learning rate of this step",
+    "norm": "of the gradient of this step, before it was clipped; null if it is not finite",
+    "images_s": "images or clips a second since the line before, without previews",
+    "waiting": "share of that time in which steps waited for data, from 0 to 1",
+    "gib": "largest amount of memory so far, of the GPU, else of the process",
+    "left": "seconds until the end of the run, at the pace that it has had",
+    "knn": "images in percent whose class 20 nearest neighbours tell, in a preview of pre-training",
+    "top1": "images in percent whose class fine-tuning tells, of those that are measured on (--eval-every)",
+    "map": "the same for tags: mean average precision",
+    "r2": "the same for numbers: share of their variance",
+}
+DIGITS = 5  # that are significant
+_OLDER = {"images/s": "images_s"}  # names in logs of fine-tuning of before version 0.1
 UNCOUNTED, COUNTED = 3, 10  # first steps of a run, and those after them that tell how long it takes
 Item = TypeVar("Item")
 
@@ -29,44 +49,74 @@ class RunLog:
     """Notes of the first process; those of other processes go nowhere.
 
     Args:
-        folder: gets log.jsonl and TensorBoard's events.
+        folder: gets log.jsonl and what clients write; None: notes are not kept.
         start: step from which the run goes on; what an interrupted run noted beyond it is dropped.
         total: steps of the whole run.
         active: False in all processes but the first.
+        clients: who is told beside log.jsonl, names of ``run_clients.CLIENTS``.
+        about: what they are told of the run, by name.
+
+    Raises:
+        ValueError: a client cannot begin.
     """
 
-    def __init__(self, folder: Path, start: int, total: int, active: bool) -> None:
-        self.active, self.file = active, folder / LOG
-        self.bar = Progress(total, "step", done=start, shown=active, leave=True)
-        self.board: Any = None
-        if active:
+    def __init__(
+        self,
+        folder: Path | None,
+        start: int,
+        total: int,
+        active: bool,
+        clients: Sequence[str] = (),
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.active, self.file = active, folder and folder / LOG
+        self.start, self.total, self.began = start, total, time.monotonic()
+        self.clients: list[Client] = []
+        if active and self.file and folder:
+            folder.mkdir(parents=True, exist_ok=True)
             _forget(self.file, start)
-            self.board = _tensorboard(folder, start)
+            place = Place(folder, start, tuple(COLUMNS), read_log(folder), about or {})
+            self.clients = opened(clients, place)
+        self.bar = Progress(total, "step", done=start, shown=active, leave=True)
 
     def progress(self, **shown: Any) -> None:
         """One step is done."""
         self.bar.update(**shown)
 
     def note(self, step: int, **values: Any) -> None:
-        """Append a line of values."""
-        if not self.active:
+        """Append a line of values, which COLUMNS names."""
+        if not (self.active and self.file):
             return
+        if "loss" in values and step > self.start:
+            values["left"] = self.left(step)
+        if odd := values.keys() - COLUMNS:
+            raise TypeError(f"the log has no column {', '.join(sorted(odd))}")
+        line = {"step": step, "time": round(time.time(), 3), **_plain(values)}
+        line = {name: line[name] for name in COLUMNS if name in line}
         with self.file.open("a", encoding="utf-8") as file:
-            line = {"step": step, "time": round(time.time(), 3), **_plain(values)}
             file.write(json.dumps(line, allow_nan=False) + "\n")
-        if self.board is not None:
-            for key, value in values.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(key, value, step)
-            self.board.flush()
+        for client in list(self.clients):
+            try:
+                client.note(line)
+            except Exception as error:  # a service that fails ends no run
+                self.clients.remove(client)
+                self.say(f"--log {client.name} is told no more: {type(error).__name__}: {error}")
+
+    def left(self, step: int) -> int:
+        """Seconds to the end, after a step."""
+        return round((time.monotonic() - self.began) * (self.total - step) / (step - self.start))
 
     def say(self, text: str) -> None:
         say(text, self.active)
 
     def close(self) -> None:
         self.bar.close()
-        if self.board is not None:
-            self.board.close()
+        for client in self.clients:
+            try:
+                client.close()
+            except Exception as error:  # likewise
+                self.say(f"--log {client.name} did not end well: {type(error).__name__}: {error}")
+        self.clients = []
 
 
 def say(text: str, first: bool = True) -> None:
@@ -157,35 +207,48 @@ class Forecast:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl; one that a killed process left unfinished is left out."""
+    """The lines of log.jsonl in the names of COLUMNS; one that a killed process left unfinished is left out.
+
+    Logs of fine-tuning of before version 0.1 have no steps, and count epochs from 0 and from their beginning.
+    """
     file = folder / LOG
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     notes = []
     for line in lines:
         try:
-            notes.append(json.loads(line))
+            note = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(note, dict):
+            notes.append(_renamed(note))
     return notes
 
 
+def unreadable_file(folder: Path, rank: int) -> Path:
+    """Where a process of a run lists what it cannot read."""
+    return folder / UNREADABLE / f"rank-{rank}.txt"
+
+
+def _renamed(note: dict[str, Any]) -> dict[str, Any]:
+    note = {_OLDER.get(name, name): value for name, value in note.items()}
+    if "step" not in note and isinstance(note.get("epoch"), int):
+        note["epoch"] += 1
+    return note
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers that JSON does not know become null."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    """As many digits as mean something; numbers that JSON does not know become null."""
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def _forget(file: Path, start: int) -> None:
-    kept: list[Mapping[str, Any]] = [note for note in read_log(file.parent) if note["step"] <= start]
+    kept = [note for note in read_log(file.parent) if note.get("step", start + 1) <= start]
     with replacing(file) as part:
         part.write_text("".join(json.dumps(note) + "\n" for note in kept), encoding="utf-8")
-
-
-def _tensorboard(folder: Path, start: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=start or None)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 
 from ..checkpoints.folder import check_target
 from ..commands.options.problems import BadOptions
-from .lock import FILE as LOCK
 from .run_log import LOG
+from .run_record import has_no_step
 from .snapshot_files import DIGITS, damage_of_file, load_file, remove, save_file
 from .snapshot_shards import ShardWriter, damage_of_shards, load_rest, read_weights, restore_shards
 
@@ -121,7 +121,7 @@ def where(output: Path, resume: str | None) -> Path | None:
     snapshots = found(output / FOLDER)
     if resume and snapshots:
         return snapshots[-1]
-    if _is_free(output):
+    if has_no_step(output):
         check_target(output, force=True)
     else:
         log = output / LOG
@@ -130,16 +130,6 @@ def where(output: Path, resume: str | None) -> Path | None:
         if resume is None:
             raise ValueError(f"{output} holds another run: --resume auto goes on with it, another -o starts a new one")
     return None
-
-
-def _is_free(output: Path) -> bool:
-    """Whether nothing is in a folder but what a run leaves that ended before its first step."""
-    if not output.is_dir():
-        return True
-    return all(
-        path.name in (LOCK, "tensorboard") or (path.name == LOG and not path.stat().st_size)
-        for path in output.iterdir()
-    )
 
 
 def check_options(saved: Mapping[str, Any], now: Mapping[str, Any], snapshot: Path) -> None:

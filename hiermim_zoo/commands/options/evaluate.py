@@ -22,6 +22,7 @@ from .shared import (
     frame_rate,
     frame_stride,
     grad_checkpointing,
+    log,
     max_pixels,
     recipe,
     scale,
@@ -224,6 +225,7 @@ class EvaluateOptions(OptionSet):
         auto="at the end alone",
         group=RESULT,
     )
+    log: tuple[str, ...] | None = log(group=RESULT)
 
     num_classes: int | None = option(
         "where the data do not tell", default=None, kind=whole(2), metavar="N", auto="those of the data", group=TUNING
@@ -357,6 +359,8 @@ class EvaluateOptions(OptionSet):
                 yield f"{name} belongs to --method {' or '.join(methods)}, not to --method {self.method}"
         if self.force and not self.output:
             yield "--force replaces the folder of -o DIR, which is missing"
+        if self.log and not self.output:
+            yield f"--log {' '.join(self.log)} goes with log.jsonl in the folder of -o DIR, which is missing"
         if self.allow_shared_groups and not self.group:
             yield "--allow-shared-groups is about the groups of --group COLUMN, which is missing"
         if self.split_fraction and self.train:

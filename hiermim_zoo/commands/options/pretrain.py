@@ -23,6 +23,7 @@ from .shared import (
     frame_rate,
     frame_stride,
     grad_checkpointing,
+    log,
     max_pixels,
     recipe,
     scale,
@@ -39,8 +40,8 @@ OWN_ARGS = (
 )  # arguments of the model with an option of their own
 FREE = {  # options that may change when a run is resumed: they do not change what it computes
     "data", "data_dir", "output", "resume", "workers", "device", "compile", "grad_checkpointing", "fsdp", "accumulate",
-    "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "look_every", "show_bands",
-    "stop_after", "export_only", "license", "decoder", "fresh_decoder", "explain",
+    "max_bad", "max_pixels", "max_nonfinite", "save_steps", "max_snapshots", "log_steps", "log", "look_every",
+    "show_bands", "stop_after", "export_only", "license", "decoder", "fresh_decoder", "explain",
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 MASKS = ("sample", "batch", "step")  # who shares one
@@ -222,6 +223,7 @@ class PretrainOptions(OptionSet):
         "snapshots that stay, the last ones", default=3, kind=whole(1), metavar="N", hidden=("--keep",)
     )
     log_steps: int = _run("steps from one line of the log to the next", default=20, kind=whole(1), metavar="N")
+    log: tuple[str, ...] | None = log(group="the run")
     show_bands: tuple[int, ...] | None = show_bands(group="the run")
     look_every: float = _run(
         "epochs from one look (images drawn, nearest neighbours) to the next; 0: never",

@@ -15,6 +15,7 @@ COMPILE = ("default", "reduce-overhead", "max-autotune", "cudagraphs")  # the la
 RECIPES = ("auto", "paper", "small")
 BY_PAPER = " with --recipe paper"  # behind a value
 FILES = ("--files",)  # a table of files is DATA; whoever looks for a flag finds this one
+LOGS = ("wandb", "tensorboard", "csv")  # those of hiermim_zoo.training.run_clients, which imports torch
 STRIDE, RATE = 4, 30  # of frames; those of hiermim_zoo.data.clips, which imports torch
 NATIVE = "native"
 
@@ -61,6 +62,11 @@ def compile_mode(**about: Any) -> Any:
 
 def grad_checkpointing(**about: Any) -> Any:
     return flag("less memory, more time: compute activations of blocks again in the backward pass", **about)
+
+
+def log(**about: Any) -> Any:
+    help = "tell others too what log.jsonl says, each by its own client; several may be named"
+    return option(help, default=None, choices=LOGS, many="+", adds=True, auto="log.jsonl alone", **about)
 
 
 def scale(**about: Any) -> Any:
