@@ -10,7 +10,24 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor
+
+torch.fx.wrap("unflatten")  # what it does depends on the number of axes
+
+
+def unflatten(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
+    """One axis becomes several, as torch's method of this name does it.
+
+    By a reshape, because the tracing exporter to ONNX takes the batch of what torch's method gives for a constant.
+
+    Args:
+        x: any tensor.
+        axis: from 0, or from -1 backwards.
+        sizes: of the new axes, -1 for one that follows from the others.
+    """
+    axis %= x.ndim
+    return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def to_units(x: Tensor, cells: Sequence[int]) -> Tensor:
@@ -44,7 +61,7 @@ def from_units(x: Tensor, grid: Sequence[int]) -> Tensor:
         [B, g_1 p_1, ..., g_D p_D, C].
     """
     axes = len(grid)
-    x = x.unflatten(1, tuple(grid))  # [B, g_1, ..., g_D, p_1, ..., p_D, C]
+    x = unflatten(x, 1, tuple(grid))  # [B, g_1, ..., g_D, p_1, ..., p_D, C]
     order = [a for axis in range(axes) for a in (1 + axis, 1 + axes + axis)]
     x = x.permute(0, *order, 2 * axes + 1)  # [B, g_1, p_1, ..., g_D, p_D, C]
     sides = [x.shape[1 + 2 * axis] * x.shape[2 + 2 * axis] for axis in range(axes)]

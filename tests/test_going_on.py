@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 
 from hiermim_zoo import pretrain
 from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.geometry import sincos_table
+from hiermim_zoo.layers.position import resample_positions
 from hiermim_zoo.mae import MaskedAutoencoder, create_mae, decoder_state, recipe_changes
 from hiermim_zoo.training.export import size_args
 
@@ -67,7 +67,7 @@ def test_fixed_positions_are_those_of_the_grid_and_learned_ones_move(tmp_path: P
     old = written(tmp_path / "learned", "hiera_atto", img_size=(64, 96))
     moved = create_mae("hiera_atto", checkpoint=tmp_path / "learned", img_size=(96, 64))
     assert old.decoder.pos_embed.requires_grad
-    expected = resample_abs_pos_embed(old.decoder.pos_embed.detach(), [6, 4], [4, 6], num_prefix_tokens=0)
+    expected = resample_positions(old.decoder.pos_embed.detach(), [4, 6], [6, 4])
     assert torch.equal(moved.decoder.pos_embed, expected)
     assert not torch.equal(moved.decoder.pos_embed, old.decoder.pos_embed)
 

@@ -12,7 +12,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.layouts import all_layouts
 from hiermim_zoo.checkpoints.rules import check_fits
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.layers.position import resample_positions
 from hiermim_zoo.models import hpvit, hpvit_verify
 from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.hpvit_verify import _plain_vit
@@ -131,7 +131,7 @@ def test_every_layout_of_the_same_weights_gives_the_same_bits(kind: str, tmp_pat
     assert about["hiermim_zoo"]["layout"] == layout
     assert about["num_classes"] == 0
     encoder = {n: t for n, t in state.items() if n.startswith(("blocks.", "patch_embed."))}
-    table = resample_abs_pos_embed(state["pos_embed"][:, 1:], [16, 16], [4, 4], num_prefix_tokens=0)
+    table = resample_positions(state["pos_embed"][:, 1:], [4, 4], [16, 16])
     fc_norm = {"fc_norm.weight": torch.ones(96), "fc_norm.bias": torch.zeros(96)}
     assert same(written, {**encoder, **fc_norm, "pos_embed": table})
     state["blocks.3.attn.qkv.bias"][100] += 1  # negative control
@@ -172,7 +172,7 @@ def test_what_conversion_writes_converts_again(tmp_path: Path) -> None:
 def test_positions_of_a_plain_vit_are_square_whatever_the_target(tmp_path: Path) -> None:
     """8 x 2 patches of the target are as many as the 4 x 4 of the source, and mean something else."""
     state = plain()
-    table = resample_abs_pos_embed(state["pos_embed"][:, 1:], [32, 8], [4, 4], num_prefix_tokens=0)
+    table = resample_positions(state["pos_embed"][:, 1:], [4, 4], [32, 8])
     assert torch.equal(converted(state, tmp_path, "--img-size", 128, 32)["pos_embed"], table)
 
 

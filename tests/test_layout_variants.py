@@ -11,14 +11,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hiermim_zoo import convert
 from hiermim_zoo.checkpoints.layouts import all_layouts
 from hiermim_zoo.checkpoints.rules import Copy, Refuse, Rename, Split, apply_rules, check_fits
-from hiermim_zoo.layers.position import resample_bias_table
+from hiermim_zoo.layers.position import resample_bias_table, resample_positions
 from hiermim_zoo.mae import create_mae
 from hiermim_zoo.models.family import family_named
 from hiermim_zoo.models.hivit import depths_of
@@ -413,7 +412,7 @@ def test_a_hivit_goes_back_to_its_authors(layout: str, tmp_path: Path) -> None:
 
 def test_a_size_that_is_asked_for_is_resampled_in_every_kind(tmp_path: Path) -> None:
     table = hivit()["absolute_pos_embed"]
-    expected = resample_abs_pos_embed(table, [6, 6], [4, 4], num_prefix_tokens=0)
+    expected = resample_positions(table, [4, 4], [6, 6])
     for prefix in ("", "backbone."):
         state = {f"{prefix}{name}": tensor for name, tensor in hivit().items()}
         assert torch.equal(converted(state, tmp_path, "hivit_atto", "--img-size", 96)["absolute_pos_embed"], expected)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, to_units
+from ..geometry import from_units, to_units, unflatten
 from .group_attention import around, pair_mask
 from .groups import Plan
 
@@ -70,8 +70,8 @@ def to_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """
     if grid[0] % side or grid[1] % side or grid[1] == side:
         return x
-    ordered = to_units(x.flatten(2).unflatten(1, grid), (side, side))  # [B, windows, side, side, T C]
-    return ordered.flatten(1, 3).unflatten(2, x.shape[2:])
+    ordered = to_units(unflatten(x.flatten(2), 1, grid), (side, side))  # [B, windows, side, side, T C]
+    return unflatten(ordered.flatten(1, 3), 2, x.shape[2:])
 
 
 def from_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -79,8 +79,8 @@ def from_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     if grid[0] % side or grid[1] % side or grid[1] == side:
         return x
     windows = (grid[0] // side, grid[1] // side)
-    raster = from_units(x.flatten(2).unflatten(1, (-1, side, side)), windows)  # [B, rows, columns, T C]
-    return raster.flatten(1, 2).unflatten(2, x.shape[2:])
+    raster = from_units(unflatten(x.flatten(2), 1, (-1, side, side)), windows)  # [B, rows, columns, T C]
+    return unflatten(raster.flatten(1, 2), 2, x.shape[2:])
 
 
 def plan_groups(plan: Plan) -> UnitGroups:
@@ -116,13 +116,13 @@ def unit_attention(
         if mask is None:
             x = torch.cat([x, empty.to(x.dtype).expand(x.shape[0], 1, tokens, -1)], dim=1)
         x = x.index_select(1, slots)
-    q, k, v = x.unflatten(1, (count, size)).chunk(3, dim=-1)  # [R, G, g, T, C]
+    q, k, v = unflatten(x, 1, (count, size)).chunk(3, dim=-1)  # [R, G, g, T, C]
     if pool > 1:
-        q = q.unflatten(3, (pool, -1)).amax(dim=3)  # [R, G, g, t, C]
+        q = unflatten(q, 3, (pool, -1)).amax(dim=3)  # [R, G, g, t, C]
     if reach:
         k, v = around(k, 1, 2, 0), around(v, 1, 2, 0)  # [R, G, S, T, C]
     queries = q.shape[3]
-    q, k, v = (y.flatten(2, 3).unflatten(-1, (heads, -1)).transpose(2, 3) for y in (q, k, v))  # [R, G, h, g t, d]
+    q, k, v = (unflatten(y.flatten(2, 3), -1, (heads, -1)).transpose(2, 3) for y in (q, k, v))  # [R, G, h, g t, d]
     bias = None if mask is None else token_mask(mask, queries, tokens)  # [G, 1, g t, S T]
     if bias is None or q.shape[0] == 1:  # the batch is one of groups
         q, k, v = (y.flatten(0, 1) for y in (q, k, v))

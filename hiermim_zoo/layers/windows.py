@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, to_units
+from ..geometry import from_units, to_units, unflatten
 
 
 def to_windows(x: Tensor, window: int | None) -> Tensor:
@@ -45,7 +45,7 @@ def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
     h, w = like.shape[1:3]
     a, b = _cells(h, w, window)
     grid = (-(-h // a), -(-w // b))
-    x = x.unflatten(1, (a, b)).unflatten(0, (-1, grid[0] * grid[1]))  # [B, n, a, b, C]
+    x = unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1]))  # [B, n, a, b, C]
     return from_units(x, grid)[:, :h, :w]
 
 

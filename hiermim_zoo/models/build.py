@@ -52,8 +52,16 @@ def timm_model(
         load_filter: brings checkpoints into the form of the model.
         levels: all that the model gives with ``features_only``, unless the caller says otherwise.
         **kwargs: of timm's builder and of the model.
+
+    Raises:
+        ValueError: a way to take feature maps that would take tokens for maps.
     """
-    features = {"out_indices": tuple(range(levels)), "feature_cls": FeatureGetter}
+    way = kwargs.pop("feature_cls", "getter")
+    if way != "getter" and not (isinstance(way, type) and issubclass(way, FeatureGetterNet)):
+        raise ValueError(
+            f"feature_cls={way!r} is not available: blocks hand on tokens, not maps; leave it out, or say 'getter'"
+        )
+    features = {"out_indices": tuple(range(levels)), "feature_cls": FeatureGetter if way == "getter" else way}
     return build_model_with_cfg(
         cls, variant, kwargs.pop("pretrained", False), pretrained_filter_fn=load_filter, feature_cfg=features, **kwargs
     )

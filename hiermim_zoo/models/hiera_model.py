@@ -27,7 +27,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..geometry import from_units, to_units
+from ..geometry import from_units, to_units, unflatten
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.maps import maps_of_units
@@ -52,7 +52,7 @@ POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_
 RESIZE = ("plain", "window")
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
+for _leaf in ("unflatten", "pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
     torch.fx.wrap(_leaf)
 
 
@@ -302,7 +302,7 @@ class Hiera(Backbone):
         spatial = self.pos_embed if self.num_frames is None else self.pos_embed_spatial
         units = (grid[-2], grid[-1])  # along rows and columns
         table = resize_table(spatial, self.patch_embed.grid_size, units, self.pos_resize)  # [1, g_2 g_3, c]
-        table = table.unflatten(1, [side * SIDE for side in units])
+        table = unflatten(table, 1, [side * SIDE for side in units])
         if self.num_frames is not None:
             times = resize_frames(self.pos_embed_temporal, grid[0])  # a unit is one token long in time
             table = table[:, None] + times[:, :, None, None]  # [1, g_1, g_2, g_3, c]

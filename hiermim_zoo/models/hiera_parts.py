@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.fx
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry import linear_weights
+from ..geometry import linear_weights, unflatten
 from ..layers.position import along, resample_positions, same_grid
 from ..layers.unit_attention import UnitGroups, unit_attention
 from ..masking import gather_units, hide_units
@@ -26,8 +27,9 @@ POOL = (1, 2, 2)  # tokens that one pooling brings together
 POOLINGS = 3  # how often a unit can be pooled: once between two stages
 SIDE = UNIT[-1] // STRIDE[-1]  # tokens along a side of a unit
 
-# Branches on the shape of the groups: a leaf for torch.fx.
-torch.fx.wrap("unit_attention")
+# Their branches depend on shapes: leaves for torch.fx.
+for _leaf in ("unit_attention", "unflatten"):
+    torch.fx.wrap(_leaf)
 
 # ---- geometry
 
@@ -48,19 +50,19 @@ def to_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
         return x.flatten(2, -2)
     axes = len(pool)
     for axis in reversed(range(axes)):
-        x = x.unflatten(2 + axis, (pool[axis],) * times)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
+        x = unflatten(x, 2 + axis, (pool[axis],) * times)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
     order = [2 + axis * times + digit for digit in reversed(range(times)) for axis in range(axes)]
-    return x.permute(0, 1, *order, -1).flatten(2, -2)
+    return x.permute(0, 1, *order, 2 + axes * times).flatten(2, -2)
 
 
 def from_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
     """[B, n, T, c] -> [B, n, s_1, ..., s_D, c], the inverse of :func:`to_pooling_order`."""
     axes = len(pool)
     if not times:
-        return x.unflatten(2, (1,) * axes)
-    x = x.unflatten(2, tuple(pool) * times)  # [B, n, (y1, x1), (y2, x2), (y3, x3), c]
+        return unflatten(x, 2, (1,) * axes)
+    x = unflatten(x, 2, tuple(pool) * times)  # [B, n, (y1, x1), (y2, x2), (y3, x3), c]
     order = [2 + digit * axes + axis for axis in range(axes) for digit in reversed(range(times))]
-    x = x.permute(0, 1, *order, -1)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
+    x = x.permute(0, 1, *order, 2 + axes * times)  # [B, n, (y3, y2, y1), (x3, x2, x1), c]
     for axis in range(axes):
         x = x.flatten(2 + axis, 1 + axis + times)
     return x
@@ -68,7 +70,7 @@ def from_pooling_order(x: Tensor, pool: Sequence[int], times: int) -> Tensor:
 
 def max_pool(x: Tensor, count: int) -> Tensor:
     """The largest of ``count`` tokens: [B, n, T, c] -> [B, n, T / count, c]."""
-    return x if count == 1 else x.unflatten(2, (count, -1)).amax(dim=2)
+    return x if count == 1 else unflatten(x, 2, (count, -1)).amax(dim=2)
 
 
 def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how: str) -> Tensor:
@@ -89,9 +91,9 @@ def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], how:
     before, after = ([SIDE * units for units in grid] for grid in (old, new))
     if how == "plain":
         return resample_positions(table, before, after)
-    means = table.unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(2, 4)).flatten(1, 2)  # [1, h w, c]
+    means = unflatten(table, 1, (old[0], SIDE, old[1], SIDE)).mean(dim=(2, 4)).flatten(1, 2)  # [1, h w, c]
     course = resample_positions(means, old, before)  # [1, 8h 8w, c]
-    window = (table - course).unflatten(1, (old[0], SIDE, old[1], SIDE)).mean(dim=(1, 3))  # [1, 8, 8, c]
+    window = unflatten((table - course), 1, (old[0], SIDE, old[1], SIDE)).mean(dim=(1, 3))  # [1, 8, 8, c]
     rest = table - window.repeat(1, *old, 1).flatten(1, 2)
     return resample_positions(rest, before, after) + window.repeat(1, *new, 1).flatten(1, 2)
 
@@ -104,6 +106,22 @@ def resize_frames(table: Tensor, frames: int) -> Tensor:
 
 
 # ---- layers
+
+
+def with_rims(x: Tensor, axis: int, unit: int, rim: int) -> Tensor:
+    """Units along one axis, each behind the rim that is before it: what ``x.unfold`` gives, which few exporters know.
+
+    Args:
+        x: [..., rim + g unit, ...].
+        axis: which.
+        unit, rim: cells.
+
+    Returns:
+        [..., g, rim + unit, ...].
+    """
+    side = x.shape[axis] - rim
+    rims = unflatten(x.narrow(axis, 0, side), axis, (-1, unit)).narrow(axis + 1, 0, rim)
+    return torch.cat([rims, unflatten(x.narrow(axis, rim, side), axis, (-1, unit))], dim=axis + 1)
 
 
 class HaloEmbed(nn.Module):
@@ -133,13 +151,14 @@ class HaloEmbed(nn.Module):
             images = hide_units(images, keep, self.unit)
         x = F.pad(images, [side for rim in reversed(self.rim) for side in (rim, 0)])
         for axis, (unit, rim) in enumerate(zip(self.unit, self.rim, strict=True)):
-            x = x.unfold(2 + axis, unit + rim, unit)
+            x = with_rims(x, 2 + 2 * axis, unit, rim)  # [B, C, g_1, unit + rim, ...]
         axes = len(self.unit)
-        x = x.movedim(1, 1 + axes).flatten(1, axes)  # [B, N, C, unit + rim, ...]
+        grid = range(2, 2 + 2 * axes, 2)
+        x = x.permute(0, *grid, 1, *(at + 1 for at in grid)).flatten(1, axes)  # [B, N, C, unit + rim, ...]
         if keep is not None:
             x = gather_units(x, keep)
         batch = x.shape[0]
-        return self.proj(x.flatten(0, 1)).movedim(1, -1).unflatten(0, (batch, -1))
+        return unflatten(self.proj(x.flatten(0, 1)).movedim(1, -1), 0, (batch, -1))
 
 
 class PooledAttention(nn.Module):
@@ -170,7 +189,7 @@ class PooledAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, n, T, c] -> [B n, h, T, c / h] or [B, h, n T, c / h], a view."""
-        return x.flatten(*self.fold).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return unflatten(x.flatten(*self.fold), -1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):

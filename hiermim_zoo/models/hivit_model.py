@@ -27,7 +27,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..geometry import sincos_table, to_units
+from ..geometry import sincos_table, to_units, unflatten
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.maps import maps_of_units
@@ -41,7 +41,7 @@ STEM = 4  # pixels along a side of a token of the first stage
 TABLE = "attn.relative_position_bias_table"
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "relative_position_index", "resample_bias_table", "resample_positions"):
+for _leaf in ("unflatten", "pad_to_multiple", "relative_position_index", "resample_bias_table", "resample_positions"):
     torch.fx.wrap(_leaf)
 
 
@@ -88,7 +88,7 @@ class UnitMerge(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # [B, n, s/2, 2, s/2, 2, c]
+        x = unflatten(unflatten(x, 3, (-1, 2)), 2, (-1, 2))  # [B, n, s/2, 2, s/2, 2, c]
         x = x.permute(0, 1, 2, 4, 5, 3, 6)  # the row is the faster of the two: (0, 0), (1, 0), (0, 1), (1, 1)
         return self.reduction(self.norm(x.flatten(4)))  # [B, n, s/2, s/2, 2c]
 

@@ -32,7 +32,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..geometry import sincos_table
+from ..geometry import sincos_table, unflatten
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.padding import pad_to_multiple
@@ -43,7 +43,7 @@ POOLS = ("avg", "conv")
 STRIDE = 4  # pixels from one token of the first level to the next
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("pad_to_multiple", "resample_positions", "to_windows", "from_windows", "window_mask"):
+for _leaf in ("unflatten", "pad_to_multiple", "resample_positions", "to_windows", "from_windows", "window_mask"):
     torch.fx.wrap(_leaf)
 
 
@@ -86,7 +86,7 @@ class WindowAttention(Attention):
         n = windows.shape[0] // x.shape[0]
         windows = torch.cat([token.repeat_interleave(n, 0), windows], dim=1)  # [B n, 1 + T, C]
         windows = super().forward(windows, attn_mask=window_mask(x, self.window, prefix=1))
-        token = windows[:, :1].unflatten(0, (-1, n)).mean(1)  # [B, 1, C]
+        token = unflatten(windows[:, :1], 0, (-1, n)).mean(1)  # [B, 1, C]
         return from_windows(windows[:, 1:], x, self.window), token
 
 
@@ -298,7 +298,7 @@ class HPViT(Backbone):
         stride = self.patch_embed.patch_size[0]
         grid = (images.shape[-2] // stride, images.shape[-1] // stride)
         positions = resample_positions(self.pos_embed, self.patch_embed.grid_size, grid)  # [1, N, C]
-        x = self.patch_embed(images) + positions.unflatten(1, grid)  # [B, h, w, C]
+        x = self.patch_embed(images) + unflatten(positions, 1, grid)  # [B, h, w, C]
         # a copy: without gradients torch's counters of operations stumble over a view of a parameter
         token = self.cls_embed.repeat(x.shape[0], 1, 1) if self.class_token else None  # [B, 1, C]
         levels: list[Tensor] = []
