@@ -24,7 +24,9 @@ def main() -> int:
         shutil.rmtree(old, ignore_errors=True)
     stage(source)
     doctrees = ["-d", str(folder / "doctrees")]
-    code = build_main(["-W", "--keep-going", "-q", "-E", "-b", "html", *doctrees, "-c", str(HERE), str(source), str(site)])
+    code = build_main(
+        ["-W", "--keep-going", "-q", "-E", "-b", "html", *doctrees, "-c", str(HERE), str(source), str(site)]
+    )
     if not code:
         print(f"built {site / 'index.html'}")
     return code

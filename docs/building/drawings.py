@@ -49,7 +49,7 @@ def drawing(family: str) -> str:
 # ---- what is drawn
 
 
-def masked(name: str) -> tuple[Any, int, int, frozenset[int]]:
+def masked(name: str) -> tuple[Any, int, frozenset[int]]:
     """An encoder without values as pre-training uses it, units along a side, and which stay visible."""
     with without_memory():
         mae = hiermim_zoo.create_mae(name)
@@ -58,32 +58,34 @@ def masked(name: str) -> tuple[Any, int, int, frozenset[int]]:
     count = units[0] * units[1]
     visible = max(1, int(count * (1 - mae.recipe.mask_ratio)))
     keep = random_keep(1, count, visible, generator=torch.Generator().manual_seed(0))
-    return encoder, units[0], count, frozenset(keep[0].tolist())
+    return encoder, units[0], frozenset(keep[0].tolist())
 
 
 def hivit() -> Iterator[Panel]:
-    encoder, units, count, visible = masked("hivit_base")
-    last = len(encoder.mask_layout.stages) - 1
-    for level, stage in enumerate(encoder.mask_layout.stages):
-        side = stage.tokens[0]
-        seen = "no attention, MLPs only" if level < last else "all visible units see each other"
-        yield Panel(f"1/{4 * 2**level}", (many(side), seen), units, side, visible, grid(units) if level < last else ())
-    assert len(visible) == count // 4
+    encoder, units, visible = masked("hivit_base")
+    first = 0
+    for level, (stage, end) in enumerate(zip(encoder.mask_layout.stages, encoder.stage_ends, strict=True)):
+        attends = any(hasattr(block, "attn") for block in encoder.blocks[first : end + 1])
+        first, side = end + 1, stage.tokens[0]
+        seen = "all visible units see each other" if attends else "no attention, MLPs only"
+        yield Panel(f"1/{4 * 2**level}", (many(side), seen), units, side, visible, () if attends else grid(units))
 
 
 def hiera() -> Iterator[Panel]:
-    encoder, units, _, visible = masked("hiera_base")
+    encoder, units, visible = masked("hiera_base")
     ends = encoder.stage_ends
     for level in range(len(ends)):
         side = encoder.mask_layout.stages[min(level, len(encoder.mask_layout.stages) - 1)].tokens[0]
         local = encoder.blocks[ends[level]].attn.fold == (0, 1)  # units join the batch
         seen = "a unit is a window" if local else "all visible units see each other"
         title = f"1/{4 * 8 // side}"
-        yield Panel(f"stage {level + 1}, {title}", (many(side), seen), units, side, visible, grid(units) if local else ())
+        yield Panel(
+            f"stage {level + 1}, {title}", (many(side), seen), units, side, visible, grid(units) if local else ()
+        )
 
 
 def sam2() -> Iterator[Panel]:
-    encoder, units, _, visible = masked("hiera_sam2_tiny")
+    encoder, units, visible = masked("hiera_sam2_tiny")
     ends = encoder.stage_ends
     window = encoder.window
     blocks = encoder.global_att_blocks
@@ -93,7 +95,9 @@ def sam2() -> Iterator[Panel]:
         for level in range(2)
     ]
     stride = 32 // sides[2]
-    kinds.append((f"stages 3 and 4, 1/{stride}", f"windows of {window} x {window} units", sides[2], grid(units / window)))
+    kinds.append(
+        (f"stages 3 and 4, 1/{stride}", f"windows of {window} x {window} units", sides[2], grid(units / window))
+    )
     seen = f"blocks {' and '.join([', '.join(map(str, blocks[:-1])), str(blocks[-1])])} see all visible units"
     kinds.append((f"stage 3, 1/{stride}", seen, sides[2], ()))
     assert max(blocks) <= ends[-1]
@@ -102,7 +106,7 @@ def sam2() -> Iterator[Panel]:
 
 
 def green(name: str) -> Iterator[Panel]:
-    encoder, units, _, visible = masked(name)
+    encoder, units, visible = masked(name)
     seen: set[tuple[int, tuple[int, int]]] = set()
     for geometry in encoder.geometries((units, units)):
         key = geometry.tokens, geometry.shift
@@ -116,7 +120,12 @@ def green(name: str) -> Iterator[Panel]:
         says = "one window holds all" if whole else f"windows of {geometry.window[0]} x {geometry.window[1]} tokens"
         windows = () if whole else boxes(lines, side)
         yield Panel(
-            f"1/{32 // geometry.tokens}{shifted}", (many(geometry.tokens), says), units, geometry.tokens, visible, windows
+            f"1/{32 // geometry.tokens}{shifted}",
+            (many(geometry.tokens), says),
+            units,
+            geometry.tokens,
+            visible,
+            windows,
         )
 
 
@@ -146,7 +155,10 @@ DRAWINGS: dict[str, tuple[Any, str]] = {
     "hivit": (hivit, "HiViT-B at 224 x 224 pixels: units of 16 x 16 pixels, a quarter of them visible."),
     "hpvit": (hpvit, "HPViT-B at 224 x 224 pixels: the blocks of a ViT-B at four resolutions."),
     "hiera": (hiera, "Hiera-B at 224 x 224 pixels in pre-training: units of 32 x 32 pixels, 19 of 49 visible."),
-    "hiera_sam2": (sam2, "SAM 2's tiny encoder at 896 x 896 pixels in pre-training: 28 x 28 units, 40 % of them visible."),
+    "hiera_sam2": (
+        sam2,
+        "SAM 2's tiny encoder at 896 x 896 pixels in pre-training: 28 x 28 units, 40 % of them visible.",
+    ),
     "green_swin": (swin, "GreenMIM's Swin-B at 224 x 224 pixels: units of 32 x 32 pixels, 12 of 49 visible."),
     "green_twins": (twins, "GreenMIM's Twins-B at 224 x 224 pixels, with the same mask."),
 }

@@ -32,7 +32,12 @@ def accuracies() -> dict[str, float]:
     """Architecture -> the best top-1 on ImageNet-1K of its weights at 224 pixels, in percent."""
     found: dict[str, float] = {}
     for row in manifest.records().values():
-        if row.classes == IMAGENET and row.accuracies and "_video" not in row.arch and "kinetics" not in row.data.lower():
+        if (
+            row.classes == IMAGENET
+            and row.accuracies
+            and "_video" not in row.arch
+            and "kinetics" not in row.data.lower()
+        ):
             size = row.input_size or measure(row.arch).input_size
             if size[-1] == SIDE:
                 found[row.arch] = max(found.get(row.arch, 0), row.accuracies[0].top1)
@@ -103,7 +108,11 @@ def drawn(points: dict[str, tuple[float, float]], across: str, what: str) -> str
         axes.set(xlabel=across, ylabel="top-1 on ImageNet-1K, %", xscale="log")
         low, high = min(x for x, _ in points.values()), max(x for x, _ in points.values())
         axes.set_xlim(low / 1.35, high * 1.6)
-        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000) if low / 1.3 <= t <= high * 1.5]
+        ticks = [
+            t
+            for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 3000, 5000, 10000)
+            if low / 1.3 <= t <= high * 1.5
+        ]
         axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
         axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axes.margins(y=0.12)
@@ -116,7 +125,11 @@ def drawn(points: dict[str, tuple[float, float]], across: str, what: str) -> str
     assert svg
     text = re.sub(r"\n\s*\n", "\n", svg[0]).replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="Accuracy against {what}">', text)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+        rf'<svg viewBox="\1" role="img" aria-label="Accuracy against {what}">',
+        text,
+    )
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{what.partition(' ')[0]}-", text)
     return f'<figure class="plot">\n{text}\n</figure>\n'
 

@@ -90,7 +90,9 @@ from hiermim_zoo import {0}
 def signature(verb: Verb) -> str:
     """What must be given to the twin."""
     needed = [
-        name for name, one in inspect.signature(verb.options).parameters.items() if one.default is inspect.Parameter.empty
+        name
+        for name, one in inspect.signature(verb.options).parameters.items()
+        if one.default is inspect.Parameter.empty
     ]
     return ", ".join([*(f"{name}=..." for name in needed), "..."]) if needed else "..."
 
@@ -107,11 +109,12 @@ def paragraphs(about: str) -> Iterator[str]:
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
     """The options as --help groups and words them."""
     formatter = parser.formatter_class(prog=parser.prog)
-    for group in parser._action_groups:
+    general = [group for group in parser._action_groups if group.title == "options"]  # of argparse: those of no group
+    for group in [*(group for group in parser._action_groups if group not in general), *general]:
         shown = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]
         if not shown:
             continue
-        title = group.title or ""
+        title = "general" if group in general else str(group.title)
         yield f"### {title[:1].upper()}{title[1:]}"
         for action in shown:
             said = str(action.help or "") % {"prog": parser.prog, "default": action.default}
@@ -167,9 +170,9 @@ def python() -> dict[str, str]:
     return {"reference/python": "\n\n".join(parts) + "\n"}
 
 
-PYTHON = """Made from the docstrings. Importing `hiermim_zoo` registers the models with timm, whose functions then do the
-rest: `timm.create_model`, `features_only=True`, `reset_classifier`. Every command has a twin, `run` of the module of its
-name: see [commands](/reference/commands.md). Shapes are in brackets: B images, C channels, K visible units."""
+PYTHON = """Made from the docstrings. Importing `hiermim_zoo` registers the models with timm, whose functions do the rest:
+`timm.create_model`, `features_only=True`, `reset_classifier`. Every command has a twin, `run` of the module of its name:
+see [commands](/reference/commands.md). Shapes are in brackets: B images, C channels, K visible units."""
 
 
 def members_of(module: str) -> list[str]:

@@ -16,9 +16,7 @@ def weights(*families: str) -> str:
     """Published and embedded weights, a line each."""
     head = ("weights", "size", "top-1 (crop)", "licence", "commercial use", "trained by")
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    lines += [
-        f"| {' | '.join(of_weights(row))} |" for row in manifest.records().values() if row.family in families
-    ]
+    lines += [f"| {' | '.join(of_weights(row))} |" for row in manifest.records().values() if row.family in families]
     return "\n".join(lines)
 
 
