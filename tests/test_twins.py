@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, reconstruct, stats
+from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, reconstruct, report, stats
 from hiermim_zoo import list as listing
 from hiermim_zoo.commands import (
     baselines,
@@ -43,7 +43,7 @@ from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
-VERBS = [listing, doctor, evaluate, extract, reconstruct, benchmark, stats, cards]
+VERBS = [listing, doctor, evaluate, extract, reconstruct, benchmark, stats, report, cards]
 REQUIRED: dict[str, list[str]] = {  # the shortest command line
     "list": [],
     "doctor": [],
@@ -52,6 +52,7 @@ REQUIRED: dict[str, list[str]] = {  # the shortest command line
     "reconstruct": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
     "benchmark": ["hivit_atto"],
     "stats": ["digits"],
+    "report": ["run", "-o", "out.html"],
     "cards": [],
 }
 
@@ -95,6 +96,7 @@ def help_of(verb: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) ->
         (benchmark, ["a", "b:train", "--versus", "c", "--img-size", "64", "--compile"]),
         (benchmark, ["a", "--img-size", "64", "64", "--img-size", "32", "64"]),
         (stats, ["a", "--bands", "3", "1", "--scale", "0,5", "--most", "7"]),
+        (report, ["a", "b c", "-o", "x.html", "--png", "x.png", "--over", "samples"]),
         (cards, ["--check", "--root", "a b"]),
         (doctor, ["hivit_atto.mae_cifar10", "a b", "--fetch", "--json"]),
         (listing, ["hivit*", "*.mae_in1k", "--size", "0.5", "70", "--license", "cc-by-nc*", "--here", "--json"]),

@@ -15,7 +15,7 @@ PACKAGE = __name__.partition(".")[0]
 SCRIPT = "hiermim"  # the console script
 VERBS = (
     "list", "doctor", "pretrain", "evaluate", "extract", "reconstruct", "convert", "publish", "mirror", "stats",
-    "benchmark", "cards",
+    "report", "benchmark", "cards",
 )  # fmt: skip
 
 
