@@ -269,7 +269,10 @@ def test_a_clip_is_classified(
     example.main(
         ["--model", name, "-o", str(tmp_path / "new"), "--moves", "ship left", "--views", "1", "--frame-stride", "2"]
     )
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"wrote {tmp_path / 'new' / 'clip.png'}"
+    with Image.open(tmp_path / "new" / "clip.png") as image:
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 500
     assert first == str(tmp_path / "new" / "ship_left.mp4")
     with Videos([first], Form()).open(0) as video:
         assert len(video) == 96
@@ -286,8 +289,9 @@ def test_a_clip_is_classified(
     (tmp_path / "frames").mkdir()
     for n, frame in enumerate(frames):
         frame.save(tmp_path / "frames" / f"{n}.png")
-    example.main([str(tmp_path / "frames"), "--model", name, "--views", "1", "--frame-stride", "2"])
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "frames"), *expected]
+    rest = ["--model", name, "--views", "1", "--frame-stride", "2", "-o", str(tmp_path)]
+    example.main([str(tmp_path / "frames"), *rest])
+    assert capsys.readouterr().out.splitlines()[:-1] == [str(tmp_path / "frames"), *expected]
 
 
 def test_without_pyav_the_clip_is_a_folder(clip_examples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -334,8 +338,9 @@ def test_the_default_model_of_clips_names_what_moves(
     clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     load("classify_clip").main(["-o", str(tmp_path)])
-    _, *lines = capsys.readouterr().out.splitlines()
+    _, *lines, _ = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
+    assert lines[0].endswith("%  ship left"), "the default clip is told right"
     assert all(re.fullmatch(r" *[\d.]+%  [a-z]+ (right|down|left|up)", line) for line in lines)
 
 
