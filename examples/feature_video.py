@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,6 +28,7 @@ from hiermim_zoo.data.decoding import Form
 from hiermim_zoo.data.transforms import data_config, make_transform
 from hiermim_zoo.data.videos import Videos, files_in
 from hiermim_zoo.models.build import make_model
+from hiermim_zoo.training.colours import colours as compared
 from hiermim_zoo.training.drawing import Shown, draw, in_colours, to_image
 
 if __package__:
@@ -111,13 +111,8 @@ def in_time(clips: Tensor) -> Tensor:
 
 def colours(maps: Tensor) -> list[Image.Image]:
     """[t, C, h, w] -> as many images of h x w pixels."""
-    cells = maps.movedim(1, -1)  # [t, h, w, C]
-    flat = (cells - cells.mean((0, 1, 2))).flatten(0, 2).double()
-    _, axes = torch.linalg.eigh(flat.T @ flat)  # the last have the largest variance
-    shades = flat @ axes[:, -3:].flip(1)  # [t h w, 3]
-    low, high = (shades.quantile(share, dim=0) for share in (0.02, 0.98))  # outliers would leave the rest grey
-    pixels = 255 * ((shades - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    return [Image.fromarray(np.ascontiguousarray(x)) for x in pixels.byte().unflatten(0, cells.shape[:3]).numpy()]
+    [shades] = compared([list(maps)])
+    return [Image.fromarray(x.numpy()) for x in shades]
 
 
 if __name__ == "__main__":

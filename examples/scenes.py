@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 IMAGES = Path(__file__).parent / "pictures"
@@ -24,8 +25,15 @@ class Scene(NamedTuple):
     classes: Tensor  # int64 [H, W], the label of each pixel
 
 
-def scene(seed: int, side: int = 128) -> Scene:
-    """Four photographs, 40 to 60 pixels wide, one in each quarter of a grey canvas."""
+LEARNED, UNSEEN = range(16), range(16, 20)  # photographs of each class: for training, and to measure on
+
+
+def scene(seed: int, side: int = 128, photographs: range = LEARNED) -> Scene:
+    """Four photographs, 40 to 60 pixels wide, one in each quarter of a grey canvas.
+
+    Args:
+        photographs: their numbers, in each class.
+    """
     rng = random.Random(seed)
     canvas, classes = Image.new("RGB", (side, side), (128, 128, 128)), torch.zeros(side, side, dtype=torch.int64)
     boxes, labels = [], []
@@ -33,7 +41,7 @@ def scene(seed: int, side: int = 128) -> Scene:
         for left in (0, side // 2):
             label, size = rng.randrange(len(CLASSES)), rng.randint(40, min(60, side // 2))
             x, y = left + rng.randint(0, side // 2 - size), top + rng.randint(0, side // 2 - size)
-            file = IMAGES / CLASSES[label] / f"{rng.randrange(20):04d}.jpg"
+            file = IMAGES / CLASSES[label] / f"{rng.choice(photographs):04d}.jpg"
             with Image.open(file) as photograph:
                 canvas.paste(photograph.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), (x, y))
             classes[y : y + size, x : x + size] = label + 1
@@ -57,10 +65,23 @@ def drawn(image: Image.Image, boxes: Tensor, labels: Tensor) -> Image.Image:
     return image
 
 
-def side_by_side(*images: Image.Image) -> Image.Image:
-    sheet = Image.new("RGB", (sum(p.width for p in images), images[0].height))
-    left = 0
-    for image in images:
-        sheet.paste(image, (left, 0))
-        left += image.width
+def in_rows(headings: Sequence[str], rows: Sequence[Sequence[Image.Image]], scale: int = 2) -> Image.Image:
+    """Images in rows, enlarged, under the headings of their columns."""
+    gap, head = 10, 30
+    width, height = (scale * side + gap for side in rows[0][0].size)
+    sheet = Image.new("RGB", (gap + width * len(headings), head + height * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        pen.text((gap + column * width, 8), heading, "black", ImageFont.load_default(14))
+    for n, row in enumerate(rows):
+        for column, image in enumerate(row):
+            larger = image.resize((width - gap, height - gap), Image.Resampling.NEAREST)
+            sheet.paste(larger, (gap + column * width, head + n * height))
     return sheet
+
+
+def slower(model: nn.Module, part: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW for which a pretrained part of a model learns at a tenth of the rate."""
+    own = {id(p) for p in part.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in own]
+    return torch.optim.AdamW([{"params": list(part.parameters()), "lr": lr / 10}, {"params": rest, "lr": lr}])

@@ -1,4 +1,4 @@
-"""Draw what a masked autoencoder makes of images or clips: masked, predicted, pasted, original.
+"""Draw what a masked autoencoder makes of images or clips: original, masked, predicted, pasted.
 
 python -m hiermim_zoo.reconstruct IMAGES... --model hivit_base --checkpoint DIR -o out.png
 python -m hiermim_zoo.reconstruct CLIP.mp4 FOLDER_OF_FRAMES --model hiera_base_video --checkpoint DIR -o out.png

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from hiermim_zoo import benchmark, convert, evaluate, extract, pretrain, reconstruct, stats
+from hiermim_zoo import benchmark, convert, evaluate, extract, features, pretrain, reconstruct, stats
 from hiermim_zoo.commands.options import BadOptions
 from hiermim_zoo.training.small import PRETRAINING, Size, small_pretraining
 
@@ -79,6 +79,15 @@ RECONSTRUCT: Wrong = {
     "bands": ({"bands": (1, 2)}, "--bands names 2 bands, and the model takes 3 channels"),
     "video": ({"frame_rate": 2}, "--frame-rate is for models of video"),
 }
+FEATURES: Wrong = {
+    "kind": ({"img_size": 0}, "--img-size 0 is not"),
+    "pair": ({"seed": 1}, "--seed is of the random weights"),
+    "input": ({"images": ("{used}/none",)}, "IMAGES {used}/none: no such file or folder"),
+    "model": ({"model": ("hivit_atto", "hivit_atoo")}, "did you mean hivit_atto"),
+    "file": ({"output": "/nowhere/a.png"}, "-o /nowhere/a.png cannot be written"),
+    "form": ({"scale": "odd"}, "--scale odd: use"),
+    "device": ({"device": "abacus"}, "device 'abacus'"),
+}
 STATS: Wrong = {
     "kind": ({"most": 0}, "--most 0 is not"),
     "input": ({"data": "{used}/none"}, "{used}/none: no such folder, tar or table"),
@@ -111,6 +120,7 @@ VERBS = {
     "pretrain": (pretrain, PRETRAIN, {"data": "nowhere", "model": "hivit_atto", "output": "{out}"}),
     "evaluate": (evaluate, EVALUATE, {"data": "nowhere", "model": "hivit_atto", "method": "finetune"}),
     "extract": (extract, EXTRACT, {"images": ("{used}",), "model": "hivit_atto", "output": "{out}"}),
+    "features": (features, FEATURES, {"images": ("{used}",), "model": "hivit_atto", "output": "{out}.html"}),
     "reconstruct": (reconstruct, RECONSTRUCT, {"images": ("{used}",), "model": "hivit_atto", "output": "{out}.png"}),
     "stats": (stats, STATS, {"data": "{used}"}),
     "benchmark": (benchmark, BENCHMARK, {"models": ("hivit_atto",)}),

@@ -205,7 +205,7 @@ def check_panels(panels: list[list[np.ndarray]]) -> None:
     """Of clips of eight frames: masked, predicted, pasted and original rows of the four first frames of pairs."""
     shown = 0
     for n in range(0, len(panels), 4):
-        for masked, prediction, pasted, original in zip(*panels[n : n + 4], strict=True):
+        for original, masked, prediction, pasted in zip(*panels[n : n + 4], strict=True):
             grey = (masked == GREY).all(-1).reshape(2, 32, 2, 32)
             hidden = grey.all((1, 3)).repeat(32, 0).repeat(32, 1)
             visible = ~hidden
@@ -226,9 +226,9 @@ def test_rows_are_panels_and_columns_the_predicted_frames(
     panels = columns_of(out, 4)
     check_panels(panels)
     expected = middle(folder, 2)[::2]  # Hiera predicts the first frame of each pair
-    for shown, frame in zip(panels[3], expected, strict=True):
+    for shown, frame in zip(panels[0], expected, strict=True):
         assert np.abs(shown - as_seen(frame)).max() <= 1
-    assert any((a != b).any() for a, b in zip(panels[3], panels[3][1:], strict=False)), "time goes on"
+    assert any((a != b).any() for a, b in zip(panels[0], panels[0][1:], strict=False)), "time goes on"
 
 
 def test_several_clips_stand_below_each_other(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,7 +278,7 @@ def test_pretraining_draws_clips(trained: Path, moving: Path) -> None:
     assert isinstance(source, Clips)
     for n in range(4):
         [clip], _ = source.read(n * len(source) // 4)
-        for shown, frame in zip(panels[4 * n + 3], clip[::2], strict=True):
+        for shown, frame in zip(panels[4 * n], clip[::2], strict=True):
             assert np.abs(shown - as_seen(frame)).max() <= 1
 
 

@@ -84,27 +84,12 @@ def test_demo_prints_accuracies_and_draws_every_level(tmp_path, capsys):
     line = re.search(r"20 nearest neighbours in pooled features, accuracy: ([\d.]+)%", printed)
     assert line, printed
     assert 20 < float(line[1]) < 100
-    shapes = "[1, 24, 107, 160], [1, 48, 54, 80], [1, 96, 27, 40], [1, 96, 14, 20]"  # of 427 x 640, rounded up
-    for name in ("china.jpg", "flower.jpg"):
-        assert re.search(rf"feature maps of {name}.*: {re.escape(shapes)}\n", printed)
-
-    path = tmp_path / "new" / "folder" / "features.png"
-    assert f"wrote {path}\n" in printed
-    with Image.open(path) as image:
-        sheet = np.asarray(image)
-    assert 1000 < sheet.shape[0] < 3000
-    assert 1000 < sheet.shape[1] < 3000
-    for row in range(2 + len(demo.DRAWN)):
-        panels = []
-        for column in range(5):
-            left, top = demo.corner(row, column)
-            panels.append(sheet[top : top + demo.CELL[1], left : left + demo.CELL[0]])
-            inside = panels[-1][
-                :, : demo.CELL[1]
-            ]  # small photographs are square and leave the rest of their cell empty
-            assert inside.std(axis=(0, 1)).max() > 10, (row, column)
-            assert len(np.unique(inside.reshape(-1, 3), axis=0)) >= 4  # at the least 2 x 2 cells of the coarsest map
-        assert all((a != b).any() for a, b in itertools.pairwise(panels))
+    # of 427 x 640 pixels, made a multiple of 32
+    assert "hivit_atto [24, 104, 160], [48, 52, 80], [96, 26, 40], [96, 13, 20]" in printed
+    for name, least in (("features.png", 100_000), ("features.html", 500_000)):
+        path = tmp_path / "new" / "folder" / name
+        assert f"wrote {path}: {2 + len(demo.DRAWN)} images" in printed
+        assert path.stat().st_size > least
 
 
 @pytest.mark.slow
@@ -131,22 +116,6 @@ def test_demo_says_what_it_lacks(tmp_path, capsys, monkeypatch):
     assert printed.err == 'error: the demo needs scikit-learn: pip install "hiermim-zoo[demo]"\n'
     assert printed.out == ""
     assert not (tmp_path / "out").exists()
-
-
-def test_demo_draws_like_features_in_like_colours():
-    """Two maps of one level, of different sizes, share their colours; a few wild cells do not grey the rest."""
-    demo = load("demo")
-    kinds = torch.randn(3, 8)
-    first = kinds[torch.arange(3).repeat(20)].T.reshape(1, 8, 6, 10)
-    second = kinds[torch.arange(3).repeat(4)].T.reshape(1, 8, 3, 4).clone()
-    second[0, :, 0, 0] *= 1000
-    a, b = (np.asarray(image) for image in demo.colours([first, second]))
-    assert a.shape == (6, 10, 3)
-    assert b.shape == (3, 4, 3)
-    flat_a, flat_b = a.reshape(-1, 3), b.reshape(-1, 3)
-    for kind in range(3):
-        assert len(np.unique(np.concatenate([flat_a[kind::3], flat_b[3 + kind :: 3]]), axis=0)) == 1
-    assert np.ptp(flat_a, axis=0).max() > 100
 
 
 # ---- extract_features
@@ -254,15 +223,16 @@ def test_a_step_of_somebody_elses_head_and_a_image(
     sys.path.insert(0, str(EXAMPLES))
     try:
         example = load(name)
+        example.MEASURED = 2  # type: ignore[attr-defined]
         example.main(["-o", str(tmp_path / "out.png"), "--model", model, "--steps", "1"])
     finally:
         sys.path.remove(str(EXAMPLES))
         sys.modules.pop("scenes", None)
     first, last = capsys.readouterr().out.splitlines()
-    assert np.isfinite(float(re.match(r"step 1: loss (\S+)", first)[1]))
-    assert last.startswith(f"wrote {tmp_path / 'out.png'}: ")
+    assert np.isfinite(float(re.match(r"step 1: loss ([\d.]+)", first)[1]))
+    assert last.startswith(f"wrote {tmp_path / 'out.png'}: o")
+    assert " scenes of other photographs " in last
     with Image.open(tmp_path / "out.png") as image:
-        assert image.height == 128
         assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 1000  # photographs are in it
 
 
@@ -299,7 +269,10 @@ def test_a_clip_is_classified(
     example.main(
         ["--model", name, "-o", str(tmp_path / "new"), "--moves", "ship left", "--views", "1", "--frame-stride", "2"]
     )
-    first, *lines = capsys.readouterr().out.splitlines()
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"wrote {tmp_path / 'new' / 'clip.png'}"
+    with Image.open(tmp_path / "new" / "clip.png") as image:
+        assert len(np.unique(np.asarray(image).reshape(-1, 3), axis=0)) > 500
     assert first == str(tmp_path / "new" / "ship_left.mp4")
     with Videos([first], Form()).open(0) as video:
         assert len(video) == 96
@@ -316,8 +289,9 @@ def test_a_clip_is_classified(
     (tmp_path / "frames").mkdir()
     for n, frame in enumerate(frames):
         frame.save(tmp_path / "frames" / f"{n}.png")
-    example.main([str(tmp_path / "frames"), "--model", name, "--views", "1", "--frame-stride", "2"])
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "frames"), *expected]
+    rest = ["--model", name, "--views", "1", "--frame-stride", "2", "-o", str(tmp_path)]
+    example.main([str(tmp_path / "frames"), *rest])
+    assert capsys.readouterr().out.splitlines()[:-1] == [str(tmp_path / "frames"), *expected]
 
 
 def test_without_pyav_the_clip_is_a_folder(clip_examples: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -364,8 +338,9 @@ def test_the_default_model_of_clips_names_what_moves(
     clip_examples: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     load("classify_clip").main(["-o", str(tmp_path)])
-    _, *lines = capsys.readouterr().out.splitlines()
+    _, *lines, _ = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
+    assert lines[0].endswith("%  ship left"), "the default clip is told right"
     assert all(re.fullmatch(r" *[\d.]+%  [a-z]+ (right|down|left|up)", line) for line in lines)
 
 
@@ -421,3 +396,5 @@ def test_scenes_are_what_they_say(monkeypatch: pytest.MonkeyPatch):
         grey = (torch.from_numpy(np.array(image)) == 128).all(-1)
         assert grey[covered == 0].all()
         assert scenes.scene(seed).image.tobytes() == image.tobytes()
+        assert scenes.scene(seed, photographs=scenes.UNSEEN).image.tobytes() != image.tobytes()
+    assert not set(scenes.LEARNED) & set(scenes.UNSEEN)

@@ -252,6 +252,7 @@ SHORTEST = {  # command lines
     "pretrain": "x --model x -o x",
     "evaluate": "x --model x --method knn",
     "extract": "x --model x -o x",
+    "features": "x --model x -o x",
     "reconstruct": "x --model x -o x",
     "convert": "x --model hivit_atto --dry-run",
     "publish": "x --to a/b",

@@ -45,7 +45,7 @@ def test_each_panel_shows_what_its_heading_says(checkpoint: Path, tmp_path: Path
     )  # only its size matters here
     assert mae.kept == keep.shape[1]
     for row in range(2):
-        masked, prediction, pasted, original = (panel(sheet, row, column).astype(int) for column in range(4))
+        original, masked, prediction, pasted = (panel(sheet, row, column).astype(int) for column in range(4))
         same = (masked == original).all(-1).reshape(4, 16, 4, 16).all((1, 3))
         assert same.sum() == 4, "a quarter of the units is visible"
         visible = same.repeat(16, 0).repeat(16, 1)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, reconstruct, report, stats
+from hiermim_zoo import benchmark, cards, doctor, evaluate, extract, features, reconstruct, report, stats
 from hiermim_zoo import list as listing
 from hiermim_zoo.commands import (
     baselines,
@@ -43,12 +43,13 @@ from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
-VERBS = [listing, doctor, evaluate, extract, reconstruct, benchmark, stats, report, cards]
+VERBS = [listing, doctor, evaluate, extract, features, reconstruct, benchmark, stats, report, cards]
 REQUIRED: dict[str, list[str]] = {  # the shortest command line
     "list": [],
     "doctor": [],
     "evaluate": ["digits", "--model", "hivit_atto", "--method", "knn"],
     "extract": [str(CAT), "--model", "hivit_atto", "-o", "out"],
+    "features": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
     "reconstruct": [str(CAT), "--model", "hivit_atto", "-o", "out.png"],
     "benchmark": ["hivit_atto"],
     "stats": ["digits"],
@@ -98,6 +99,7 @@ def help_of(verb: ModuleType, capsys: pytest.CaptureFixture[str], *argv: str) ->
         (stats, ["a", "--bands", "3", "1", "--scale", "0,5", "--most", "7"]),
         (report, ["a", "b c", "-o", "x.html", "--png", "x.png", "--over", "samples"]),
         (cards, ["--check", "--root", "a b"]),
+        (features, ["a", "--model", "m", "n", "--model", "o", "-o", "x.html", "--level", "1", "--point", "0.5", "1"]),
         (doctor, ["hivit_atto.mae_cifar10", "a b", "--fetch", "--json"]),
         (listing, ["hivit*", "*.mae_in1k", "--size", "0.5", "70", "--license", "cc-by-nc*", "--here", "--json"]),
     ],
@@ -286,6 +288,15 @@ def test_reconstruct_returns_the_drawing(tmp_path: Path, capsys: pytest.CaptureF
     assert twin == command == tmp_path / "out.png"
     assert command.read_bytes() == drawn
     assert printed.startswith(f"wrote {command}: loss ")
+
+
+def test_features_returns_the_drawing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"images": [CAT], "model": "hivit_atto", "output": tmp_path / "out.html", "levels": 3}
+    drawn = features.run(**options).read_bytes()
+    twin, command, printed = both(features, capsys, **options)
+    assert twin == command == tmp_path / "out.html"
+    assert command.read_bytes() == drawn
+    assert printed == f"wrote {command}: 1 image; maps of the first: hivit_atto [96, 2, 2]\n"
 
 
 def test_benchmark_returns_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

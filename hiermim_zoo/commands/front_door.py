@@ -14,8 +14,8 @@ from multiprocessing.process import parent_process
 PACKAGE = __name__.partition(".")[0]
 SCRIPT = "hiermim"  # the console script
 VERBS = (
-    "list", "doctor", "pretrain", "evaluate", "extract", "reconstruct", "convert", "publish", "mirror", "stats",
-    "report", "benchmark", "cards",
+    "list", "doctor", "pretrain", "evaluate", "report", "extract", "features", "reconstruct", "convert", "publish",
+    "mirror", "stats", "benchmark", "cards",
 )  # fmt: skip
 
 

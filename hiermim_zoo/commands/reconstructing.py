@@ -36,6 +36,7 @@ from .options.problems import BadOptions, gathered
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_writable, image_kind
 
+RANDOM = "RANDOM WEIGHTS"
 MOST = 200  # images of a drawing, each of which is a row of it
 
 
@@ -58,7 +59,7 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     keep = random_keep(len(images), mae.units, mae.kept, generator=torch.Generator().manual_seed(options.seed))
     with torch.inference_mode():
         out = mae(images, keep)
-    title = f"{options.model}, {options.checkpoint or 'random weights'}"
+    title = f"{options.model}, {options.checkpoint or RANDOM}"
     drawn = sheet(mae, images, out, title, shown, options.statistics)
     with replacing(options.output) as part:
         drawn.save(part, format=kind)
@@ -66,7 +67,8 @@ def reconstruct(options: ReconstructOptions) -> Outcome:
     warn(about_steps(start, said) if start else about_no_checkpoint(options.model))
     things = "images" if images.ndim == 4 else "clips"
     loss = f"loss {out.loss.item():.4f} on what is hidden of {counted(len(images), things)}"
-    return Outcome(options.output, f"wrote {options.output}: {loss}")
+    note = "" if start else f"; {RANDOM}, so the prediction means nothing"
+    return Outcome(options.output, f"wrote {options.output}: {loss}{note}")
 
 
 def autoencoder_of(options: ReconstructOptions) -> MaskedAutoencoder:

@@ -1,4 +1,4 @@
-"""What an autoencoder makes of images or clips, drawn on one sheet: masked, predicted, pasted, original."""
+"""What an autoencoder makes of images or clips, drawn on one sheet: original, masked, predicted, pasted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ..data.decoding import Form
 from ..data.transforms import data_config
 from ..mae import MAEOutput, MaskedAutoencoder
 
-PANELS = ("masked", "prediction", "prediction, visible parts pasted", "original")
+PANELS = ("original", "masked", "prediction, visible cells faded", "prediction, visible pixels pasted")
+FADED = 0.25  # how much is left of what nobody trained the decoder to predict
 # Pixels of the drawing; beside clips, a margin has the panels' names.
 SIDE, GAP, HEADER, FOOTER, MARGIN = 224, 8, 28, 48, 150
 
@@ -74,7 +75,7 @@ def sheet(
     drawn = torch.stack(panels(mae, images, out, statistics), dim=1).cpu()
     drawn = torch.stack([in_colours(x, cfg, shown) for x in drawn])
     scale = f"normalised pixels, undone with {statistics} statistics" if mae.norm_pix else "raw pixels"
-    legend = f"{title}\n{out.keep.shape[1]} of {mae.units} units visible; {scale}"
+    legend = f"{title}\n{out.keep.shape[1]} of {mae.units} units visible, which no training asks to predict; {scale}"
     if shown.stretched:
         legend += "; stretched from the 2nd to the 98th percentile"
     if images.ndim == 4:
@@ -87,24 +88,27 @@ def sheet(
 def panels(mae: MaskedAutoencoder, images: Tensor, out: MAEOutput, statistics: str) -> list[Tensor]:
     """[B, C, H, W] for each of PANELS, of clips the predicted frames alone.
 
-    Hidden patches of the first panel have the mean colour.
+    Hidden patches of the masked panel have the mean colour. Where the input is visible the prediction is faded towards
+    it: the loss never asked for it.
     """
-    masked = mae.from_patches(mae.patches(images) * ~out.hidden[..., None])
+    own = mae.patches(images)
+    masked = mae.from_patches(own * ~out.hidden[..., None])
     prediction, pasted = (mae.reconstruct(images, out, statistics, paste) for paste in (False, True))
-    return [masked, prediction, pasted, mae.predicted(images)]
+    left = mae.from_patches(torch.where(out.hidden[..., None], 1.0, FADED).expand_as(own))
+    return [mae.predicted(images), masked, prediction * left, pasted]
 
 
 def in_colours(x: Tensor, cfg: Mapping[str, Any], shown: Shown) -> Tensor:
     """Panels of an image or clip [panels, C, ..., H, W], normalised -> red, green and blue from 0 to 1.
 
-    All panels are stretched as the last one, the original.
+    All panels are stretched as the first one, the original.
     """
     mean, std = (torch.tensor(cfg[key]).view(-1, *[1] * (x.ndim - 2)) for key in ("mean", "std"))
     channels = shown.channels if len(shown.channels) == 3 else shown.channels * 3
     colours = (x * std + mean)[:, list(channels)]
     if shown.stretched:
         ends = torch.tensor([0.02, 0.98])
-        low, high = torch.quantile(colours[-1].flatten(1), ends, dim=1).view(2, 3, *[1] * (x.ndim - 2))
+        low, high = torch.quantile(colours[0].flatten(1), ends, dim=1).view(2, 3, *[1] * (x.ndim - 2))
         colours = (colours - low) / (high - low).clamp_min(1e-6)
     return colours.clamp(0, 1)
 
