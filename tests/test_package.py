@@ -184,9 +184,13 @@ assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
 
 ROOMS = ("docs", "examples", "hiermim_zoo", "tests", "weights")
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *PAGES]
 LONGEST = 120  # characters of a line
+
+
+def called(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def read(path: Path) -> str:
@@ -214,33 +218,39 @@ def test_the_readmes_snippets_run_in_order(tmp_path: Path, monkeypatch: pytest.M
     assert scope["logits"].shape == (1, 10)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=called)
 def test_the_snippets_of_a_page_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_blocks(page, tmp_path, monkeypatch)
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", DOCUMENTS, ids=called)
 def test_commands_that_are_named_exist(page: Path) -> None:
     targets = re.findall(r"(?:^|`)make (\w+)", read(page), re.MULTILINE)
     assert set(targets) <= set(re.findall(r"^(\w+):", read(ROOT / "Makefile"), re.MULTILINE))
     assert set(re.findall(r"(?:python -m hiermim_zoo\.|`hiermim )(\w+)", read(page))) <= set(VERBS)
 
 
-@pytest.mark.parametrize("page", [page for page in DOCUMENTS if blocks(page, "bash")], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in DOCUMENTS if blocks(page, "bash")], ids=called)
 def test_command_lines_of_a_page_are_understood(page: Path) -> None:
     """Every option is one of the command, has a value of its kind, and goes with the others."""
     for line in "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         for i in [i for i, word in enumerate(words) if word.startswith("hiermim_zoo.")]:
             importlib.import_module(words[i]).VERB.parse(words[i + 1 :])
+        if words[:1] == ["hiermim"]:
+            importlib.import_module(f"hiermim_zoo.{words[1]}").VERB.parse(words[2:])
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert len(read(README).splitlines()) <= 200
-    assert set(re.findall(r"\]\((docs/\w+\.md)", read(README))) == {f"docs/{page.name}" for page in PAGES}
+    linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", read(README)))
+    top = {called(page) for page in PAGES if page.parent == ROOT / "docs"}
+    index = {f"docs/{link}" for link in re.findall(r"\]\(([\w/]+\.md)", read(ROOT / "docs" / "index.md"))}
+    assert top <= linked
+    assert {called(page) for page in PAGES} == linked | index | {"docs/index.md"}
 
 
-@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", DOCUMENTS, ids=called)
 def test_links_and_paths_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)]+)\)", read(page)):
         path, _, anchor = link.partition("#")

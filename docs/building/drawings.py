@@ -20,6 +20,7 @@ from hiermim_zoo.models.shapes import without_memory
 
 SIDE, GAP, HEAD, FOOT = 168, 18, 24, 40  # pixels of a panel, between panels, above and below one
 SHARPEST = 3  # pixels between lines that can be told apart
+CROWD = 200  # frames that are drawn with a thin line
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of the side of the image
 
@@ -217,7 +218,8 @@ def panel(one: Panel) -> str:
         f"M{l * SIDE:.2f} {HEAD + t * SIDE:.2f}H{r * SIDE:.2f}V{HEAD + b * SIDE:.2f}H{l * SIDE:.2f}Z"
         for l, t, r, b in one.windows or ((0, 0, 1, 1),)  # noqa: E741 # left
     )
-    parts.append(f'<path class="window" d="{frames}"/>')
+    many_windows = " fine" if len(one.windows) > CROWD else ""
+    parts.append(f'<path class="window{many_windows}" d="{frames}"/>')
     parts.append(f'<text class="title" x="0" y="{HEAD - 8}">{one.title}</text>')
     parts += [f'<text x="0" y="{HEAD + SIDE + 16 * (i + 1)}">{note}</text>' for i, note in enumerate(one.notes)]
     size = f"-2 0 {SIDE + GAP} {HEAD + SIDE + FOOT}"

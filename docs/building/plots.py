@@ -118,7 +118,7 @@ def drawn(points: dict[str, tuple[float, float]], across: str, what: str) -> str
         axes.margins(y=0.12)
         axes.grid(alpha=0.18)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1.2, handlelength=1)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = re.search(r"<svg.*</svg>", out.getvalue(), re.DOTALL)
@@ -135,12 +135,15 @@ def drawn(points: dict[str, tuple[float, float]], across: str, what: str) -> str
 
 
 def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Names beside the points, left and right in turns where they stand close to each other."""
-    taken: list[tuple[float, float]] = []
-    for arch, (x, y) in sorted(points.items(), key=lambda item: item[1]):
-        close = any(0.45 < x / a < 2.2 and abs(y - b) < 0.35 for a, b in taken)
-        taken.append((x, y))
-        offset = (0, -16) if close else (0, 9)
+    """Sizes beside the points, in the colour of their family: of Hiera above the line, of the others below."""
+    for arch, xy in points.items():
+        above = family(arch) == "hiera"
+        words = " ".join(word for word in arch.split("_")[1:] if word not in ("swin", "patch16", "patch14", str(SIDE)))
         axes.annotate(
-            arch.removesuffix("_patch16_224"), (x, y), offset, textcoords="offset points", ha="center", fontsize=9.5
+            words.replace("base plus", "base+"),
+            xy,
+            (-7, 6) if above else (7, -13),
+            textcoords="offset points",
+            ha="right" if above else "left",
+            color=COLOURS[family(arch)],
         )

@@ -170,9 +170,9 @@ def python() -> dict[str, str]:
     return {"reference/python": "\n\n".join(parts) + "\n"}
 
 
-PYTHON = """Made from the docstrings. Importing `hiermim_zoo` registers the models with timm, whose functions do the rest:
-`timm.create_model`, `features_only=True`, `reset_classifier`. Every command has a twin, `run` of the module of its name:
-see [commands](/reference/commands.md). Shapes are in brackets: B images, C channels, K visible units."""
+PYTHON = """Made from the docstrings. Importing `hiermim_zoo` registers the models with timm, whose functions do the
+rest: `timm.create_model`, `features_only=True`, `reset_classifier`. Every command has a twin, `run` of the module with
+its name: see [commands](/reference/commands.md). Shapes are in brackets: B images, C channels, K visible units."""
 
 
 def members_of(module: str) -> list[str]:

@@ -54,21 +54,20 @@ def stage(source: Path) -> None:
         write(source, str(page.relative_to(DOCS).with_suffix("")), staged(page, source))
     for name, page in TWINS.items():
         if name.endswith(".md") and page != "index":
-            write(source, page, staged(ROOT / name, source, page))
+            write(source, page, staged(ROOT / name, source))
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
         copy(notebook, source / "notebooks" / notebook.name)
     for page, text in {**reference.commands(), **reference.python(), **reference.examples()}.items():
         write(source, page, text)
 
 
-def staged(path: Path, source: Path, page: str = "") -> str:
+def staged(path: Path, source: Path) -> str:
     """A page as the site has it."""
-    name = page or str(path.relative_to(DOCS).with_suffix(""))
     text = MARK.sub(lambda found: made(found[1], found[2].split(), path), path.read_text(encoding="utf-8"))
     parts, at = [], 0
     for fence in [*FENCE.finditer(text), None]:  # links in code are none
         prose = text[at : fence.start() if fence else None]
-        parts.append(LINK.sub(lambda found: linked(found[1], found[2] or "", path, name, source), prose))
+        parts.append(LINK.sub(lambda found: linked(found[1], found[2] or "", path, source), prose))
         if fence:
             parts.append(fence[0])
             at = fence.end()
@@ -103,7 +102,7 @@ def contents() -> str:
     )
 
 
-def linked(target: str, anchor: str, path: Path, page: str, source: Path) -> str:
+def linked(target: str, anchor: str, path: Path, source: Path) -> str:
     """Where a link of a page leads in the site: to a page, or to a file that is copied."""
     file = Path(os.path.normpath(path.parent / target))
     inside = file.relative_to(ROOT)
