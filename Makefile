@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test check lint types format clean
+.PHONY: demo docs test check lint types format neighbours clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -35,5 +35,16 @@ $(VENV)/.demo $(VENV)/.docs $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.to
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Other people's software with our models; large, so in an environment of its own.
+neighbours: .venv-neighbours/.installed
+	.venv-neighbours/bin/python -W ignore -m tests.neighbours
+
+.venv-neighbours/.installed: pyproject.toml tests/neighbours/requirements.txt
+	$(PYTHON) -m venv .venv-neighbours
+	.venv-neighbours/bin/python -m pip install --quiet --editable ".[examples,onnx]"
+	sed '/^#/d' tests/neighbours/requirements.txt | while read -r package; do \
+		.venv-neighbours/bin/python -m pip install --quiet "$$package" || echo "$$package is left out"; done
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-neighbours build dist .pytest_cache .mypy_cache .ruff_cache

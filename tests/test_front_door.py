@@ -251,6 +251,7 @@ SHORTEST = {  # command lines
     "doctor": "",
     "pretrain": "x --model x -o x",
     "evaluate": "x --model x --method knn",
+    "report": "x -o x.html",
     "extract": "x --model x -o x",
     "features": "x --model x -o x",
     "reconstruct": "x --model x -o x",

@@ -321,14 +321,6 @@ def test_no_block_keeps_its_activations(name: str) -> None:
     assert kept() == before
 
 
-def test_models_that_cannot_save_memory_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Twins has no gradient checkpointing"):
-        trained(tmp_path / "out", *shlex.split("--model green_twins_small --img-size 64 --grad-checkpointing"))
-    options = {"data": "digits", "method": "finetune", "pretrained": False, "device": "cpu", "epochs": 1, "warmup": 0}
-    with pytest.raises(ValueError, match="Twins has no gradient checkpointing"):
-        evaluate.run(model="green_twins_small", **options, grad_checkpointing=True)
-
-
 # ---- precision, graphs
 
 

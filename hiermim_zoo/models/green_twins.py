@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.models import checkpoint
 from timm.models.twins import Block, LocallyGroupedAttn, Twins
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +32,9 @@ from .green_swin import Checked, set_norm_eps, unit_layout
 
 
 class GreenTwinsBlock(Block):
-    """timm's block, which can be given visible tokens and their plan."""
+    """timm's block, which can be given visible tokens and their plan, and be computed again in the backward pass."""
+
+    grad_checkpointing = False
 
     def forward(self, x: Tensor, size: Any, plan: Plan | None = None, pairs: Tensor | Band | None = None) -> Tensor:
         """Attention, local or global, and MLP.
@@ -45,6 +48,11 @@ class GreenTwinsBlock(Block):
         Returns:
             Like ``x``.
         """
+        args = (x, size, plan, pairs)
+        out: Tensor = checkpoint(self._forward, *args) if self.grad_checkpointing else self._forward(*args)
+        return out
+
+    def _forward(self, x: Tensor, size: Any, plan: Plan | None, pairs: Tensor | Band | None) -> Tensor:
         if plan is None or pairs is None:
             out: Tensor = super().forward(x, size)
             return out
@@ -100,9 +108,9 @@ class GreenTwins(Checked, Twins):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's Twins has none."""
-        if enable:
-            raise ValueError("Twins has no gradient checkpointing")
+        """Recompute each block in the backward pass instead of keeping its activations; timm's Twins cannot."""
+        for block in self.called_blocks:
+            block.grad_checkpointing = enable
 
     @property
     def called_blocks(self) -> list[Any]:

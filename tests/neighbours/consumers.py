@@ -1,0 +1,328 @@
+"""What is tried: each consumer takes a model by name, and its numbers are compared with the plain forward pass.
+
+A check raises where something does not hold. Its docstring is what the page says of it; `NEEDS` are the packages.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from hiermim_zoo.cam import ForCam
+
+SIDE, CLASSES = 128, 5
+SMALL: dict[str, dict[str, Any]] = {
+    "hivit_atto": {"depths": (1, 1, 1)},
+    "hpvit_atto": {"depths": (1, 1, 1, 1)},
+    "hiera_atto": {"depths": (1, 1, 1, 1)},
+    "hiera_sam2_atto": {"depths": (1, 1, 3, 2)},
+    "green_swin_atto": {"depths": (1, 1, 1, 1)},
+    "green_twins_small": {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 4)},
+}
+Check = Callable[[str], None]
+CHECKS: dict[str, tuple[tuple[str, ...], Check]] = {}
+
+
+def consumer(title: str, *needs: str) -> Callable[[Check], Check]:
+    def added(check: Check) -> Check:
+        CHECKS[title] = (needs, check)
+        return check
+
+    return added
+
+
+def make(name: str, **kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    return timm.create_model(name, **{**SMALL[name], "img_size": SIDE, "num_classes": CLASSES, **kwargs}).eval()
+
+
+def images(batch: int = 2, side: int = SIDE) -> Tensor:
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def same(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
+    """Equal, beside the largest of the numbers, and not equal to the same numbers in another order."""
+    found, expected = (
+        torch.as_tensor(np.asarray(x.detach() if isinstance(x, Tensor) else x)).double() for x in (found, expected)
+    )
+    found, expected = (x / expected.abs().max() for x in (found, expected))
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert not torch.allclose(found.flatten().flip(0), expected.flatten(), rtol=0, atol=tolerance), "negative control"
+
+
+def learns(model: nn.Module, forward: Callable[[], Tensor]) -> None:
+    """One step changes parameters and outputs, and what was learned survives a file."""
+    before = forward().detach().clone()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    forward().square().mean().backward()
+    assert trained
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    torch.optim.SGD(trained, 1e-2).step()
+    after = forward().detach().clone()
+    assert not torch.equal(before, after), "a step changed nothing"
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    with torch.no_grad():
+        for p in trained:
+            p.add_(0.1)
+    assert not torch.equal(forward(), after), "control"
+    file.seek(0)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    same(forward(), after, 1e-5)
+
+
+# ---- leaving Python
+
+
+@consumer("torch.compile, trained at a second size")
+def compiled(name: str) -> None:
+    model = make(name).train()
+    graph = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for side in (128, 192):
+        grads = []
+        for f in (graph, model):
+            model.zero_grad()
+            f(images(2, side)).square().sum().backward()
+            grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        same(*grads)
+
+
+@consumer("torch.export, any batch")
+def exported(name: str) -> None:
+    model = make(name, exportable=True)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},)).module()
+    for count in (1, 2, 5):
+        same(program(images(count)), model(images(count)))
+
+
+def onnx_agrees(name: str, dynamo: bool) -> None:
+    import onnxruntime
+
+    model = make(name, exportable=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        if dynamo:
+            batch = torch.export.Dim("batch", min=1, max=64)
+            kwargs: dict[str, Any] = {"dynamo": True, "dynamic_shapes": ({0: batch},), "verbose": False}
+        else:
+            kwargs = {"dynamo": False, "dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
+        torch.onnx.export(model, (images(),), path, input_names=["x"], output_names=["y"], **kwargs)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for count in (1, 2, 5):
+            same(session.run(None, {"x": images(count).numpy()})[0], model(images(count)))
+
+
+@consumer("ONNX by tracing, any batch", "onnx", "onnxruntime")
+def traced_onnx(name: str) -> None:
+    onnx_agrees(name, dynamo=False)
+
+
+@consumer("ONNX by torch.export, gradients on, any batch", "onnx", "onnxscript", "onnxruntime")
+def exported_onnx(name: str) -> None:
+    onnx_agrees(name, dynamo=True)
+
+
+@consumer("OpenVINO, from torch.export", "openvino")
+def openvino(name: str) -> None:
+    import openvino as ov
+
+    model = make(name, exportable=True)
+    program = torch.export.export(model, (images(),))
+    same(ov.compile_model(ov.convert_model(program), "CPU")(images().numpy())[0], model(images()), 1e-2)
+
+
+@consumer("ExecuTorch, portable operators", "executorch")
+def executorch(name: str) -> None:
+    from executorch.exir import to_edge
+    from executorch.runtime import Runtime
+
+    model = make(name, exportable=True)
+    program = to_edge(torch.export.export(model, (images(),))).to_executorch()
+    method = Runtime.get().load_program(program.buffer).load_method("forward")
+    same(method.execute([images()])[0], model(images()))
+
+
+@consumer("torch.jit.trace")
+def traced(name: str) -> None:
+    model = make(name, exportable=True)
+    same(torch.jit.trace(model, images())(images() + 1), model(images() + 1))
+
+
+@consumer("torch.jit.script")
+def scripted(name: str) -> None:
+    model = make(name, exportable=True)
+    same(torch.jit.script(model)(images()), model(images()))
+
+
+# ---- being a part of something
+
+
+@consumer("segmentation_models_pytorch: Unet", "segmentation_models_pytorch")
+def segmenter(name: str) -> None:
+    import segmentation_models_pytorch as smp
+
+    model = smp.Unet(f"tu-{name}", encoder_weights=None, classes=3).eval()
+    body: Any = model.encoder.model
+    for found, expected in zip(model.encoder(images())[-4:], body(images()), strict=True):
+        same(found, expected)
+    learns(model, lambda: model(images()))
+
+
+@consumer("torchvision detectors, by FeaturePyramid")
+def detector(name: str) -> None:
+    from hiermim_zoo.detection import FeaturePyramid
+
+    model = FeaturePyramid(make(name, num_classes=0, features_only=True), 16).eval()
+    learns(model, lambda: torch.cat([x.flatten(1) for x in model(images()).values()], dim=1))
+
+
+@consumer("lightly_train, by name", "lightly_train")
+def lightly(name: str) -> None:
+    from lightly_train._models import package_helpers
+
+    args = {**SMALL[name], "img_size": SIDE}
+    wrapped: Any = package_helpers.get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=args).eval()
+    maps = wrapped.forward_features(images())["features"]
+    tokens = wrapped.get_model().forward_features(images())
+    tokens = tokens.flatten(1, -2) if tokens.ndim == 4 else tokens
+    same(maps.flatten(2).mT, tokens)
+    learns(wrapped, lambda: wrapped.forward_pool(wrapped.forward_features(images()))["pooled_features"])
+
+
+@consumer("anomalib: layers as numbers", "anomalib")
+def anomalib(name: str) -> None:
+    from anomalib.models.components.feature_extractors import TimmFeatureExtractor
+
+    taken = TimmFeatureExtractor(name, layers=[1, 2], pre_trained=False, norm=False).eval()
+    body: Any = taken.feature_extractor
+    size = images(1, 256)
+    getter = not hasattr(body, "forward_intermediates")
+    expected = body(size) if getter else body.forward_intermediates(size, [1, 2], intermediates_only=True)
+    found = list(taken(size).values())
+    for a, b in zip(found, expected, strict=True):
+        same(a, b)
+    assert list(taken.out_dims) == [x.shape[1] for x in found], f"out_dims says {taken.out_dims}"
+
+
+@consumer("fastai: create_timm_model", "fastai")
+def fastai(name: str) -> None:
+    from fastai.vision.learner import create_timm_model
+
+    model, _ = create_timm_model(name, CLASSES, pretrained=False, **SMALL[name], img_size=SIDE)
+    model.eval()
+    body = model[0].model
+    expected = body.forward_features(images()) if model[0].needs_pool else body(images())
+    same(model[0](images()), expected)
+    learns(model, lambda: model(images()))
+
+
+@consumer("open_clip: image tower, linear projection", "open_clip")
+def open_clip(name: str) -> None:
+    from open_clip.timm_model import TimmModel
+
+    model = TimmModel(name, 16, image_size=224, pool="", proj="linear").eval()
+    same(model(images(2, 224)), model.head(model.trunk(images(2, 224))))
+    learns(model, lambda: model(images(2, 224)))
+
+
+@consumer("peft: LoRA", "peft")
+def lora(name: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = make(name)
+    expected = model(images())
+    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(("qkv", "q", "kv", "fc1"))]
+    adapted = get_peft_model(model, LoraConfig(target_modules=layers, init_lora_weights=True)).eval()
+    same(adapted(images()), expected)
+    learns(adapted, lambda: adapted(images()))
+
+
+@consumer("lightning: Trainer", "lightning")
+def lightning(name: str) -> None:
+    import lightning as pl
+
+    class Task(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make(name)
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    task = Task()
+    before = task.model(images()).detach()
+    data = torch.utils.data.TensorDataset(images(), torch.tensor([0, 1]))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            default_root_dir=folder, enable_checkpointing=False,
+        )  # fmt: skip
+        trainer.fit(task, torch.utils.data.DataLoader(data, 2))
+        trainer.save_checkpoint(Path(folder) / "last.ckpt")
+        after = task.model.eval()(images()).detach()
+        assert not torch.equal(before, after)
+        again = Task()
+        file = torch.load(Path(folder) / "last.ckpt", weights_only=True)
+        again.load_state_dict(file["state_dict"])
+    same(again.model(images()), after)
+
+
+@consumer("torchao: 8-bit weights", "torchao")
+def torchao(name: str) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = make(name)
+    expected = model(images())
+    quantize_(model, Int8WeightOnlyConfig())
+    same(model(images()), expected, 0.05)
+
+
+# ---- looking inside
+
+
+@consumer("pytorch-grad-cam, by ForCam", "pytorch_grad_cam")
+def grad_cam(name: str) -> None:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    shown = ForCam(make(name))
+    heat = GradCAM(model=shown, target_layers=[shown.maps])(images(), [ClassifierOutputTarget(1)] * 2)
+    same(heat, own_heat(shown, 1), 1e-2)
+
+
+@consumer("captum, by ForCam", "captum")
+def captum(name: str) -> None:
+    from captum.attr import LayerGradCam
+
+    shown = ForCam(make(name))
+    found = LayerGradCam(shown, shown.maps).attribute(images(), target=1)
+    maps, gradient = maps_of(shown, 1)
+    same(found, (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True))
+
+
+def maps_of(shown: ForCam, target: int) -> tuple[Tensor, Tensor]:
+    seen: list[Tensor] = []
+    hook = shown.maps.register_forward_hook(lambda module, args, out: seen.append(out))
+    logits = shown(images())
+    hook.remove()
+    return seen[0], torch.autograd.grad(logits[:, target].sum(), seen[0])[0]
+
+
+def own_heat(shown: ForCam, target: int) -> Tensor:
+    maps, gradient = maps_of(shown, target)
+    heat = (gradient.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True).relu()
+    low, high = heat.amin((1, 2, 3), keepdim=True), heat.amax((1, 2, 3), keepdim=True)
+    heat = (heat - low) / (high - low + 1e-7)
+    return nn.functional.interpolate(heat, size=(SIDE, SIDE), mode="bilinear", align_corners=False)[:, 0]
