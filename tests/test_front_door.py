@@ -260,6 +260,7 @@ SHORTEST = {  # command lines
     "mirror": "x --to a",
     "benchmark": "--suite cpu -o x",
     "stats": "x",
+    "report": "run -o out.html",
     "cards": "",
 }
 

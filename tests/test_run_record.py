@@ -114,7 +114,7 @@ def test_a_run_that_goes_on_adds_a_session_and_changes_no_bit(whole: Path, tmp_p
         return [{k: v for k, v in note.items() if k not in timed} for note in notes]
 
     assert numbers(parts) == numbers(whole)
-    tables = [list(csv.DictReader((folder / "log.csv").open(newline=""))) for folder in (parts, whole)]
+    tables = [list(csv.DictReader((folder / "log.csv").read_text().splitlines())) for folder in (parts, whole)]
     losses = [[row["loss"] for row in table if row["loss"]] for table in tables]
     assert losses[0] == losses[1]
     assert list(tables[0][0]) == list(COLUMNS)

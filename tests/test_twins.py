@@ -67,9 +67,12 @@ def few_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a folder with the README, and with the examples' images."""
+    """The working directory: a folder with the README, the examples' images, and what runs left."""
     (tmp_path / "README.md").write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name in ("a", "b", "tuned"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "log.jsonl").write_text('{"step": 1, "samples": 8, "loss": 0.5}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

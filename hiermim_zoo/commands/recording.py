@@ -103,11 +103,12 @@ def options_and_rest(
     given, found = options.given(), {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
         line, value = told.pop(field.name, None), values.get(field.name)
+        origin = f"{OPTION} {flag_of(field.name, option_of(field))}" if field.name in given else DEFAULT
         if line:
+            line = line._replace(origin=origin) if field.name in given else line
             found[field.name] = _entry(line.value if value is None else value, line, files)
         else:
-            flag = flag_of(field.name, option_of(field))
-            found[field.name] = {"value": plain(value), "from": f"{OPTION} {flag}" if field.name in given else DEFAULT}
+            found[field.name] = {"value": plain(value), "from": origin}
     return {"options": found, "derived": {name: _entry(line.value, line, files) for name, line in told.items()}}
 
 

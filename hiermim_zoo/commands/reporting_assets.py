@@ -41,7 +41,7 @@ output{font-variant-numeric:tabular-nums}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:13px;overflow-wrap:normal}
 th,td{text-align:left;padding:6px 16px;border-bottom:1px solid var(--line);vertical-align:top}
 tbody th{font-weight:500;color:var(--soft);white-space:nowrap}td{max-width:340px;overflow-wrap:anywhere;min-width:110px}
-td small{display:block;font-size:11px}tr:last-child>*{border-bottom:0}.differs td{background:var(--mark)}
+td small{display:block;font-size:11px}tr:last-child>*{border-bottom:0}td.other{background:var(--mark)}
 #vg-tooltip-element{font:12px system-ui,sans-serif}
 @media (max-width:600px){body{padding:16px 12px 40px}h1{font-size:22px}th,td{padding:6px 10px}
 dl{grid-template-columns:1fr}dt{margin-top:4px;line-height:1.3}}

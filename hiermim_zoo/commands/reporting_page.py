@@ -186,26 +186,31 @@ def _options(runs: Sequence[Told], tints: Mapping[str, str]) -> str:
     if len(runs) == 1:
         return _section("options", "Options", _table(runs, names, tints))
     parts = [f"<p>{counted(len(differ), 'values')} of {len(names)} differ.</p>"]
-    parts += [_table(runs, differ, tints, "differs")] if differ else []
+    parts += [_table(runs, differ, tints)] if differ else []
     if rest:
         title = f"the other {counted(len(rest), 'values')}"
         parts.append(f"<details><summary>{title}</summary>{_table(runs, rest, tints)}</details>")
     return _section("options", "Options", "".join(parts))
 
 
-def _table(runs: Sequence[Told], names: Iterable[str], tints: Mapping[str, str], kind: str = "") -> str:
+def _table(runs: Sequence[Told], names: Iterable[str], tints: Mapping[str, str]) -> str:
+    """Values of runs, a column each; those that are others than the first run's are marked."""
     head = "".join(f"<th>{_chip(run.name, tints)}</th>" for run in runs)
-    rows = "".join(
-        f'<tr class="{kind}"><th>{escape(name)}</th>{"".join(_cell(run.options.get(name)) for run in runs)}</tr>'
-        for name in names
-    )
-    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    rows = []
+    for name in names:
+        told = [run.options.get(name) for run in runs]
+        first = next(one[0] for one in told if one)
+        rows.append(f"<tr><th>{escape(name)}</th>{''.join(_cell(one, first) for one in told)}</tr>")
+    body = "".join(rows)
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _cell(told: tuple[str, str] | None) -> str:
-    value, origin = told or ("", "")
-    shown = escape(value) or "-"
-    return f"<td>{shown}<small>{escape(origin)}</small></td>" if value and origin else f"<td>{shown}</td>"
+def _cell(told: tuple[str, str] | None, first: str) -> str:
+    if told is None:  # this kind of run has no such option
+        return "<td></td>"
+    value, origin = told
+    mark = "" if value == first else ' class="other"'
+    return f"<td{mark}>{escape(value) or '-'}<small>{escape(origin)}</small></td>"
 
 
 # ---- what was skipped
