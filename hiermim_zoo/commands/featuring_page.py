@@ -82,7 +82,7 @@ def described(level: Level, model: int, packed: Packed, painted: Sequence[Tensor
     if packed.deviation > ALLOWED:
         notes.append(f"similarities may be off by {packed.deviation:.2f}: {kept} of {channels} directions are kept")
     if packed.pooled > 1:
-        notes.append(f"{packed.pooled} x {packed.pooled} cells are averaged")
+        notes.append(f"likeness: of {packed.pooled} x {packed.pooled} cells together")
     maps = [
         {"w": x.shape[1], "h": x.shape[0], "data": coded(x.numpy().tobytes()), "colours": as_png(paint)}
         for x, paint in zip(packed.maps, painted, strict=True)
