@@ -26,7 +26,7 @@ INK = "#0b0c0d"  # stands for the colour of the text around
 COLOURS = {"hivit": "#d1495b", "hpvit": "#8d6a9f", "hiera": "#1d8a6f", "green": "#d98e04", "vit": "#5b7db1"}
 NAMES = {"hivit": "HiViT", "hpvit": "HPViT", "hiera": "Hiera", "green": "GreenMIM and SimMIM", "vit": "plain ViT (MAE)"}
 BESIDE = {  # of a point: points (1/72 of an inch) to the right and up to its name, and the side that is fixed
-    "hivit": (9, -4, "left"), "hpvit": (7, 6, "left"), "hiera": (-7, 6, "right"), "green": (9, -5, "left"),
+    "hivit": (8, -10, "left"), "hpvit": (7, 6, "left"), "hiera": (-7, 6, "right"), "green": (9, -5, "left"),
     "vit": (7, -13, "left"),
 }  # fmt: skip
 FEW = 8  # points that have room for their whole names
