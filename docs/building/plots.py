@@ -25,6 +25,11 @@ PEERS = {"green_swin_base": "swin_base_patch4_window7_224"}  # timm's model comp
 INK = "#0b0c0d"  # stands for the colour of the text around
 COLOURS = {"hivit": "#d1495b", "hpvit": "#8d6a9f", "hiera": "#1d8a6f", "green": "#d98e04", "vit": "#5b7db1"}
 NAMES = {"hivit": "HiViT", "hpvit": "HPViT", "hiera": "Hiera", "green": "GreenMIM and SimMIM", "vit": "plain ViT (MAE)"}
+BESIDE = {  # of a point: points (1/72 of an inch) to the right and up to its name, and the side that is fixed
+    "hivit": (8, -10, "left"), "hpvit": (7, 6, "left"), "hiera": (-7, 6, "right"), "green": (9, -5, "left"),
+    "vit": (7, -13, "left"),
+}  # fmt: skip
+FEW = 8  # points that have room for their whole names
 IMAGENET, SIDE = 1000, 224
 
 
@@ -135,15 +140,12 @@ def drawn(points: dict[str, tuple[float, float]], across: str, what: str) -> str
 
 
 def label(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Sizes beside the points, in the colour of their family: of Hiera above the line, of the others below."""
+    """Names beside the points, in the colour of their family; of many points their sizes, on the side with room."""
     for arch, xy in points.items():
-        above = family(arch) == "hiera"
-        words = " ".join(word for word in arch.split("_")[1:] if word not in ("swin", "patch16", "patch14", str(SIDE)))
-        axes.annotate(
-            words.replace("base plus", "base+"),
-            xy,
-            (-7, 6) if above else (7, -13),
-            textcoords="offset points",
-            ha="right" if above else "left",
-            color=COLOURS[family(arch)],
-        )
+        own = family(arch)
+        if len(points) < FEW:
+            words, (x, y, side) = arch.removesuffix("_patch16_224"), (0, -18 if own == "hiera" else 9, "center")
+        else:
+            rest = (word for word in arch.split("_")[1:] if word not in ("swin", "patch16", "patch14", str(SIDE)))
+            words, (x, y, side) = " ".join(rest).replace("base plus", "base+"), BESIDE[own]
+        axes.annotate(words, xy, (x, y), textcoords="offset points", ha=side, color=COLOURS[own])

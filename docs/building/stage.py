@@ -6,6 +6,7 @@ nothing. Links that leave docs/ lead to pages of the site that stand for them.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -51,19 +52,33 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 def stage(source: Path) -> None:
     """Write everything that Sphinx reads into an empty folder."""
     for page in sorted(DOCS.rglob("*.md")):
-        write(source, str(page.relative_to(DOCS).with_suffix("")), staged(page, source))
+        write(source, str(page.relative_to(DOCS)), staged(page, source))
     for name, page in TWINS.items():
         if name.endswith(".md") and page != "index":
-            write(source, page, staged(ROOT / name, source))
+            write(source, f"{page}.md", staged(ROOT / name, source))
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
-        copy(notebook, source / "notebooks" / notebook.name)
+        write(source, f"notebooks/{notebook.name}", staged_notebook(notebook, source))
     for page, text in {**reference.commands(), **reference.python(), **reference.examples()}.items():
-        write(source, page, text)
+        write(source, f"{page}.md", text)
 
 
 def staged(path: Path, source: Path) -> str:
     """A page as the site has it."""
     text = MARK.sub(lambda found: made(found[1], found[2].split(), path), path.read_text(encoding="utf-8"))
+    return relinked(text, path, source)
+
+
+def staged_notebook(path: Path, source: Path) -> str:
+    """A notebook as the site has it."""
+    book = json.loads(path.read_text(encoding="utf-8"))
+    for cell in book["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = relinked("".join(cell["source"]), path, source)
+    return json.dumps(book)
+
+
+def relinked(text: str, path: Path, source: Path) -> str:
+    """Markdown whose links lead to pages of the site."""
     parts, at = [], 0
     for fence in [*FENCE.finditer(text), None]:  # links in code are none
         prose = text[at : fence.start() if fence else None]
@@ -124,7 +139,7 @@ def copy(file: Path, to: Path) -> None:
     shutil.copyfile(file, to)
 
 
-def write(source: Path, page: str, text: str) -> None:
-    path = source / f"{page}.md"
+def write(source: Path, name: str, text: str) -> None:
+    path = source / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
