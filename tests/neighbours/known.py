@@ -4,4 +4,8 @@ from __future__ import annotations
 
 KNOWN: dict[tuple[str, str], str] = {
     (r"jit\.script", ".*"): "TorchScript is no longer developed; `torch.jit.trace` and `torch.export` work.",
+    (
+        "anomalib",
+        "hivit_.*",
+    ): "The maps are right; `out_dims` is the width of the last level, which PaDiM reads: see anomalib below.",
 }
