@@ -28,7 +28,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "howto/photographs", "howto/detector", "clips", "sam2", "howto/gpus", "howto/offline", "howto/publish",
         "notebooks/features", "notebooks/pretrain",
     ),
-    "In depth": ("pretraining", "small", "images", "evaluation", "checkpoints", "green", "benchmarks"),
+    "See it": ("reports", "features"),
+    "In depth": ("pretraining", "small", "images", "evaluation", "checkpoints", "green", "neighbours", "benchmarks"),
     "Reference": (
         "reference/commands", "reference/python", "reference/examples", "reference/weights", "contributing",
         "changelog",
