@@ -6,6 +6,9 @@
 Trains on scenes (photographs pasted on a canvas), measures on scenes of other photographs, and draws what was there and
 what is found in some of them. The weights it starts from are those of the classifier that is part of the package, and
 are trained ten times as slowly as the rest. Mask R-CNN takes the same backbone.
+
+Measured with seed 0: after 160 steps, 50 seconds of one core, 29.5 % of the things are found and 11 % are named right.
+The 300 steps of the default take about 100 seconds of one core.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@
 Trains on scenes (photographs pasted on a canvas), measures on scenes of other photographs, and draws some of them with
 their true classes and the predicted ones. "tu-NAME" takes any model of timm's, so any of this package; the weights it
 starts from are those of the classifier that is part of the package, and are trained ten times as slowly as the rest.
+
+Measured with seed 0: after 160 steps, 50 seconds of one core, 58.7 % of the pixels are right and the mean IoU is 26 %.
+The 300 steps of the default take about 100 seconds of one core.
 """
 
 from __future__ import annotations
