@@ -1,7 +1,7 @@
 """Pre-train an encoder by masked autoencoding.
 
-The output folder gets log.jsonl, checkpoints/ (snapshots to go on from), looks/ (what the autoencoder makes of some
-images) and, at the end, encoder/: the encoder as timm loads it, and the decoder beside it.
+The output folder gets run.json, log.jsonl, checkpoints/ (snapshots to go on from), looks/ (what the autoencoder makes
+of some images) and, at the end, encoder/: the encoder as timm loads it, and the decoder beside it.
 
 What is seen in a step, and what is hidden, follows from the seed and the step alone: a run that was interrupted and
 resumed ends like one that was not. Several processes: torchrun --nproc-per-node 8 -m hiermim_zoo.pretrain ...
