@@ -260,7 +260,6 @@ SHORTEST = {  # command lines
     "mirror": "x --to a",
     "benchmark": "--suite cpu -o x",
     "stats": "x",
-    "report": "run -o out.html",
     "cards": "",
 }
 
