@@ -81,6 +81,8 @@ def test_the_record_of_fine_tuning_has_the_same_form(whole: Path, tuned: Path) -
     assert theirs["options"]["epochs"] == {"value": 2, "from": "option --epochs", "recipe": "100"}
     assert theirs["options"]["layer_decay"]["from"] == "recipe"
     assert theirs["sessions"][0]["ended"]["how"] == "finished"
+    assert read_record(tuned)["options"]["amp"]["from"] == "default"  # nobody said it
+    assert "--amp" not in read_record(tuned)["sessions"][0]["command"]
 
 
 def test_nothing_of_the_environment_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,15 +98,15 @@ def test_a_run_that_goes_on_adds_a_session_and_changes_no_bit(whole: Path, tmp_p
     with (parts / "log.jsonl").open("a") as file:
         file.write('{"step": 3, "loss"')  # of a process that was killed
     again = {name: RUN[name] for name in ("data", "model", "workers", "device", "log_steps")}
-    pretrain.run(**again, look_every=0.4, output=parts, resume="auto", log=["csv"])
+    pretrain.run(**again, look_every=0.4, output=parts, resume="auto")  # whom it told, it goes on telling
     first, second = read_record(parts)["sessions"]
     assert (first["start"], second["start"], second["ended"]["how"]) == (0, 2, "finished")
     assert second["given"]["resume"] == "auto"
     assert read_record(parts)["options"] == {
         **read_record(whole)["options"],
         "output": {"value": str(parts), "from": "option -o"},
-        "stop_after": {"value": 2, "from": "option --stop-after"},
-    }
+        "resume": {"value": "auto", "from": "option --resume"},
+    }  # no --stop-after, which was of the first part
     for name in ("encoder/model.safetensors", "encoder/decoder.safetensors"):
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 

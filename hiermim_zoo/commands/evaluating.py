@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import replace
 from typing import Any
 
 import timm
@@ -26,12 +25,11 @@ from ..training.endings import (
     warn,
 )
 from ..training.image_form import form_for, to_remember
-from ..training.precision import chosen_amp
 from ..version import __version__
 from .evaluating_checks import check, check_files
 from .evaluating_finetune import finetune
 from .evaluating_frozen import classify, linear, neighbours
-from .evaluating_shared import Measured, headline, own_model_kwargs, understood
+from .evaluating_shared import Measured, amp_of, headline, own_model_kwargs, understood
 from .options import Outcome
 from .options.evaluate import TRAINED, EvaluateOptions
 from .options.problems import together
@@ -49,11 +47,10 @@ def evaluate(options: EvaluateOptions) -> Outcome:
     check(options)
     with processes(options.device) as world:
         together(*check_files(options) if world.first else ())
-        amp = options.amp or ("auto" if options.method == "finetune" else "none")
-        options = replace(options, amp=chosen_amp(amp, world.device))
         found, settings = METHODS[options.method](options, world)
         result = {}
         if world.first:
+            settings = {"amp": amp_of(options, world.device), **settings}
             result = summary(options, found, settings, time.perf_counter() - began)
             warn(result["warnings"])
             found.write(options)
@@ -89,7 +86,7 @@ def summary(options: EvaluateOptions, measured: Measured, settings: dict[str, An
         **measured.scores,
         "warnings": [*untaught, *about_found(options, measured, not untaught)],
         "seed": options.seed,
-        "settings": {"amp": options.amp, "max_bad": options.max_bad, **settings},
+        "settings": {"max_bad": options.max_bad, **settings},
         "command": options.command("evaluate"),
         "versions": {
             "hiermim_zoo": __version__,

@@ -29,7 +29,7 @@ from .loading import check_img_size, check_model, without_weights
 from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, check_all, gathered
 from .options.shared import RECIPES
-from .output_files import check_ending, check_writable
+from .output_files import check_ending, check_not_read, check_writable
 from .tuning_recipe import architecture_of, chosen_settings
 
 WRITTEN = (("json", ".json", "results"), ("predictions", ".csv", "predictions"), ("confusion", ".png", "drawings"))
@@ -79,10 +79,12 @@ def check_files(options: EvaluateOptions) -> list[Callable[[], object]]:
     if options.output:
         force = options.force or has_no_step(options.output)
         found.append(partial(check_target, options.output, force, (LOG,)))
+    read = [one for one in (options.data, options.train, options.labels) if one]
     for name, ending, what in WRITTEN:
         if file := getattr(options, name):
             found.append(partial(check_writable, file, f"--{name} {file}"))
             found.append(partial(check_ending, file, f"--{name} {file}", (ending,), what))
+            found.append(partial(check_not_read, file, f"--{name} {file}", read))
     return found
 
 

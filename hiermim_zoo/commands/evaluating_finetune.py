@@ -27,7 +27,17 @@ from ..training.run_record import RunRecord
 from ..training.small import Size, chosen_in_words, recipe_of_size
 from ..training.tasks import Goal, outputs_of
 from ..version import __version__
-from .evaluating_shared import Measured, headline, measured, open_data, own_model_kwargs, place, reading, weights_of
+from .evaluating_shared import (
+    Measured,
+    amp_of,
+    headline,
+    measured,
+    open_data,
+    own_model_kwargs,
+    place,
+    reading,
+    weights_of,
+)
 from .explaining import Tuned
 from .loading import without_weights
 from .options.evaluate import EvaluateOptions
@@ -48,7 +58,8 @@ def finetune(options: EvaluateOptions, world: World) -> tuple[Measured, dict[str
     assert train is not None
     size = Size(len(train.source), repeat, world.size)
     followed = recipe_of_size(options.recipe or "auto", size.images, world.device.type)
-    recipe, tuning_settings = chosen_settings(options, arch, size if followed == "small" else None)
+    settled = options.having(amp=amp_of(options, world.device))
+    recipe, tuning_settings = chosen_settings(settled, arch, size if followed == "small" else None)
     goal = goal_of(options, train)
     recipe = recipe_of_kind(options, recipe, train.kind)
     kwargs = own_model_kwargs(options)

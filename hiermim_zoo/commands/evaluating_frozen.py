@@ -153,7 +153,7 @@ def cached_features(options: EvaluateOptions, data: Labelled, model: nn.Module, 
     where = os.path.abspath(data.spec) if Path(data.spec).exists() else data.spec
     key: list[Any] = [options.model, weights_hash(model), where, options.data_dir, data.split, len(data.source)]
     key += [options.frame_stride, options.frame_rate, options.views, to_remember(form_for(options, 0))]
-    key += [{name: str(value) for name, value in how.config.items()}, options.amp]
+    key += [{name: str(value) for name, value in how.config.items()}, how.amp]
     if isinstance(data.source, Chosen):  # rows of a table come and go
         names = "\n".join(data.source.name_of(n) for n in range(len(data.source)))
         key.append(hashlib.sha256(names.encode()).hexdigest())

@@ -22,6 +22,7 @@ from ..text import counted
 from ..training.distributed import World
 from ..training.image_form import form_for, told_by
 from ..training.linear import needed
+from ..training.precision import chosen_amp
 from ..training.probe import Inference, Shown
 from ..training.scores import scored
 from ..training.tasks import TASKS
@@ -288,6 +289,10 @@ def reading(options: EvaluateOptions, config: dict[str, Any], world: World, batc
     Args:
         config: its preprocessing.
     """
-    return Inference(
-        config, world.device, batch_size, options.workers, options.amp or "none", options.max_bad, world.first
-    )
+    amp = amp_of(options, world.device)
+    return Inference(config, world.device, batch_size, options.workers, amp, options.max_bad, world.first)
+
+
+def amp_of(options: EvaluateOptions, device: torch.device) -> str:
+    """The precision to compute in, where the options leave it to the method."""
+    return chosen_amp(options.amp or ("auto" if options.method == "finetune" else "none"), device)

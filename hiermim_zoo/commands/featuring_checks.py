@@ -19,7 +19,7 @@ from .input_files import missing
 from .loading import check_img_size, check_model, model_errors, without_weights
 from .options.features import FeaturesOptions
 from .options.problems import check_all, gathered
-from .output_files import check_writable, image_kind
+from .output_files import check_not_read, check_writable, image_kind
 
 PAGES = (".html", ".htm")
 # Arguments with which models of one size take others, in the order in which they are tried.
@@ -50,6 +50,7 @@ def checks(options: FeaturesOptions) -> list[Callable[[], object]]:
     if options.output:
         found.append(partial(check_writable, options.output, f"-o {options.output}"))
         found.append(partial(check_kind, options.output))
+        found.append(partial(check_not_read, options.output, f"-o {options.output}", options.images or ()))
     if options.device:
         found.append(partial(pick_device, options.device))
     found += [partial(check_sketch, name, options) for name in options.model or ()]
@@ -63,7 +64,7 @@ def check_kind(output: Path) -> None:
         ValueError: it is neither.
     """
     if output.suffix.lower() not in PAGES:
-        image_kind(output)
+        image_kind(output, more=", or a page, like " + output.stem + PAGES[0])
 
 
 def check_alike(options: FeaturesOptions) -> None:

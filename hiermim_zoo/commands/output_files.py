@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -39,6 +40,26 @@ def check_writable(file: Path, called: str) -> None:
     raise ValueError(f"{called} cannot be written: {why}")
 
 
+def check_not_read(file: Path, called: str, inputs: Iterable[str | Path]) -> None:
+    """Refuse a file that is among those that are to be read.
+
+    Args:
+        called: what messages call it.
+        inputs: files, folders of images, and patterns.
+
+    Raises:
+        ValueError: it is.
+    """
+    if not file.exists():
+        return
+    drawn = file.suffix.lower() in Image.registered_extensions()
+    for name in inputs:
+        for path in map(Path, [name] if os.path.exists(name) else glob.iglob(str(name), recursive=True)):
+            inside = drawn and path.is_dir() and file.resolve().is_relative_to(path.resolve())
+            if inside or path.samefile(file):
+                raise ValueError(f"{called} is one of the files to read ({name}): name another that is not among them")
+
+
 def check_ending(file: Path, called: str, endings: Sequence[str], what: str) -> None:
     """Refuse a name whose ending promises another form than what is written.
 
@@ -56,13 +77,16 @@ def check_ending(file: Path, called: str, endings: Sequence[str], what: str) -> 
         raise ValueError(f"{called}: {what} are written as {forms}; {file.stem}{endings[0]} would work")
 
 
-def image_kind(output: Path) -> str:
+def image_kind(output: Path, more: str = "") -> str:
     """What PIL calls the kind of image that a name's ending stands for.
+
+    Args:
+        more: what else could be written, for the message.
 
     Raises:
         ValueError: it stands for none, or for one that PIL only reads.
     """
     kind = Image.registered_extensions().get(output.suffix.lower())  # which also loads what SAVE lists
     if kind not in Image.SAVE:
-        raise ValueError(f"-o {output}: name an image file that can be written, like {output.stem or 'out'}.png")
+        raise ValueError(f"-o {output}: name an image file that can be written, like {output.stem or 'out'}.png{more}")
     return kind

@@ -34,7 +34,7 @@ from .input_files import missing
 from .options import Outcome
 from .options.problems import BadOptions, gathered
 from .options.reconstruct import ReconstructOptions
-from .output_files import check_writable, image_kind
+from .output_files import check_not_read, check_writable, image_kind
 
 RANDOM = "RANDOM WEIGHTS"
 MOST = 200  # images of a drawing, each of which is a row of it
@@ -103,7 +103,9 @@ def quick_checks(options: ReconstructOptions) -> list[Callable[[], object]]:
     found: list[Callable[[], object]] = [partial(check_form, vars(options), 0)]
     found.append(partial(missing, [str(path) for path in options.images or ()], "IMAGES"))
     if options.output:
-        found += [partial(image_kind, options.output), partial(check_writable, options.output, f"-o {options.output}")]
+        called = f"-o {options.output}"
+        found += [partial(image_kind, options.output), partial(check_writable, options.output, called)]
+        found.append(partial(check_not_read, options.output, called, options.images or ()))
     if options.checkpoint and not options.checkpoint.is_dir():
         found.append(partial(missing, [str(options.checkpoint)], "--checkpoint"))
     return found if options.checkpoint else [*found, partial(check_autoencoder, options)]

@@ -16,17 +16,17 @@ from ..models.recipes import Recipe
 from ..training.beginning import Beginning
 from ..training.distributed import World
 from ..training.finetuning import FineTune
-from ..training.run_record import SESSION
+from ..training.run_record import BEGAN, SESSION
 from .explaining import OPTION, RECIPE, Counted, Line, Tuned, pretraining_lines, tuning_lines
 from .machine import libraries, machine, versions
 from .options import OptionSet
 from .options.evaluate import EvaluateOptions
 from .options.fields import flag_of, option_of
-from .options.pretrain import PretrainOptions
+from .options.pretrain import FREE, PretrainOptions
 from .tuning_recipe import RECIPE_OPTIONS
 
-BEGAN = "as the run began"  # where a value comes from, of a run that said it to a version without run.json
 DEFAULT = "default"
+FRESH = FREE - {"log"}  # options that a run which goes on does not have from its beginning
 
 
 def record_of_pretraining(options: PretrainOptions, start: Beginning, world: World) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def record_of_pretraining(options: PretrainOptions, start: Beginning, world: Wor
     said = options_and_rest(options, values, lines, files)
     if start.begun:
         said["options"] = {
-            name: {**one, "from": one["from"] if one["from"].startswith(OPTION) else BEGAN}
+            name: {**one, "from": one["from"] if name in FRESH or one["from"].startswith(OPTION) else BEGAN}
             for name, one in said["options"].items()
         }
     return {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.folder import RUN_FILE
-from ..training.run_log import LOG
+from ..training.run_log import LOG, LOOKS
 from .options.problems import check_all, gathered
 from .options.report import ReportOptions
-from .output_files import check_writable
+from .output_files import check_not_read, check_writable
 
 
 def problems(said: Mapping[str, Any]) -> list[str]:
@@ -37,6 +37,7 @@ def checks(options: ReportOptions) -> list[Callable[[], object]]:
     for flag, file, suffix in (("-o", options.output, ".html"), ("--png", options.png, ".png")):
         if file:
             found += [partial(check_suffix, file, flag, suffix), partial(check_writable, file, f"{flag} {file}")]
+            found.append(partial(check_not_read, file, f"{flag} {file}", [run / LOOKS for run in options.runs or ()]))
     return [*found, needed]
 
 

@@ -29,7 +29,7 @@ from ..training.image_form import form_of
 from .options import Outcome
 from .options.problems import check_all, gathered
 from .options.stats import StatsOptions
-from .output_files import check_ending, check_writable
+from .output_files import check_ending, check_not_read, check_writable
 
 NAMED = 5  # files of a kind that the text names
 
@@ -119,6 +119,7 @@ def checks(options: StatsOptions) -> list[Callable[[], object]]:
     if options.json:
         found.append(partial(check_writable, options.json, f"--json {options.json}"))
         found.append(partial(check_ending, options.json, f"--json {options.json}", (".json",), "results"))
+        found.append(partial(check_not_read, options.json, f"--json {options.json}", [options.data or ""]))
     return found
 
 

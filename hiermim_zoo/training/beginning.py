@@ -22,6 +22,7 @@ from .masks import check_masks
 from .memory import free_bytes, kept_bytes, passes_for
 from .precision import chosen_amp
 from .resuming import begun_run
+from .run_clients import told_before
 from .run_data import Data, open_data
 from .schedule import pretraining_schedule
 from .small import Size, recipe_of_size, small_decoder, small_pretraining, with_intervals
@@ -52,6 +53,8 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
     chosen, begun = begun_run(chosen, world, lock)
     if not begun:
         options.check_rate()
+    elif not chosen.log:
+        chosen = replace(chosen, log=told_before(chosen.output) or None)
     chosen = completed(chosen)
     chosen = replace(chosen, amp=chosen_amp(chosen.amp, world.device))
     rows = followed(chosen.model, begun.state if begun else None)

@@ -7,10 +7,12 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..checkpoints.atomic import replacing
+from ..commands.options.problems import gathered
 from ..commands.options.shared import LOGS
 from .distributed import restored
 
@@ -130,6 +132,13 @@ assert tuple(CLIENTS) == LOGS
 def numbers(line: Mapping[str, Any]) -> dict[str, Any]:
     """Of a line, all but those that only say where it stands."""
     return {name: value for name, value in line.items() if name not in ("step", "time") and value is not None}
+
+
+def told_before(folder: Path) -> tuple[str, ...]:
+    """Clients that a run told before it was interrupted, as far as they can still be told."""
+    places = {"wandb": SERVICE, "tensorboard": BOARD, "csv": TABLE}
+    found = [name for name, place in places.items() if (folder / place).exists()]
+    return tuple(name for name in found if not gathered(partial(check_clients, [name])))
 
 
 def check_clients(names: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ from .run_clients import BOARD, SERVICE, TABLE
 from .run_log import LOG, say
 
 FINISHED, STOPPED, FAILED, KILLED, GOES_ON = "finished", "stopped", "failed", "killed", "goes on"  # how a session ended
+BEGAN = "as the run began"  # where a value comes from that a run which goes on keeps
 SESSION = "session"  # of what is said of a run, that which is about one part of it
 OWN = (LOCK, RUN_FILE, BOARD, SERVICE, TABLE)  # what a run writes before its first step
 
@@ -56,7 +57,11 @@ class RunRecord:
         now = {"began": _now(), "start": start, "process": os.getpid(), "host": socket.gethostname(), **session}
         now |= about.get(SESSION, {})
         kept = {name: value for name, value in had.items() if name not in ("sessions", CONFIG_KEY)}
-        kept = kept or {name: value for name, value in about.items() if name != SESSION}
+        new = {name: value for name, value in about.items() if name != SESSION}
+        if kept:  # what a run may change when it goes on is as it is now
+            now_said = {name: one for name, one in new.get("options", {}).items() if one["from"] != BEGAN}
+            kept["options"] = {**kept.get("options", {}), **now_said}
+        kept = kept or new
         self.content = {CONFIG_KEY: __version__, **kept, "sessions": [*before, now]}
         self.write()
 

@@ -66,7 +66,8 @@ def grad_checkpointing(**about: Any) -> Any:
 
 def log(**about: Any) -> Any:
     help = "tell others too what log.jsonl says, each by its own client; several may be named"
-    return option(help, default=None, choices=LOGS, many="+", adds=True, auto="log.jsonl alone", **about)
+    auto = "log.jsonl alone; a run that goes on tells whom it told"
+    return option(help, default=None, choices=LOGS, many="+", adds=True, auto=auto, **about)
 
 
 def scale(**about: Any) -> Any:
