@@ -20,6 +20,8 @@ from hiermim_zoo.checkpoints.folder import Contents, own_cfg, write_folder
 from hiermim_zoo.commands import featuring, featuring_page
 from hiermim_zoo.commands.featuring_checks import flexible
 from hiermim_zoo.commands.featuring_page import Packed, fitting, packed
+from hiermim_zoo.commands.featuring_sheet import heat
+from hiermim_zoo.commands.featuring_views import STOPS
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.data.transforms import data_config
 from hiermim_zoo.training.colours import cell_at, colours, components, similarity, turned
@@ -95,6 +97,13 @@ def test_few_channels_and_flat_maps_have_colours_too(channels: int) -> None:
     assert len(a.reshape(-1, 3).unique(dim=0)) > 5
     [[flat]] = colours([[torch.ones(4, 3, 4)]])
     assert len(flat.reshape(-1, 3).unique(dim=0)) == 1
+
+
+def test_where_all_is_alike_all_is_bright() -> None:
+    dark, bright = (tuple(int(stop[i : i + 2], 16) for i in (1, 3, 5)) for stop in (STOPS[0], STOPS[-1]))
+    assert {tuple(cell) for cell in heat(torch.ones(2, 2)).flatten(0, 1).tolist()} == {bright}
+    assert tuple(heat(torch.tensor([[1, 1 - 1e-6]]))[0, 1].tolist()) == bright
+    assert [tuple(cell) for cell in heat(torch.tensor([[1, -0.5]]))[0].tolist()] == [bright, dark]
 
 
 def test_similarity_is_the_cosine_to_the_cell_at_the_point() -> None:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..training.colours import colours, places
 from .featuring_sheet import about_random
-from .featuring_views import HOW, STOPS, Level, Seen
+from .featuring_views import HOW, NARROW, STOPS, Level, Seen
 
 BUDGET = 5_500_000  # bytes of features; base64 makes them a third longer
 PHOTOGRAPHS = 1_500_000  # bytes of images
@@ -59,6 +59,7 @@ def page(seen: Seen, point: tuple[float, float] | None) -> str:
         "how": HOW,
         "alarms": about_random(seen),
         "stops": STOPS,
+        "narrow": NARROW,
         "point": point,
         "views": [
             {"name": Path(view.name).name, "size": view.size, "image": image}

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..training.colours import cell_at, colours, similarity
-from .featuring_views import HOW, LIKENESS, STOPS, Level, Seen
+from .featuring_views import HOW, LIKENESS, NARROW, STOPS, Level, Seen
 
 CELL = 232  # pixels of the longer side of a panel
 MARGIN, GAP, CAPTION, TITLE = 36, 12, 40, 34
@@ -98,10 +98,9 @@ def enlarged(pixels: Tensor, size: tuple[int, int]) -> Image.Image:
 
 
 def heat(values: Tensor) -> Tensor:
-    """Likenesses [h, w] -> colours uint8 [h, w, 3], from the least to 1."""
+    """Likenesses [h, w] -> colours uint8 [h, w, 3], from the least to 1; where all are about 1, all is bright."""
     stops = torch.tensor([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in STOPS], dtype=torch.float32)
-    low = values.min()
-    at = ((values - low) / (1 - low).clamp_min(1e-6)).clamp(0, 1) * (len(stops) - 1)
+    at = (1 - (1 - values) / (1 - values.min()).clamp_min(NARROW)).clamp(0, 1) * (len(stops) - 1)
     below = at.long().clamp(max=len(stops) - 2)
     part = (at - below)[..., None]
     return (stops[below] * (1 - part) + stops[below + 1] * part).round().byte()

@@ -44,4 +44,5 @@ HOW = (
     "Procrustes), so colours can be compared between them, too."
 )
 LIKENESS = "Likeness: cosine similarity to the marked place, dark where it is least in the panel and bright at 1."
+NARROW = 0.02  # the least width of the colours, so that noise of rounding is not spread over all of them
 STOPS = ("#1b0c41", "#4a1a6b", "#8b2b6f", "#c8455a", "#f0763c", "#fcb53f", "#fbf3b0")  # from least to most alike
