@@ -1,6 +1,6 @@
 """Where models look: images beside Grad-CAM heat maps (arXiv 1610.02391) of several models, in one file.
 
-    python examples/cam.py examples/pictures/*/0003.jpg
+    python examples/cam.py examples/images/*/0003.jpg
     python examples/cam.py IMAGES... --model MODEL MODEL -o cam.png
 
 Heat is what speaks for the class that the model finds. hiermim_zoo.cam.ForCam shows hooks a map in place of tokens, so
@@ -51,6 +51,13 @@ def overlay(image: Image.Image, heat: Tensor) -> Image.Image:
     return Image.fromarray((mixed.clamp(0, 1) * 255).byte().numpy())
 
 
+def opened(name: str) -> Image.Image:
+    try:
+        return Image.open(name).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
@@ -58,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", default="cam.png", metavar="FILE", help="default: cam.png")
     args = parser.parse_args(argv)
 
-    pictures = [Image.open(name).convert("RGB") for name in args.images]
-    tiles = [picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for picture in pictures]
+    images = [opened(name) for name in args.images]
+    tiles = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
     columns = [("image", tiles, [""] * len(tiles))]
     for name in args.model:
         model = timm.create_model(name, pretrained=True).eval()
         transform = create_transform(**resolve_model_data_config(model))
-        heat, classes = heat_of(ForCam(model), torch.stack([transform(picture) for picture in pictures]))
+        heat, classes = heat_of(ForCam(model), torch.stack([transform(image) for image in images]))
         labels = model.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(model.num_classes)]
         words = [labels[int(i)] for i in classes]
         columns.append((name, [overlay(t, h) for t, h in zip(tiles, heat, strict=True)], words))

@@ -398,3 +398,21 @@ def test_scenes_are_what_they_say(monkeypatch: pytest.MonkeyPatch):
         assert scenes.scene(seed).image.tobytes() == image.tobytes()
         assert scenes.scene(seed, photographs=scenes.UNSEEN).image.tobytes() != image.tobytes()
     assert not set(scenes.LEARNED) & set(scenes.UNSEEN)
+
+
+def test_heat_maps_are_drawn_where_a_class_was_seen(tmp_path: Path) -> None:
+    cam, file = load("cam"), tmp_path / "cam.png"
+    names = [str(IMAGES / "horse" / "0001.jpg"), str(IMAGES / "ship" / "0001.jpg")]
+    cam.main([*names, "--model", "hivit_atto", "-o", str(file)])
+    with Image.open(file) as sheet:
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    side, step = cam.SIDE, cam.SIDE + cam.LINE + cam.GAP
+    at = 2 * cam.GAP + side  # the second column: grey where it is cold
+    drawn = [pixels[cam.LINE + cam.GAP + row * step :][:side, at : at + side] for row in range(2)]
+    for tile in drawn:
+        coloured = np.ptp(tile, axis=2) > 30
+        assert 0.01 < coloured.mean() < 0.99
+    assert (drawn[0] != drawn[1]).any()
+    (tmp_path / "bad.png").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"bad\.png cannot be read as an image"):
+        cam.main([str(tmp_path / "bad.png"), "-o", str(file)])
