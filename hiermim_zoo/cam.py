@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .text import counted
+
 __all__ = ["ForCam"]
 
 REDUCTIONS = (1, 2, 4, 8, 14, 16, 32, 64)  # pixels under a token
@@ -74,4 +76,4 @@ def _grid(tokens: int, images: Tensor) -> tuple[int, int]:
             rows, cols = (-(-side // reduction) for side in images.shape[2:])
             if rows * cols == tokens:
                 return rows, cols
-    raise ValueError(f"{tokens} tokens are no grid of images of shape {list(images.shape)}")
+    raise ValueError(f"{counted(tokens, 'tokens')}: no grid of images of shape {list(images.shape)}")

@@ -63,7 +63,7 @@ def test_what_has_no_map_is_refused() -> None:
         ForCam(timm.create_model("vit_tiny_patch16_224", depth=1))
     with pytest.raises(ValueError, match="has no classifier"):
         ForCam(timm.create_model("hivit_atto", num_classes=0))
-    with pytest.raises(ValueError, match="are no grid"):
+    with pytest.raises(ValueError, match="tokens: no grid of images"):
         ForCam(timm.create_model("hiera_atto_video", num_classes=5))(torch.randn(1, 3, 4, 64, 64))
 
 

@@ -204,7 +204,7 @@ def test_channels_beyond_three_are_seen(tmp_path: Path) -> None:
         ({"output": "{out}/none/a.html"}, "cannot be written: no such folder"),
         ({"model": "hivit_atoo"}, "did you mean hivit_atto"),
         ({"model": ["hivit_atto", "hivit_atto"]}, "--model hivit_atto is named twice"),
-        ({"model": ["hivit_atto", "hiera_atto_video"]}, "hiera_atto_video sees clips and hivit_atto images"),
+        ({"model": ["hivit_atto", "hiera_atto_video"]}, "hiera_atto_video sees clips and hivit_atto sees images"),
         ({"levels": [4]}, "--levels 4: hivit_atto has the levels 0 to 3"),
         ({"point": [0.5, 1.5]}, "1.5 is not a finite number at least 0 and at most 1"),
         ({"point": [0.5]}, "takes 2 values"),

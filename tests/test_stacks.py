@@ -84,7 +84,7 @@ def test_what_is_no_stack_is_named(scenes: Path) -> None:
 
 @pytest.mark.slow
 def test_commands_read_stacks_and_folders_remember_them(scenes: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run = tmp_path.with_name("run of stacks")
     pretrain.run(
         data=str(scenes), model="hivit_atto", output=run, in_chans=2, stack="red,nir", steps=1, batch_size=2, warmup=0,
         workers=0, look_every=0,

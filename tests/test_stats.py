@@ -105,13 +105,21 @@ def test_pretraining_measures_mean_and_deviation_and_writes_them_down(tmp_path: 
     for n in range(6):
         Image.fromarray(DRAWN.integers(0, 100, (64, 64, 3), dtype=np.uint8)).save(tmp_path / f"{n}.png")
     run = {"steps": 1, "batch_size": 2, "workers": 0, "warmup": 0, "look_every": 0}
-    pretrain.run(data=str(tmp_path), model="hivit_atto", output=tmp_path / "run", mean="auto", std="auto", **run)
-    config = timm.create_model(f"local-dir:{tmp_path / 'run' / 'encoder'}", pretrained=True).pretrained_cfg
+    folder = tmp_path.with_name("run of stats")  # not among the images
+    pretrain.run(
+        data=str(tmp_path),
+        model="hivit_atto",
+        output=folder,
+        mean="auto",
+        std="auto",
+        **run,
+    )
+    config = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).pretrained_cfg
     expected = measured(open_images(str(tmp_path)))
     assert np.allclose(config["mean"], expected.mean)
     assert np.allclose(config["std"], expected.std)
     assert not np.allclose(config["mean"], timm.data.IMAGENET_DEFAULT_MEAN, atol=0.1)
-    (snapshot,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    (snapshot,) = (folder / "checkpoints").glob("*.pt")
     convert.run(source=str(snapshot), model="hivit_atto", output=tmp_path / "again")
     again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).pretrained_cfg
     assert (again["mean"], again["std"]) == (config["mean"], config["std"])

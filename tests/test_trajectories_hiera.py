@@ -243,14 +243,19 @@ def test_openings_and_clips_are_counted_one_by_one() -> None:
 # ---- fine-tuning
 
 
-def tuning_of(size: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FineTune, list[float]]:
-    """A run of the published length; the norms that gradients are clipped at come into the list."""
+def tuning_of(size: str, monkeypatch: pytest.MonkeyPatch) -> tuple[FineTune, list[float | None]]:
+    """A run of the published length; the norms that gradients are clipped at, or None, come into the list."""
     arch, row = f"hiera_{size}", TUNE[size]
     recipe = recipe_for(arch)
     with META:
         model = new_classifier(arch, arch, 1000, recipe, pretrained=False, seed=0)
-    norms: list[float] = []
-    monkeypatch.setattr(finetuning, "gradient_norm", lambda parameters, most: norms.append(most))
+    norms: list[float | None] = []
+
+    def noted(parameters: Any, most: float | None) -> torch.Tensor:
+        norms.append(most)
+        return torch.zeros(())
+
+    monkeypatch.setattr(finetuning, "gradient_norm", noted)
     source = source_of(row.n, recipe.repeat)
     tuning = FineTune(
         model, source, Goal("classes", 1000), data_config(model), recipe, TuningSettings(), World(0, 1, CPU)
@@ -285,7 +290,7 @@ def test_fine_tuning_is_that_of_the_paper(size: str, monkeypatch: pytest.MonkeyP
         assert by_name(tuning.model, tuning.optimizer, "lr") == pytest.approx(expected, rel=1e-9)
     check_decays(by_name(tuning.model, tuning.optimizer, "weight_decay"), "")
     assert {tuple(group["betas"]) for group in tuning.optimizer.param_groups} == {(0.9, 0.999)}
-    assert norms == ([row.clip] * len(moments(total, warmup)) if row.clip else [])
+    assert norms == [row.clip or None] * len(moments(total, warmup))
     model: Any = tuning.model
     assert model.head_drop.p == row.dropout
     assert drop_paths(model.blocks) == pytest.approx(torch.linspace(0, row.drop_path, depth).tolist())

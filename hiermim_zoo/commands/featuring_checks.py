@@ -80,7 +80,7 @@ def check_alike(options: FeaturesOptions) -> None:
         except (ValueError, RuntimeError, OSError):
             return  # of which something is said anyway
     if len(clips) > 1:
-        raise ValueError(f"--model {clips[True]} sees clips and {clips[False]} images: draw them apart")
+        raise ValueError(f"--model {clips[True]} sees clips and {clips[False]} sees images: draw them apart")
 
 
 def check_sketch(name: str, options: FeaturesOptions) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..text import counted
 from ..training.colours import cell_at, colours, similarity
 from .featuring_views import HOW, LIKENESS, NARROW, STOPS, Level, Seen
 
@@ -74,7 +75,7 @@ def panels_of(
 def caption_of(level: Level, random: bool) -> str:
     """Model, level, size and channels."""
     name = f"{short(level.model)}{', RANDOM WEIGHTS' if random else ''}"
-    return f"{name}\nlevel {level.number}: 1/{level.reduction}, {level.maps[0].shape[0]} channels"
+    return f"{name}\nlevel {level.number}: 1/{level.reduction}, {counted(level.maps[0].shape[0], 'channels')}"
 
 
 def short(name: str, longest: int = 30) -> str:

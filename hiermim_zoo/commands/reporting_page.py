@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ..progress import duration
-from ..text import counted
+from ..text import counted, plural
 from ..training.run_record import FAILED, FINISHED, GOES_ON, KILLED, STOPPED
 from .reporting_assets import SCRIPT, STYLE
 from .reporting_charts import colours
@@ -79,7 +79,7 @@ def _card(run: Told, tints: Mapping[str, str]) -> str:
     facts = [("kind", run.kind), *run.facts.items()]
     if how == GOES_ON and left:
         facts.append(("left", f"about {duration(left)} after the last line of the log"))
-    progress = f"{done:,} of {run.total:,} steps" if run.total else f"{done:,} steps"
+    progress = f"{done:,} of {run.total:,} steps" if run.total else f"{done:,} {plural('steps', done)}"
     big = "".join(
         f"<div><b>{value:.4g}</b><span>{title}</span></div>"
         for column, title in BIG.items()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..checkpoints.configs import CONFIG_KEY
 from ..checkpoints.folder import CONFIG_FILE
-from ..text import printable
+from ..text import counted, printable
 from ..training.run_log import LOOKS, NONFINITE, UNREADABLE, read_log
 from ..training.run_record import how_it_ended, read_record
 
@@ -121,7 +121,7 @@ def _facts(record: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> 
     machine, versions = (_part(last, key) for key in ("machine", "versions"))
     where = [machine.get("card") or machine.get("processor"), f"{machine['cores']} cores" if "cores" in machine else ""]
     count = f"{data['count']:,} {data.get('kind', '')}" if isinstance(data.get("count"), int) else ""
-    classes = f"{data['classes']} classes" if data.get("classes") else ""
+    classes = counted(data["classes"], "classes") if data.get("classes") else ""
     sizes = [f"{key} {number / 1e6:.2f} M" for key, number in parameters.items() if _is_number(number)]
     shown = [f"{key} {versions[key]}" for key in VERSIONS if key in versions]
     found = {
