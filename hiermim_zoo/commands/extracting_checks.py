@@ -17,7 +17,7 @@ from ..training.distributed import pick_device
 from .extracting_file import check_output
 from .extracting_tiles import cutting_of
 from .input_files import missing
-from .loading import check_img_size, check_model, model_errors, set_img_size, without_weights
+from .loading import check_img_size, check_levels, check_model, model_errors, set_img_size, without_weights
 from .options.extract import ExtractOptions
 from .options.problems import check_all, gathered
 
@@ -77,7 +77,7 @@ def check_sketch(options: ExtractOptions) -> None:
     lacking = list(lacking_methods(options, sketch))
     looks.append(lambda: lacking)
     if options.levels and "maps" in options.what and not lacking:
-        looks.append(partial(check_levels, options, sketch))
+        looks.append(partial(check_levels, options.model, sketch, options.levels))
     if options.tile:
         looks.append(partial(check_tile, options, sketch))
     elif options.img_size:
@@ -93,22 +93,6 @@ def lacking_methods(options: ExtractOptions, model: Any) -> Iterator[str]:
         if lacks:
             works = f"--what {' '.join(able)} would work" if able else "another --model is needed"
             yield f"--what {what}: model {options.model!r} has no {lacks[0]}(), which it needs; {works}"
-
-
-@torch.no_grad()
-def check_levels(options: ExtractOptions, sketch: Any) -> None:
-    """Refuse levels that a model does not have.
-
-    Raises:
-        ValueError: naming those that it has.
-    """
-    assert options.levels
-    with model_errors(options.model, "its own size"), without_memory():
-        zeros = torch.zeros(1, *data_config(sketch)["input_size"])
-        count = len(sketch.forward_intermediates(zeros, intermediates_only=True))
-    if max(options.levels) >= count:
-        said = " ".join(map(str, options.levels))
-        raise ValueError(f"--levels {said}: {options.model} has the levels 0 to {count - 1}")
 
 
 def check_tile(options: ExtractOptions, sketch: Any) -> None:

@@ -16,7 +16,7 @@ from ..models.shapes import without_memory
 from ..training.checks import check_form
 from ..training.distributed import pick_device
 from .input_files import missing
-from .loading import check_img_size, check_model, model_errors, without_weights
+from .loading import check_img_size, check_levels, check_model, without_weights
 from .options.features import FeaturesOptions
 from .options.problems import check_all, gathered
 from .output_files import check_not_read, check_writable, image_kind
@@ -96,14 +96,13 @@ def check_sketch(name: str, options: FeaturesOptions) -> None:
     if not frames:
         given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate}
         looks += [partial(refuse_videos, {flag: value}) for flag, value in given.items()]
-    looks.append(partial(check_levels, name, sketch, options.levels))
+    looks.append(partial(check_maps, name, sketch, options.levels))
     if options.img_size and flexible(name) is None:
         looks.append(partial(check_img_size, name, sketch, options.img_size))
     check_all(*looks)
 
 
-@torch.no_grad()
-def check_levels(name: str, sketch: Any, levels: tuple[int, ...] | None) -> None:
+def check_maps(name: str, sketch: Any, levels: tuple[int, ...] | None) -> None:
     """Refuse a model without maps, and levels that it does not have.
 
     Raises:
@@ -112,12 +111,7 @@ def check_levels(name: str, sketch: Any, levels: tuple[int, ...] | None) -> None
     if not hasattr(sketch, "forward_intermediates"):
         raise ValueError(f"--model {name}: it has no forward_intermediates(), which gives the maps; use another model")
     if levels:
-        with model_errors(name, "its own size"), without_memory():
-            zeros = torch.zeros(1, *data_config(sketch)["input_size"])
-            count = len(sketch.forward_intermediates(zeros, intermediates_only=True))
-        if max(levels) >= count:
-            said = " ".join(map(str, levels))
-            raise ValueError(f"--levels {said}: {name} has the levels 0 to {count - 1}")
+        check_levels(name, sketch, levels)
 
 
 @torch.no_grad()

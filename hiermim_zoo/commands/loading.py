@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,3 +89,21 @@ def check_img_size(name: str, sketch: Any, side: int) -> None:
     with model_errors(name, f"--img-size {side}"), without_memory():
         set_img_size(sketch, side)
         sketch(torch.zeros(1, *data_config(sketch, (side, side))["input_size"]))
+
+
+@torch.no_grad()
+def check_levels(name: str, sketch: Any, levels: Sequence[int]) -> None:
+    """Refuse levels that a model does not have.
+
+    Args:
+        sketch: the model without weights; it has ``forward_intermediates``.
+
+    Raises:
+        ValueError: naming those that it has.
+    """
+    with model_errors(name, "its own size"), without_memory():
+        zeros = torch.zeros(1, *data_config(sketch)["input_size"])
+        count = len(sketch.forward_intermediates(zeros, intermediates_only=True))
+    if max(levels) >= count:
+        said = " ".join(map(str, levels))
+        raise ValueError(f"--levels {said}: {name} has the levels 0 to {count - 1}")
