@@ -26,6 +26,8 @@ from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.data.transforms import data_config
 from hiermim_zoo.training.colours import cell_at, colours, components, similarity, turned
 
+from .browser import opened
+
 PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
 WIDE, TALL = (96, 64), (48, 80)
 
@@ -281,22 +283,11 @@ def test_names_of_files_cannot_close_the_script(images: list[str], tmp_path: Pat
 @pytest.mark.slow
 def test_a_click_shows_the_similarities_of_the_full_features(images: list[str], tmp_path: Path) -> None:
     """In a real browser: no request, no error, no overflow at the width of a phone."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no chromium")
     path = drawn(images, tmp_path / "a.html", model=["hivit_atto", "hiera_atto"])
     seen = featuring.looked(
         features.VERB.options(images=images, model=["hivit_atto", "hiera_atto"], output="x.png", device="cpu")
     )
-    said: list[str] = []
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 390, "height": 800})
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: said.append(request.url) if not request.url.startswith("data:") else None)
-        tab.goto(path.as_uri())
+    with opened(path, 390) as (tab, heard):
         before = tab.screenshot()
         frame = tab.locator(".frame").nth(0)
         box = frame.bounding_box()
@@ -307,8 +298,7 @@ def test_a_click_shows_the_similarities_of_the_full_features(images: list[str], 
         values = tab.evaluate("window.likeness.values.map((v) => v.map((x) => Array.from(x)))")
         assert tab.evaluate("document.documentElement.scrollWidth") == 390
         at = tab.evaluate("[window.likeness.x, window.likeness.y]")
-        browser.close()
-    assert said == [path.as_uri()]
+    assert heard == [path.as_uri()]
     assert at == pytest.approx([x, y], abs=0.02)
     for level, own in zip(seen.levels, values, strict=True):
         row, column = cell_at(level.maps[0], (at[0], at[1]))

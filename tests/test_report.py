@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from hiermim_zoo.commands.reporting_page import in_script
 from hiermim_zoo.commands.reporting_runs import names_of, read_run
 from hiermim_zoo.training.run_record import RunRecord
 
+from .browser import opened
+
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = "</script><img src=x onerror=alert(1)>"
 
 
@@ -134,22 +134,11 @@ def test_names_tell_runs_apart_and_points_are_few() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium is installed")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_it(runs: list[Path], tmp_path: Path, width: int) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     page = report.run(runs=runs, output=tmp_path / "report.html")
-    with playwright.sync_playwright() as tools:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=flags)
-        tab = browser.new_page(viewport={"width": width, "height": 800})
-        said: list[str] = []
-        asked: list[str] = []
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.goto(page.as_uri())
+    with opened(page, width) as (tab, heard):
         tab.wait_for_selector(".chart svg .mark-line path")
         tab.wait_for_function(
             "document.querySelectorAll('.chart svg').length === document.querySelectorAll('.chart').length"
@@ -164,6 +153,4 @@ def test_a_browser_draws_it(runs: list[Path], tmp_path: Path, width: int) -> Non
         after = tab.locator(".look img").first.get_attribute("src"), tab.locator(".look output").first.text_content()
         assert before[0] != after[0]
         assert (before[1], after[1]) == ("step 6, epoch 3", "step 1, epoch 0.5")
-        browser.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+    assert heard == [page.as_uri()]
