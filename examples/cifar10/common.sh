@@ -2,7 +2,7 @@
 # COMPILE=none and AMP=none: without a compiler, in float32, the faster one on CPUs that have no bfloat16 of their own.
 fast=(--recipe paper --amp "${AMP:-bf16}" --workers "${WORKERS:-1}")
 [ "${COMPILE:-default}" = none ] || fast+=(--compile "${COMPILE:-default}")
-export TIMM_FUSED_ATTN=0 # faster on CPUs for so short sequences, and the same numbers but for rounding
+export TIMM_FUSED_ATTN="${TIMM_FUSED_ATTN:-0}" # 0 is faster on CPUs for so short sequences, and the same numbers but for rounding
 recipe=(--opt nmuon --lr 2e-3 --min-lr 1e-5 --warmup 1 --auto-augment none --erase 0 --crop-scale 0.6 1 --mixup 0.2 --cutmix 1
   --mix-prob 0.3 --drop-path 0 --weight-decay 0.05)
 

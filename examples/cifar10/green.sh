@@ -20,7 +20,7 @@ pretrain() { # NAME OPTIONS...: labels are not used
 
 case $step in
 pretrain) for masks in batch sample; do pretrain $masks --masks $masks --epochs 5; done ;;
-long) pretrain long --masks batch --epochs 10 ;;
+long) pretrain long --masks batch --epochs 20 ;;
 compare)
   for seed in ${SEEDS:-0 1 2}; do
     for masks in batch sample; do
@@ -31,7 +31,7 @@ compare)
   ;;
 ship) # on all labels
   python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/long/encoder" \
-    --method finetune --epochs 4 --batch-size 100 --layer-decay 0.85 "${recipe[@]}" "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
+    --method finetune --epochs 20 --batch-size 250 --layer-decay 0.85 "${recipe[@]}" --lr 3e-3 "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 probes) # features as they are
   for masks in batch sample long; do probe $masks --model "local-dir:$runs/$masks/encoder"; done

@@ -2,10 +2,10 @@
 # HPViT's whole path on real images: pre-train a plain ViT, convert it, fine-tune. How the embedded weights hpvit_atto.mae_cifar10 and
 # hpvit_atto.mae_cifar10_ft_cifar10 and the table of MODEL_CARDS.md were made.
 #
-#     bash examples/cifar10/hpvit.sh DATA RUNS pretrain|convert|compare|ablate|short|ship|probes
+#     bash examples/cifar10/hpvit.sh DATA RUNS pretrain|convert|compare|ablate|ship|probes
 #
 # DATA holds train.tar and test.tar (SPLIT/CLASS/NNNN.jpg); RUNS gets a folder for each run. Each step needs those before it;
-# ship needs short alone: the embedded classifier was made on a GPU in six minutes (COMPILE=cudagraphs WORKERS=5).
+# the embedded weights were made on a GPU (COMPILE=cudagraphs WORKERS=4 TIMM_FUSED_ATTN=1).
 # Comparisons fine-tune on a tenth of the labels, the first 500 images of each class, for 12 epochs.
 set -euo pipefail
 data=$1 runs=$2 step=$3
@@ -23,15 +23,11 @@ pretrain() { # NAME OPTIONS...: labels are not used
 from() { finetune "$1" "$2" --model "local-dir:$runs/$1" --layer-decay 0.85; } # NAME SEED: of a converted folder
 
 convert() { # NAME OPTIONS...
-  [ -e "$runs/$1" ] || python -m hiermim_zoo.convert "$runs/${start:-pretrain}/encoder" --model $model -o "$runs/$1" --verify "${@:2}"
+  [ -e "$runs/$1" ] || python -m hiermim_zoo.convert "$runs/pretrain/encoder" --model $model -o "$runs/$1" --verify "${@:2}"
 }
 
 case $step in
-pretrain) pretrain pretrain --epochs 40 --warmup 2 --batch-size 250 --lr 2e-3 ;;
-short)
-  pretrain short --epochs 10 --warmup 1 --batch-size 500 --lr 3e-3
-  start=short convert short-avg
-  ;;
+pretrain) pretrain pretrain --epochs 40 --warmup 2 --batch-size 500 --lr 3e-3 ;;
 convert)
   convert avg
   convert conv --pool conv
@@ -54,7 +50,7 @@ ablate)
   for name in token window4 depths1221 global depths1122 depths2121; do from $name 0; done
   ;;
 ship) # on all labels
-  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/short-avg" --method finetune --epochs 18 \
+  python -m hiermim_zoo.evaluate "$data/test.tar" --train "$data/train.tar" --model "local-dir:$runs/avg" --method finetune --epochs 18 \
     --batch-size 250 --layer-decay 0.85 "${recipe[@]}" --lr 3e-3 "${fast[@]}" --json "$runs/ship.json" -o "$runs/ship"
   ;;
 probes) # features as they are, before any labels; with convolutional pooling they are those of avg
