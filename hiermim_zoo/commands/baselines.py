@@ -100,12 +100,13 @@ def hiera_optim(name: str, **given: Any) -> nn.Module:
     Raises:
         ValueError: a package is not installed, or has no such model.
     """
-    optim = imported("hiera-optim")
-    made: Any = hiera_transformer(name, **given)
-    # It expects a later state of hiera-transformer than the released 0.1.4: one that exports this function ...
     package: Any = imported("hiera-transformer")
+    # It expects a later state of hiera-transformer than the released 0.1.4, and looks once, when it is imported: one that
+    # exports this function ...
     if not hasattr(package, "apply_fusion_head"):
         package.apply_fusion_head = importlib.import_module("hiera.hiera_mae").apply_fusion_head
+    optim = imported("hiera-optim")
+    made: Any = hiera_transformer(name, **given)
     model = made.encoder if isinstance(made, HieraAutoencoder) else made
     if not hasattr(model, "_grad_checkpointing"):  # ... and can recompute blocks
         model._grad_checkpointing = False
