@@ -191,7 +191,7 @@ def unstated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dry_run_writes_nothing_and_warns(unstated: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mirror.main(["hivit_base", TAG, "--to", str(tmp_path / "b"), "--dry-run"])
     out, err = capsys.readouterr()
-    assert f"  {TAG}: 2.05 MB, licence apache-2.0\n" in out
+    assert f"  {TAG}: 1.03 MB, licence apache-2.0\n" in out
     assert "dry run: nothing was written" in out
     warned = "no licence is stated for these weights, so nobody may pass them on: keep the bundle to yourself"
     assert err.splitlines() == [f"warning: hivit_base.{tag}: {warned}" for tag in UNSTATED]

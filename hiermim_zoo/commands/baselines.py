@@ -101,8 +101,8 @@ def hiera_optim(name: str, **given: Any) -> nn.Module:
         ValueError: a package is not installed, or has no such model.
     """
     package: Any = imported("hiera-transformer")
-    # It expects a later state of hiera-transformer than the released 0.1.4, and looks once, when it is imported: one that
-    # exports this function ...
+    # It looks once, when it is imported, and expects a later state of hiera-transformer than the released 0.1.4: one
+    # that exports this function ...
     if not hasattr(package, "apply_fusion_head"):
         package.apply_fusion_head = importlib.import_module("hiera.hiera_mae").apply_fusion_head
     optim = imported("hiera-optim")
