@@ -101,9 +101,9 @@ def _card(run: Told, tints: Mapping[str, str]) -> str:
 
 
 def _number(run: Told, column: str, title: str) -> str:
-    """A last value, large; small where it rests on few images, or where it is not what the run ended with."""
+    """A last value, large; small where it rests on few images. A loss that was not the end of a run is told as such."""
     if column == "loss" and (words := run.unfinite()):
-        return f'<div class="few"><b>not finite</b><span>{escape(words)}</span></div>'
+        return f"<div><b>not finite</b><span>{escape(words)}</span></div>"
     value = run.last(column)
     if value is None:
         return ""
