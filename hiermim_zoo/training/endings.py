@@ -191,8 +191,8 @@ def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[st
         ValueError: the configuration of its folder says what cannot be.
     """
     if not pretrained:
-        cfg = None if ":" in name else get_pretrained_cfg(name)
-        instead = "without --no-pretrained, or with " if ":" in name or (cfg and cfg.has_weights) else ""
+        known = ":" in name or getattr(get_pretrained_cfg(name), "has_weights", False)
+        instead = "without --no-pretrained, or with " if known else ""
         return [_never_trained(name, "its weights are random", so, f"{instead}--model local-dir:DIR")]
     if ":" in name:
         return about_steps(name, said_of(name), so)
