@@ -28,11 +28,12 @@ class Scene(NamedTuple):
 LEARNED, UNSEEN = range(16), range(16, 20)  # photographs of each class: for training, and to measure on
 
 
-def scene(seed: int, side: int = 128, photographs: range = LEARNED) -> Scene:
+def scene(seed: int, side: int = 128, photographs: range = LEARNED, varied: bool = False) -> Scene:
     """Four photographs, 40 to 60 pixels wide, one in each quarter of a grey canvas.
 
     Args:
         photographs: their numbers, in each class.
+        varied: of each a square part is taken, three quarters as wide or more, and half of them are mirrored.
     """
     rng = random.Random(seed)
     canvas, classes = Image.new("RGB", (side, side), (128, 128, 128)), torch.zeros(side, side, dtype=torch.int64)
@@ -43,11 +44,21 @@ def scene(seed: int, side: int = 128, photographs: range = LEARNED) -> Scene:
             x, y = left + rng.randint(0, side // 2 - size), top + rng.randint(0, side // 2 - size)
             file = IMAGES / CLASSES[label] / f"{rng.choice(photographs):04d}.jpg"
             with Image.open(file) as photograph:
-                canvas.paste(photograph.convert("RGB").resize((size, size), Image.Resampling.BICUBIC), (x, y))
+                image = photograph.convert("RGB")
+            image = part_of(image, rng) if varied else image
+            canvas.paste(image.resize((size, size), Image.Resampling.BICUBIC), (x, y))
             classes[y : y + size, x : x + size] = label + 1
             boxes.append([x, y, x + size, y + size])
             labels.append(label + 1)
     return Scene(canvas, torch.tensor(boxes, dtype=torch.float32), torch.tensor(labels), classes)
+
+
+def part_of(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A square part of a square image, mirrored or not."""
+    side = rng.randint(image.width * 3 // 4, image.width)
+    x, y = rng.randint(0, image.width - side), rng.randint(0, image.height - side)
+    image = image.crop((x, y, x + side, y + side))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -55,7 +55,7 @@ EVALUATE: Wrong = {
 }
 EXTRACT: Wrong = {
     "kind": ({"workers": -1}, "--workers -1 is not"),
-    "pair": ({"seed": 3}, "--seed is of the random weights"),
+    "pair": ({"seed": 3}, "--seed 3 is of the random weights"),
     "device": ({"device": "abacus"}, "device 'abacus'"),
     "input": (
         {"images": ("{used}/none.png",)},
@@ -81,7 +81,7 @@ RECONSTRUCT: Wrong = {
 }
 FEATURES: Wrong = {
     "kind": ({"img_size": 0}, "--img-size 0 is not"),
-    "pair": ({"seed": 1}, "--seed is of the random weights"),
+    "pair": ({"seed": 1}, "--seed 1 is of the random weights"),
     "input": ({"images": ("{used}/none",)}, "IMAGES {used}/none: no such file or folder"),
     "model": ({"model": ("hivit_atto", "hivit_atoo")}, "did you mean hivit_atto"),
     "file": ({"output": "/nowhere/a.png"}, "-o /nowhere/a.png cannot be written"),

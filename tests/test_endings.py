@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiermim_zoo import evaluate, extract, pretrain, reconstruct
+from hiermim_zoo import evaluate, extract, features, pretrain, reconstruct
 from hiermim_zoo.commands.evaluating import advice_for
 from hiermim_zoo.training.endings import (
     CHANCES,
@@ -32,6 +32,7 @@ from hiermim_zoo.training.endings import (
 )
 from hiermim_zoo.training.probe import interval
 
+IMAGE = Path(__file__).parent.parent / "examples" / "pictures" / "horse" / "0013.jpg"
 SMALL = shlex.split(
     "digits --model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2 --batch-size 8 "
     "--workers 0 --device cpu --look-every 0"
@@ -162,6 +163,7 @@ def test_models_that_were_never_trained_are_known(tmp_path: Path) -> None:
     assert about_model("hivit_atto") == []
     assert "its weights are random" in about_model("hivit_atto", False)[0]
     assert "no pretrained weights" in about_model("hivit_tiny")[0]
+    assert "try --model local-dir" in about_model("hivit_tiny", False)[0]  # there are none to leave the option out for
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "hivit_atto", "hiermim_zoo": {"step": 0}}))
     assert "0 steps" in about_model(f"local-dir:{tmp_path}")[0]
     assert about_steps("it", {"step": 3}) == []
@@ -216,9 +218,21 @@ def test_random_weights_are_named_where_they_are_asked_for(
 ) -> None:
     image = str(trained / "image.png")
     extract.main([image, "--model", "hivit_atto", "--no-pretrained", "-o", str(tmp_path / "a.safetensors")])
-    assert "its weights are random): what it gives means little; try --model" in capsys.readouterr().err
+    said = "its weights are random): what it gives means little; try without --no-pretrained, or with --model local-dir"
+    assert said in capsys.readouterr().err
     reconstruct.main([image, "--model", "hivit_atto", "-o", str(tmp_path / "a.png")])
     assert "its weights are random): what it gives means little; try --checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [extract, features, evaluate])
+@pytest.mark.parametrize("model", ["hivit_tiny", "vit_base_patch16_gap_224"])
+def test_models_without_weights_are_refused_by_the_option_that_helps(
+    verb: Any, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = ["-o", str(tmp_path / "a.png")] if verb is features else ["-o", str(tmp_path / "a.npz")]
+    argv = ["digits", "--method", "knn"] if verb is evaluate else [str(IMAGE), *end]
+    with pytest.raises(ValueError, match=f"--model {model}: no pretrained weights .* or add --no-pretrained"):
+        verb.main([*argv, "--model", model])
 
 
 # ---- evaluation at chance

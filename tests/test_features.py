@@ -210,7 +210,7 @@ def test_channels_beyond_three_are_seen(tmp_path: Path) -> None:
         ({"levels": [4]}, "--levels 4: hivit_atto has the levels 0 to 3"),
         ({"point": [0.5, 1.5]}, "1.5 is not a finite number at least 0 and at most 1"),
         ({"point": [0.5]}, "takes 2 values"),
-        ({"seed": 1}, "--seed is of the random weights"),
+        ({"seed": 1}, "--seed 1 is of the random weights"),
         ({"images": ["{out}/none.png"]}, "none.png: no such file or folder"),
         ({"images": ["{out}/notes.md"]}, "notes.md cannot be read as an image"),
         ({"frame_stride": 2}, "--frame-stride is for models of video"),

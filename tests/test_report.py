@@ -112,6 +112,62 @@ def test_a_run_without_a_line_is_shown(tmp_path: Path) -> None:
     assert not (tmp_path / "r.png").exists()
 
 
+def log(folder: Path, *losses: float | None) -> None:
+    lines = (json.dumps({"step": 10 * n, "loss": loss}) for n, loss in enumerate(losses, 1))
+    (folder / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("losses", "skipped", "why", "said"),
+    [
+        ((3.0, None, 2.5), (), "", ""),  # it has come back
+        ((3.0, 2.5), (14,), "", ""),
+        ((3.0, 2.5, None), (), "", "loss at step 30; the last finite one in the log: 2.5 at step 20"),
+        ((3.0, 2.5), (23, 24), "", "loss at step 24; the last finite one in the log: 2.5 at step 20"),
+        ((3.0,), (), "the loss of step 12 is nan; a lower --lr may help", "loss at step 12; the last finite one in"),
+        ((), (), "step 1: 1 step in a row was not finite (--max-nonfinite 0)", "in the log: none"),
+        ((3.0, 2.5), (), "the disk is full", ""),
+    ],
+)
+def test_a_run_that_diverged_does_not_show_its_last_sound_loss_as_its_end(
+    tmp_path: Path, losses: tuple[float | None, ...], skipped: tuple[int, ...], why: str, said: str
+) -> None:
+    folder = tmp_path / "run"
+    record = RunRecord(folder)
+    record.begin({"command": "pretrain"}, {})
+    record.end("failed", why, 12)
+    log(folder, *losses)
+    for step in skipped:
+        (folder / "nonfinite").mkdir(exist_ok=True)
+        (folder / "nonfinite" / f"step-{step:08d}-rank-0.txt").write_text("a.jpg\n")
+    words = read_run(folder, "run").unfinite()
+    assert words.startswith(said) if said.startswith("loss") else said in words
+    assert bool(words) is bool(said)
+    card = report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8").partition('id="curves"')[0]
+    assert ("<b>not finite</b>" in card) is bool(said)
+    assert ("<b>2.5</b>" in card) is (not said)
+
+
+def test_a_score_of_few_images_is_small_and_has_its_interval(tmp_path: Path) -> None:
+    card = {}
+    for count in (40, 60_000):
+        folder = make_run(tmp_path / str(count), data={"count": count})
+        card[count] = report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert '<div class="few"><b>16</b><span>k-NN in % of 6 images (3 to 56)</span>' in card[40]
+    assert "<div><b>16</b><span>k-NN in % of 1000 images (14 to 18)</span>" in card[60_000]
+
+
+def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    words = "run.json could not be read"
+    assert words not in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    for broken in ("{", "[]", '{"sessions": 3}'):
+        (folder / "run.json").write_text(broken)
+        assert words in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    (folder / "run.json").unlink()  # of a version of before there was one
+    assert words not in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+
+
 def test_what_is_no_run_is_refused_with_all_else(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadOptions) as error:

@@ -131,7 +131,7 @@ def test_the_command_line_that_options_stand_for_means_them(verb: ModuleType, ar
         (evaluate, ["--json", "/nowhere/a"], {"json": "/nowhere/a"}, "/nowhere/a cannot be written: no such folder"),
         (extract, ["--levels", "1"], {"levels": 1}, "--levels chooses among feature maps"),
         (extract, ["--what", "logits"], {"what": ["logits"]}, "logits is not one of pooled, tokens, maps"),
-        (extract, ["--seed", "1"], {"seed": 1}, "--seed is of the random weights"),
+        (extract, ["--seed", "1"], {"seed": 1}, "--seed 1 is of the random weights"),
         (reconstruct, ["--mask-ratio", "2"], {"mask_ratio": 2}, "2 is not a finite number at least 0"),
         (reconstruct, ["--statistics", "none"], {"statistics": "none"}, "none is not one of true, visible"),
         (benchmark, ["--rounds", "1.5"], {"rounds": 1.5}, "1.5 is not a whole number from 1 on"),

@@ -25,7 +25,7 @@ from ..training.run_record import has_no_step
 from ..training.small import FEW, TUNING, Size, recipe_of_size
 from .evaluating_frozen import check_classifier
 from .evaluating_shared import OWN_ARGS, own_model_kwargs
-from .loading import check_img_size, check_model, without_weights
+from .loading import check_img_size, check_model, check_weights, without_weights
 from .options.evaluate import EvaluateOptions
 from .options.problems import BadOptions, check_all, gathered
 from .options.shared import RECIPES
@@ -102,6 +102,8 @@ def check_sketch(options: EvaluateOptions) -> None:
     options = options.having(model_kwargs=kwargs)  # of the others something is said anyway
     sketch: Any = without_weights(options.model, kwargs).eval()
     looks: list[Callable[[], object]] = [partial(check_size, options, sketch)]
+    if options.pretrained:
+        looks.append(partial(check_weights, options.model))
     if len(input_shape(sketch)) == 3:
         given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate, "--views": options.views}
         given |= {"--repeat": options.repeat not in (None, 1)}

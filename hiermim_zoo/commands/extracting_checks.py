@@ -17,7 +17,15 @@ from ..training.distributed import pick_device
 from .extracting_file import check_output
 from .extracting_tiles import cutting_of
 from .input_files import missing
-from .loading import check_img_size, check_levels, check_model, model_errors, set_img_size, without_weights
+from .loading import (
+    check_img_size,
+    check_levels,
+    check_model,
+    check_weights,
+    model_errors,
+    set_img_size,
+    without_weights,
+)
 from .options.extract import ExtractOptions
 from .options.problems import check_all, gathered
 
@@ -71,6 +79,8 @@ def check_sketch(options: ExtractOptions) -> None:
     sketch: Any = without_weights(options.model, {}).eval()
     channels, *frames, _, _ = input_shape(sketch)
     looks: list[Callable[[], object]] = [partial(check_form, vars(options), channels)]
+    if options.pretrained:
+        looks.append(partial(check_weights, options.model))
     if not frames:
         given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate}
         looks += [partial(refuse_videos, {name: value}) for name, value in given.items()]

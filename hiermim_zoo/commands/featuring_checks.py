@@ -16,7 +16,7 @@ from ..models.shapes import without_memory
 from ..training.checks import check_form
 from ..training.distributed import pick_device
 from .input_files import missing
-from .loading import check_img_size, check_levels, check_model, without_weights
+from .loading import check_img_size, check_levels, check_model, check_weights, without_weights
 from .options.features import FeaturesOptions
 from .options.problems import check_all, gathered
 from .output_files import check_not_read, check_writable, image_kind
@@ -93,6 +93,8 @@ def check_sketch(name: str, options: FeaturesOptions) -> None:
     sketch: Any = without_weights(name, {}).eval()
     channels, *frames, _, _ = input_shape(sketch)
     looks: list[Callable[[], object]] = [partial(check_form, vars(options), channels)]
+    if options.pretrained:
+        looks.append(partial(check_weights, name))
     if not frames:
         given = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate}
         looks += [partial(refuse_videos, {flag: value}) for flag, value in given.items()]

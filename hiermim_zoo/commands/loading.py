@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_pretrained_cfg
 
 from ..checkpoints.folder import CONFIG_FILE
 from ..data.transforms import data_config
@@ -64,6 +65,20 @@ def check_model(name: str) -> None:
         works = f"--model {LOCAL}{folder / 'encoder'} would work" if of_run else "convert and pretrain write one"
         raise ValueError(f"--model {name}: the folder holds no {CONFIG_FILE}; {works}")
     check_folder(folder)
+
+
+def check_weights(name: str) -> None:
+    """Refuse pretrained weights of a model of which none are known.
+
+    Raises:
+        ValueError: naming the model, and what would work.
+    """
+    cfg: Any = None if ":" in name else get_pretrained_cfg(name, allow_unregistered=True)
+    if cfg is not None and not cfg.has_weights:
+        raise ValueError(
+            f"--model {name}: no pretrained weights of it are known; name a folder of yours, --model {LOCAL}DIR, "
+            "or add --no-pretrained for random ones"
+        )
 
 
 def without_weights(name: str, kwargs: Mapping[str, Any]) -> Any:

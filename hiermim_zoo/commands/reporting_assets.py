@@ -26,6 +26,7 @@ em.failed,em.killed{color:#ff9b8a}em.stopped{color:#f3c558}}
 meter{width:100%;height:10px}
 .numbers{display:flex;gap:22px;flex-wrap:wrap;margin:8px 0}
 .numbers b{display:block;font-size:20px;font-variant-numeric:tabular-nums;line-height:1.2}
+.numbers .few b{font-size:14px;font-weight:500;color:var(--soft)}.numbers div{max-width:230px}
 .numbers span,dt,small,summary,figcaption,output{color:var(--soft);font-size:13px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 12px;margin:8px 0;font-size:14px}
 dd,dt{margin:0}dt{line-height:21px}

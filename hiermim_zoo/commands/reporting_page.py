@@ -14,6 +14,8 @@ from PIL import Image
 
 from ..progress import duration
 from ..text import counted, plural
+from ..training.endings import FEW_MEASURED
+from ..training.probe import interval
 from ..training.run_record import FAILED, FINISHED, GOES_ON, KILLED, STOPPED
 from .reporting_assets import SCRIPT, STYLE
 from .reporting_charts import colours
@@ -80,11 +82,7 @@ def _card(run: Told, tints: Mapping[str, str]) -> str:
     if how == GOES_ON and left:
         facts.append(("left", f"about {duration(left)} after the last line of the log"))
     progress = f"{done:,} of {run.total:,} steps" if run.total else f"{done:,} {plural('steps', done)}"
-    big = "".join(
-        f"<div><b>{value:.4g}</b><span>{title}</span></div>"
-        for column, title in BIG.items()
-        if (value := run.last(column)) is not None
-    )
+    big = "".join(_number(run, column, title) for column, title in BIG.items())
     parts = "".join(f"<li>{_part(session)}</li>" for session in run.sessions)
     starts = counted(len(run.sessions), "starts")
     return "".join(
@@ -100,6 +98,21 @@ def _card(run: Told, tints: Mapping[str, str]) -> str:
             "</article>",
         ]
     )
+
+
+def _number(run: Told, column: str, title: str) -> str:
+    """A last value, large; small where it rests on few images. A loss that was not the end of a run is told as such."""
+    if column == "loss" and (words := run.unfinite()):
+        return f"<div><b>not finite</b><span>{escape(words)}</span></div>"
+    value = run.last(column)
+    if value is None:
+        return ""
+    if column == "knn" and run.queries:
+        low, high = interval(min(run.queries, round(value * run.queries / 100)), run.queries)
+        few = ' class="few"' if run.queries < FEW_MEASURED else ""
+        title = f"{title} in % of {counted(run.queries, 'images')} ({100 * low:.0f} to {100 * high:.0f})"
+        return f"<div{few}><b>{value:.4g}</b><span>{title}</span></div>"
+    return f"<div><b>{value:.4g}</b><span>{title}</span></div>"
 
 
 def _class(how: str) -> str:

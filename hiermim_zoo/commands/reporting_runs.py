@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.configs import CONFIG_KEY
-from ..checkpoints.folder import CONFIG_FILE
+from ..checkpoints.folder import CONFIG_FILE, RUN_FILE
 from ..text import counted, printable
+from ..training.previews import asking_of
 from ..training.run_log import LOOKS, NONFINITE, UNREADABLE, read_log
-from ..training.run_record import how_it_ended, read_record
+from ..training.run_record import GOES_ON, how_it_ended, read_record
 
 PRETRAINING, TUNING = "pre-training", "fine-tuning"
 UNNOTED = "no record of its end"  # of a run of before there was run.json
 VERSIONS = ("hiermim_zoo", "torch", "timm", "python")  # that are shown
+_DIVERGED = re.compile(r"not finite|\bis -?(?:nan|inf)\b")  # in the reason why a run failed
 LONGEST = 400  # letters of a value that is shown
 
 
@@ -38,10 +40,31 @@ class Told:
     skipped: list[tuple[int, list[str]]] = field(default_factory=list)  # step, its images
     unreadable: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    queries: int | None = None  # images of the k-NN accuracy, unless some could not be read; None: not known
 
     def last(self, column: str) -> Any:
         """The last value that the log has; None: it has none."""
         return next((note[column] for note in reversed(self.notes) if note.get(column) is not None), None)
+
+    def unfinite(self) -> str:
+        """In words, that the loss was not finite when the log or the run ended; empty where it was, or none is known.
+
+        A step that was left out, a line without a loss, and the reason why a run failed all tell of it.
+        """
+        losses = [note for note in self.notes if "loss" in note and "step" in note]
+        sound = [note for note in losses if note["loss"] is not None]
+        odd = [note["step"] for note in losses if note["loss"] is None]
+        why, step = str(self.ended.get("why", "")), self.ended.get("step")
+        if self.ended.get("how") != GOES_ON:  # of a run that goes on the next steps may be sound
+            odd += [step for step, _ in self.skipped]
+        if _DIVERGED.search(why):
+            odd.append(step if isinstance(step, int) else max(odd, default=0))
+        before = max((note["step"] for note in sound), default=0)
+        if not odd or max(odd) < before or (max(odd) == before and not _DIVERGED.search(why)):
+            return ""
+        place = f" at step {max(odd):,.0f}" if max(odd) else ""
+        known = f"{sound[-1]['loss']:.4g} at step {before:,.0f}" if sound else "none"
+        return f"loss{place}; the last finite one in the log: {known}"
 
 
 def read_runs(folders: Sequence[Path]) -> list[Told]:
@@ -84,8 +107,22 @@ def read_run(folder: Path, name: str) -> Told:
         looks,
         _skipped(folder / NONFINITE),
         _lines(sorted((folder / UNREADABLE).glob("rank-*.txt"))),
-        [str(line) for line in warnings] if isinstance(warnings, list) else [],
+        [*_unread(folder, record), *(map(str, warnings) if isinstance(warnings, list) else [])],
+        _queries(record),
     )
+
+
+def _unread(folder: Path, record: Mapping[str, Any]) -> list[str]:
+    """A line, if there is a record and it tells nothing."""
+    if record or not (folder / RUN_FILE).is_file():
+        return []
+    return [f"{RUN_FILE} could not be read: it holds no record of a run, so options and how it ended are not known"]
+
+
+def _queries(record: Mapping[str, Any]) -> int | None:
+    """Of how many images the nearest neighbours of previews are asked for."""
+    count = _part(record, "data").get("count")
+    return asking_of(count) if isinstance(count, int) else None
 
 
 def _is_sound(note: Mapping[str, Any]) -> bool:

@@ -93,8 +93,8 @@ def build_model(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
             overlay["file"] = str(locate(row, cache_dir=kwargs.get("cache_dir")))
         elif row is None and not named_by_caller and not cfg.hf_hub_id:
             raise ValueError(
-                f"no pretrained weights of {variant} were ever published; use pretrained=False, or convert a "
-                f"checkpoint of your own with: python -m hiermim_zoo.convert FILE --model {variant} -o DIR"
+                f"no pretrained weights of {variant} were ever published; leave pretrained=True (--pretrained) out, or "
+                f"convert a checkpoint of your own with: python -m hiermim_zoo.convert FILE --model {variant} -o DIR"
             )
     return family_of(variant).construct(variant, pretrained=pretrained, pretrained_cfg_overlay=overlay, **kwargs)
 

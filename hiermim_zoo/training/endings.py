@@ -191,7 +191,9 @@ def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[st
         ValueError: the configuration of its folder says what cannot be.
     """
     if not pretrained:
-        return [_never_trained(name, "its weights are random", so)]
+        known = ":" in name or getattr(get_pretrained_cfg(name), "has_weights", False)
+        instead = "without --no-pretrained, or with " if known else ""
+        return [_never_trained(name, "its weights are random", so, f"{instead}--model local-dir:DIR")]
     if ":" in name:
         return about_steps(name, said_of(name), so)
     cfg: Any = get_pretrained_cfg(name)

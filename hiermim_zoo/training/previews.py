@@ -78,8 +78,13 @@ def probe(
     with at_rest(mae):
         reading = Inference(config, device, workers=workers, max_bad=math.inf, progress=False)
         features, targets, _ = pooled_features(mae.encoder, source, reading, chosen)
-    asking = len(features) // 6
+    asking = asking_of(len(features))
     if not asking:
         return None
     answers = knn(features[asking:], targets[asking:], features[:asking])
     return 100 * (answers == targets[:asking]).float().mean().item()
+
+
+def asking_of(images: int) -> int:
+    """How many of so many images ask for their neighbours in a preview."""
+    return min(images, PROBED) // 6

@@ -131,7 +131,7 @@ class ExtractOptions(OptionSet):
             yield f"--tile {self.tile} puts maps together, not tokens: use --what maps"
         yield from self._of_forms()
         if self.seed is not None and self.pretrained:
-            yield "--seed is of the random weights: add --no-pretrained"
+            yield f"--seed {self.seed} is of the random weights of --no-pretrained: leave it out"
 
     def _of_forms(self) -> Iterator[str]:
         """What the form of the output cannot hold."""

@@ -89,6 +89,6 @@ class FeaturesOptions(OptionSet):
     def check_together(self) -> Iterator[str]:
         """Options that have nothing to choose."""
         if self.seed is not None and self.pretrained:
-            yield "--seed is of the random weights: add --no-pretrained"
+            yield f"--seed {self.seed} is of the random weights of --no-pretrained: leave it out"
         for name in sorted({name for name in self.model or () if (self.model or ()).count(name) > 1}):
             yield f"--model {name} is named twice"
