@@ -18,7 +18,12 @@ torch.fx.wrap("unflatten")  # what it does depends on the number of axes
 
 
 def surely(*conditions: Any) -> bool:
-    """Whether all of these hold. Of sizes that a graph leaves open none is guessed: what may be false does not hold."""
+    """Whether all of these hold. Of sizes that a graph leaves open none is guessed: what may be false does not hold.
+
+    While a model is traced (``torch.jit.trace``, the older exporter to ONNX) all sizes of its input are open.
+    """
+    if any(isinstance(condition, Tensor) for condition in conditions):
+        return False
     if torch.compiler.is_compiling():
         from torch.fx.experimental.symbolic_shapes import statically_known_true
 
