@@ -36,6 +36,12 @@ def up_to(side: int, multiple: int) -> int:
     return (side + multiple - 1) // multiple * multiple
 
 
+def split_index(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of raster indices (torch's exporter to ONNX knows no remainder by a width that is open)."""
+    row = index // width
+    return row, index - row * width
+
+
 def unflatten(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
     """One axis becomes several, as torch's method of this name does it.
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..geometry import cubic_weights, smooth_cubic_weights, surely
+from ..geometry import cubic_weights, smooth_cubic_weights, split_index, surely
 
 
 def relative_position_index(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -22,8 +22,7 @@ def relative_position_index(grid: tuple[int, int], device: torch.device | None =
         int64 [hw, hw]: entry (i, j) is (row_i - row_j + h - 1)(2w - 1) + (col_i - col_j + w - 1).
     """
     h, w = grid
-    token = torch.arange(h * w, device=device)
-    row, col = token // w, token % w
+    row, col = split_index(torch.arange(h * w, device=device), w)
     return (row[:, None] - row + h - 1) * (2 * w - 1) + (col[:, None] - col + w - 1)
 
 

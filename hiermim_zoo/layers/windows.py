@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, surely, to_units, unflatten, up_to
+from ..geometry import from_units, split_index, surely, to_units, unflatten, up_to
 
 
 class Cut(NamedTuple):
@@ -31,12 +31,11 @@ def cut_grid(grid: tuple[int, int], cells: tuple[int, int], device: torch.device
     """
     (h, w), (a, b) = grid, cells
     down, right = up_to(h, a) // a, up_to(w, b) // b  # windows along both sides
-    slot = torch.arange(down * right * (a * b), device=device)
-    window, inner = slot // (a * b), slot % (a * b)
-    row, col = window // right * a + inner // b, window % right * b + inner % b
+    window, slot = split_index(torch.arange(down * right * (a * b), device=device), a * b)
+    (first, left), (row, col) = split_index(window, right), split_index(slot, b)
+    row, col = first * a + row, left * b + col
     slots = torch.where((row < h) & (col < w), row * w + col, h * w)
-    token = torch.arange(h * w, device=device)
-    row, col = token // w, token % w
+    row, col = split_index(torch.arange(h * w, device=device), w)
     back = (row // a * right + col // b) * (a * b) + row % a * b + col % b
     return Cut(down * right, slots, back)
 
