@@ -8,12 +8,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.fx
 from torch import Tensor
 
 torch.fx.wrap("unflatten")  # what it does depends on the number of axes
+
+
+def surely(*conditions: Any) -> bool:
+    """Whether all of these hold. Of sizes that a graph leaves open none is guessed: what may be false does not hold.
+
+    While a model is traced (``torch.jit.trace``, the older exporter to ONNX) all sizes of its input are open.
+    """
+    if any(isinstance(condition, Tensor) for condition in conditions):
+        return False
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(condition) for condition in conditions)
+    return all(conditions)
+
+
+def up_to(side: int, multiple: int) -> int:
+    """The multiple that is not below a side; exporters can tell what divides it."""
+    return (side + multiple - 1) // multiple * multiple
+
+
+def split_index(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of raster indices (torch's exporter to ONNX knows no remainder by a width that is open)."""
+    row = index // width
+    return row, index - row * width
 
 
 def unflatten(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:
@@ -61,11 +87,14 @@ def from_units(x: Tensor, grid: Sequence[int]) -> Tensor:
         [B, g_1 p_1, ..., g_D p_D, C].
     """
     axes = len(grid)
+    if math.prod(x.shape[2 : 2 + axes]) == 1:  # exporters cannot prove that a side and an axis of 1 may be joined
+        return unflatten(x.flatten(1, 1 + axes), 1, tuple(grid))
     x = unflatten(x, 1, tuple(grid))  # [B, g_1, ..., g_D, p_1, ..., p_D, C]
     order = [a for axis in range(axes) for a in (1 + axis, 1 + axes + axis)]
     x = x.permute(0, *order, 2 * axes + 1)  # [B, g_1, p_1, ..., g_D, p_D, C]
     sides = [x.shape[1 + 2 * axis] * x.shape[2 + 2 * axis] for axis in range(axes)]
-    return x.reshape(x.shape[0], *sides, x.shape[-1])
+    # In two steps: of sides that a graph leaves open, exporters can split what is one row, and not join two axes.
+    return x.flatten().reshape(x.shape[0], *sides, x.shape[-1])
 
 
 def sincos_table(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:

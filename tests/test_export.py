@@ -58,6 +58,32 @@ def test_torch_export_agrees_and_takes_any_batch(model_and_size: tuple[nn.Module
 
 
 @torch.inference_mode()
+def test_torch_export_leaves_height_and_width_open() -> None:
+    # Biases take most of the time; tests/neighbours has them, and the other families.
+    model = timm.create_model(exportable=True, num_classes=5, rel_pos_bias=False, **HIVIT).eval()
+    batch, sides = torch.export.Dim("batch", min=1, max=64), (torch.export.Dim(name, min=33, max=512) for name in "hw")
+    shapes = (dict(zip((0, 2, 3), (batch, *sides), strict=True)),)
+    program = torch.export.export(model, (torch.randn(2, 3, 80, 96),), dynamic_shapes=shapes).module()
+    for shape in ((1, 3, 64, 64), (3, 3, 50, 128)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(program(x), model(x.flip(3)), rtol=1e-4, atol=1e-5), "negative control"
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kwargs", [HIVIT, HPVIT, HIERA, SAM2], ids=lambda kwargs: str(kwargs["model_name"]))
+@torch.inference_mode()
+def test_traced_models_take_any_size(kwargs: dict[str, Any]) -> None:
+    """Also one with as many cells as the size that was traced, in another shape: there a table seems to fit."""
+    model = timm.create_model(exportable=True, num_classes=5, **kwargs).eval()
+    traced = torch.jit.trace(model, torch.randn(2, 3, 128, 128))
+    for shape in ((1, 3, 256, 64), (3, 3, 100, 70)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(traced(x), model(x.flip(3)), rtol=1e-4, atol=1e-5), "negative control"
+
+
+@torch.inference_mode()
 def test_onnxruntime_agrees(model_and_size: tuple[nn.Module, int], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     model, side = model_and_size

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry import surely, up_to
 from ..text import counted
 
 
@@ -58,5 +59,5 @@ def pad_to_multiple(
             f"image of {height} x {width} pixels, but the model was built for {only[0]} x {only[1]} alone; "
             "leave out strict_img_size=True (or dynamic_img_size=False) to accept any size"
         )
-    bottom, right = -height % multiple, -width % multiple
-    return F.pad(images, (0, right, 0, bottom)) if bottom or right else images
+    bottom, right = up_to(height, multiple) - height, up_to(width, multiple) - width
+    return images if surely(bottom == 0, right == 0) else F.pad(images, (0, right, 0, bottom))

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..geometry import cubic_weights, smooth_cubic_weights
+from ..geometry import cubic_weights, smooth_cubic_weights, split_index, surely
 
 
 def relative_position_index(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -22,18 +22,13 @@ def relative_position_index(grid: tuple[int, int], device: torch.device | None =
         int64 [hw, hw]: entry (i, j) is (row_i - row_j + h - 1)(2w - 1) + (col_i - col_j + w - 1).
     """
     h, w = grid
-    token = torch.arange(h * w, device=device)
-    row, col = token // w, token % w
+    row, col = split_index(torch.arange(h * w, device=device), w)
     return (row[:, None] - row + h - 1) * (2 * w - 1) + (col[:, None] - col + w - 1)
 
 
 def same_grid(old: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether two grids agree. Of sizes that a graph leaves open none is guessed: they count as different."""
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return all(statically_known_true(a == b) for a, b in zip(old, new, strict=True))
-    return tuple(old) == tuple(new)
+    """Whether two grids agree; sizes that a graph leaves open count as different."""
+    return surely(*(a == b for a, b in zip(old, new, strict=True)))
 
 
 def resample_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -50,7 +45,9 @@ def resample_positions(table: Tensor, old: Sequence[int], new: Sequence[int]) ->
     """
     if same_grid(old, new):
         return table
-    return resample_grid(table.unflatten(1, tuple(old)), new, smooth_cubic_weights).flatten(1, 2)
+    rows = table.transpose(0, 1).flatten(1)  # [S_h S_w, B c]
+    rows = resample_grid(rows.unflatten(0, tuple(old)), new, smooth_cubic_weights).flatten(0, 1)  # [h w, B c]
+    return rows.unflatten(1, (len(table), -1)).transpose(0, 1)
 
 
 def resample_bias_table(table: Tensor, old: Sequence[int], new: Sequence[int]) -> Tensor:
@@ -66,28 +63,31 @@ def resample_bias_table(table: Tensor, old: Sequence[int], new: Sequence[int]) -
     """
     if same_grid(old, new):
         return table
-    grid = table.unflatten(0, [2 * s - 1 for s in old])[None]  # [1, 2 S_h - 1, 2 S_w - 1, n]
-    return resample_grid(grid, [2 * s - 1 for s in new], cubic_weights)[0].flatten(0, 1)
+    grid = table.unflatten(0, [2 * s - 1 for s in old])  # [2 S_h - 1, 2 S_w - 1, n]
+    return resample_grid(grid, [2 * s - 1 for s in new], cubic_weights).flatten(0, 1)
 
 
 def resample_grid(x: Tensor, new: Sequence[int], weights: Callable[..., Tensor]) -> Tensor:
-    """[B, S_h, S_w, c] -> [B, h, w, c] by a product of matrices along each axis; ``weights`` of geometry.py makes
-    them.
+    """[S_h, S_w, c] -> [h, w, c] by a product of matrices along each axis; ``weights`` of geometry.py makes them.
+
+    No axis of 1, and none that is new, is joined with another: exporters that leave the new sides open cannot prove
+    that they may.
     """
-    rows, cols = (weights(a, b, x.device) for a, b in zip(x.shape[1:3], new, strict=True))
-    wide = along(rows, x.flatten(2)).unflatten(2, x.shape[2:])  # [B, h, S_w, c]
-    return along(cols, wide).to(x.dtype)
+    rows, cols = (weights(a, b, x.device) for a, b in zip(x.shape[:2], new, strict=True))
+    tall = along(rows, x.flatten(1)).unflatten(1, x.shape[1:])  # [h, S_w, c]
+    return along(cols.expand(new[0], -1, -1), tall).to(x.dtype)
 
 
 def along(weights: Tensor, x: Tensor) -> Tensor:
-    """A product with the rows of the last two axes: [new, old], [..., old, c] -> [..., new, c].
+    """A product with the rows of the last two axes: [new, old], [..., old, c] -> [..., new, c], or both with an axis in
+    front.
 
     The result is float32 at least, never autocast: interpolation is no layer to be rounded.
     """
     device, wide = x.device.type, torch.promote_types(x.dtype, torch.float32)
     rounds = device != "meta" and torch.is_autocast_enabled(device)
     with torch.autocast(device, enabled=False) if rounds else nullcontext():
-        return weights.to(wide) @ x.to(wide)
+        return (torch.bmm if weights.ndim == 3 else torch.matmul)(weights.to(wide), x.to(wide))
 
 
 def relative_position_bias(table: Tensor, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:

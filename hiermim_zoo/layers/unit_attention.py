@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, to_units, unflatten
+from ..geometry import from_units, surely, to_units, unflatten
 from .group_attention import around, pair_mask
 from .groups import Plan
+from .windows import cut_grid
 
 
 class UnitGroups(NamedTuple):
@@ -45,16 +46,10 @@ def window_groups(grid: tuple[int, int], side: int, device: torch.device | None 
         Groups of ``side * side`` slots. Where windows divide the grid, of units in the order of
         :func:`to_window_order`; else of units in raster order, with empty slots.
     """
-    down, right = (-units % side for units in grid)
-    count = (grid[0] + down) * (grid[1] + right) // side**2
-    if not (down or right):
-        return UnitGroups(count, side**2)
-    units = grid[0] * grid[1]
-    raster = torch.arange(units, device=device).view(1, *grid, 1)
-    slots = to_units(F.pad(raster, (0, 0, 0, right, 0, down), value=units), (side, side)).flatten()
-    slot = torch.arange(slots.shape[0], device=device)
-    back = torch.zeros(units + 1, dtype=torch.int64, device=device).scatter(0, slots, slot)[:units]
-    return UnitGroups(count, side**2, slots, back)
+    if surely(grid[0] % side == 0, grid[1] % side == 0):
+        return UnitGroups((grid[0] // side) * (grid[1] // side), side**2)
+    cut = cut_grid(grid, (side, side), device)
+    return UnitGroups(cut.windows, side**2, cut.slots, cut.back)
 
 
 def to_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
@@ -68,7 +63,7 @@ def to_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     Returns:
         [B, N, T, C].
     """
-    if grid[0] % side or grid[1] % side or grid[1] == side:
+    if not _ordered(grid, side):
         return x
     ordered = to_units(unflatten(x.flatten(2), 1, grid), (side, side))  # [B, windows, side, side, T C]
     return unflatten(ordered.flatten(1, 3), 2, x.shape[2:])
@@ -76,11 +71,16 @@ def to_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
 
 def from_window_order(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     """[B, N, T, C] -> the same in raster order, the inverse of :func:`to_window_order`."""
-    if grid[0] % side or grid[1] % side or grid[1] == side:
+    if not _ordered(grid, side):
         return x
     windows = (grid[0] // side, grid[1] // side)
     raster = from_units(unflatten(x.flatten(2), 1, (-1, side, side)), windows)  # [B, rows, columns, T C]
     return unflatten(raster.flatten(1, 2), 2, x.shape[2:])
+
+
+def _ordered(grid: tuple[int, int], side: int) -> bool:
+    """Whether windows are views of units that are put in order, and the order is not that of the raster."""
+    return surely(grid[0] % side == 0, grid[1] % side == 0) and not surely(grid[1] == side)
 
 
 def plan_groups(plan: Plan) -> UnitGroups:

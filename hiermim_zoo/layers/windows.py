@@ -1,17 +1,43 @@
 """Windows of a grid of tokens, folded into the batch so that attention stays four-dimensional.
 
 Letters: B images; h, w the grid; a, b rows and columns of one window; n windows of an image; T = a b tokens of one; C
-channels. A window is never larger than the grid along either axis; a grid that it does not divide is padded at the
-bottom and the right.
+channels. A window is never larger than the grid along either axis, where that is known; a grid that it does not divide
+is padded at the bottom and the right.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, to_units, unflatten
+from ..geometry import from_units, split_index, surely, to_units, unflatten, up_to
+
+
+class Cut(NamedTuple):
+    """How a grid that windows do not divide is cut: by indices, whose number alone depends on its sides."""
+
+    windows: int  # n
+    slots: Tensor  # int64 [n T]: the token of the grid, in raster order, in each slot of the windows; h w for none
+    back: Tensor  # int64 [h w]: the slot of each token
+
+
+def cut_grid(grid: tuple[int, int], cells: tuple[int, int], device: torch.device | None = None) -> Cut:
+    """Windows of a x b tokens over a grid of h x w, from its top left corner on.
+
+    Arithmetic alone: exporters take it with sides that they leave open.
+    """
+    (h, w), (a, b) = grid, cells
+    down, right = up_to(h, a) // a, up_to(w, b) // b  # windows along both sides
+    window, slot = split_index(torch.arange(down * right * (a * b), device=device), a * b)
+    (first, left), (row, col) = split_index(window, right), split_index(slot, b)
+    row, col = first * a + row, left * b + col
+    slots = torch.where((row < h) & (col < w), row * w + col, h * w)
+    row, col = split_index(torch.arange(h * w, device=device), w)
+    back = (row // a * right + col // b) * (a * b) + row % a * b + col % b
+    return Cut(down * right, slots, back)
 
 
 def to_windows(x: Tensor, window: int | None) -> Tensor:
@@ -24,15 +50,19 @@ def to_windows(x: Tensor, window: int | None) -> Tensor:
     Returns:
         [B n, T, C], the windows of one image next to each other.
     """
-    h, w = x.shape[1:3]
+    if window is None:
+        return x.flatten(1, 2)
+    batch, h, w, _ = x.shape
     a, b = _cells(h, w, window)
-    if h % a or w % b:
-        x = F.pad(x, (0, 0, 0, -w % b, 0, -h % a))
-    return to_units(x, (a, b)).flatten(0, 1).flatten(1, 2)
+    if surely(h % a == 0, w % b == 0):
+        return to_units(x, (a, b)).flatten(0, 1).flatten(1, 2)
+    cut = cut_grid((h, w), (a, b), x.device)
+    x = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, cut.slots)  # [B, n T, C]
+    return x.reshape(batch * cut.windows, a * b, -1)
 
 
 def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
-    """Put windows back in place and crop what was padded, the inverse of :func:`to_windows`.
+    """Put windows back in place and leave out what was padded, the inverse of :func:`to_windows`.
 
     Args:
         x: [B n, T, C].
@@ -42,11 +72,16 @@ def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
     Returns:
         [B, h, w, C].
     """
-    h, w = like.shape[1:3]
+    batch, h, w, _ = like.shape
+    if window is None:
+        return unflatten(x, 1, (h, w))
     a, b = _cells(h, w, window)
-    grid = (-(-h // a), -(-w // b))
-    x = unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1]))  # [B, n, a, b, C]
-    return from_units(x, grid)[:, :h, :w]
+    if surely(h % a == 0, w % b == 0):
+        grid = (h // a, w // b)
+        return from_units(unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1])), grid)  # of [B, n, a, b, C]
+    cut = cut_grid((h, w), (a, b), x.device)
+    x = x.reshape(batch, cut.windows * (a * b), -1).index_select(1, cut.back)  # [B, h w, C]
+    return unflatten(x, 1, (h, w))
 
 
 def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None:
@@ -62,16 +97,17 @@ def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None
     Returns:
         bool [B n, 1, 1, prefix + T], or None where nothing was padded.
     """
-    h, w = x.shape[1:3]
-    a, b = _cells(h, w, window)
-    if not (h % a or w % b):
+    if window is None:
         return None
-    rows = torch.arange(h + -h % a, device=x.device) < h
-    cols = torch.arange(w + -w % b, device=x.device) < w
-    real = to_units((rows[:, None] & cols)[None, :, :, None], (a, b))  # [1, n, a, b, 1]
-    real = F.pad(real.flatten(2), (prefix, 0), value=True)  # [1, n, prefix + T]
-    return real[0, :, None, None].repeat(x.shape[0], 1, 1, 1)
+    batch, h, w, _ = x.shape
+    a, b = _cells(h, w, window)
+    if surely(h % a == 0, w % b == 0):
+        return None
+    cut = cut_grid((h, w), (a, b), x.device)
+    real = F.pad((cut.slots < h * w).reshape(cut.windows, a * b), (prefix, 0), value=True)  # [n, prefix + T]
+    return real[:, None, None].repeat(batch, 1, 1, 1)
 
 
-def _cells(h: int, w: int, window: int | None) -> tuple[int, int]:
-    return (h, w) if window is None else (min(h, window), min(w, window))
+def _cells(h: int, w: int, window: int) -> tuple[int, int]:
+    """Rows and columns of a window. Of a grid that a graph leaves open it may be the larger: what it pads is masked."""
+    return h if surely(h <= window) else window, w if surely(w <= window) else window

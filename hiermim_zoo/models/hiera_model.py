@@ -52,7 +52,7 @@ POSITIONS = ("pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_
 RESIZE = ("plain", "window")
 
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
-for _leaf in ("unflatten", "pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
+for _leaf in ("unflatten", "from_units", "pad_to_multiple", "check_pairs", "resize_table", "resize_frames"):
     torch.fx.wrap(_leaf)
 
 

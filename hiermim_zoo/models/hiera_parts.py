@@ -120,8 +120,9 @@ def with_rims(x: Tensor, axis: int, unit: int, rim: int) -> Tensor:
         [..., g, rim + unit, ...].
     """
     side = x.shape[axis] - rim
-    rims = unflatten(x.narrow(axis, 0, side), axis, (-1, unit)).narrow(axis + 1, 0, rim)
-    return torch.cat([rims, unflatten(x.narrow(axis, rim, side), axis, (-1, unit))], dim=axis + 1)
+    units = (side // unit, unit)
+    rims = unflatten(x.narrow(axis, 0, side), axis, units).narrow(axis + 1, 0, rim)
+    return torch.cat([rims, unflatten(x.narrow(axis, rim, side), axis, units)], dim=axis + 1)
 
 
 class HaloEmbed(nn.Module):

@@ -185,8 +185,8 @@ def tiled_positions(coarse: Tensor, unit: Tensor, grid: tuple[int, ...]) -> Tens
         [1, 8 h, 8 w, c].
     """
     tokens = [units * SIDE for units in grid]
-    resampled = resample_grid(coarse.permute(0, 2, 3, 1), tokens, cubic_weights)  # [1, 8 h, 8 w, c]
-    return resampled + unit.permute(0, 2, 3, 1).repeat(1, *grid, 1)
+    resampled = resample_grid(coarse[0].permute(1, 2, 0), tokens, cubic_weights)  # [8 h, 8 w, c]
+    return resampled[None] + unit.permute(0, 2, 3, 1).repeat(1, *grid, 1)
 
 
 def _checked_window(spec: Any) -> int:

@@ -5,6 +5,7 @@ A check raises where something does not hold. Its docstring is what the page say
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from hiermim_zoo.cam import ForCam
@@ -44,8 +46,38 @@ def make(name: str, **kwargs: Any) -> Any:
     return timm.create_model(name, **{**SMALL[name], "img_size": SIDE, "num_classes": CLASSES, **kwargs}).eval()
 
 
-def images(batch: int = 2, side: int = SIDE) -> Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
+def images(batch: int = 2, side: int = SIDE, width: int | None = None) -> Tensor:
+    return torch.randn(batch, 3, side, width or side, generator=torch.Generator().manual_seed(1))
+
+
+# Batches, heights and widths, with one of as many cells as an image of 128 x 128 has.
+SHAPES = ((1, 128, 128), (3, 96, 160), (2, 256, 64))
+
+
+def left_open(sides: bool) -> Any:
+    """What torch.export is told of its input."""
+    dims = [torch.export.Dim("batch", min=1, max=64)]
+    dims += [torch.export.Dim(name, min=33, max=1024) for name in ("height", "width") if sides]
+    return (dict(zip((0, 2, 3), dims, strict=False)),)
+
+
+def agree(run: Callable[[Tensor], Any], model: nn.Module, sides: bool) -> None:
+    """At every batch, and every size or the one; another size is then refused."""
+    for batch, height, width in SHAPES:
+        x = images(batch, height, width) if sides else images(batch)
+        same(run(x), model(x))
+    if not sides:
+        try:
+            run(images(2, 256, 64))
+        except Exception:
+            return
+        raise AssertionError("a size that was not left open was taken")
+
+
+def check_own(name: str) -> None:
+    """timm's Swin and Twins with open sides: not tried, torch.export was not done with them after five minutes."""
+    if name.startswith("green"):
+        raise NotImplementedError("torch.export takes minutes and more for timm's code with open sides")
 
 
 def same(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
@@ -96,40 +128,59 @@ def compiled(name: str) -> None:
         same(*grads)
 
 
+def export_agrees(name: str, sides: bool) -> None:
+    model = make(name, exportable=True)
+    example = images(2, 160, 192) if sides else images()
+    agree(torch.export.export(model, (example,), dynamic_shapes=left_open(sides)).module(), model, sides)
+
+
 @consumer("torch.export, any batch")
 def exported(name: str) -> None:
-    model = make(name, exportable=True)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},)).module()
-    for count in (1, 2, 5):
-        same(program(images(count)), model(images(count)))
+    export_agrees(name, sides=False)
 
 
-def onnx_agrees(name: str, dynamo: bool) -> None:
+@consumer("torch.export, any batch, height and width")
+def exported_open(name: str) -> None:
+    check_own(name)
+    export_agrees(name, sides=True)
+
+
+def onnx_agrees(name: str, dynamo: bool, sides: bool) -> None:
     import onnxruntime
 
     model = make(name, exportable=True)
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "model.onnx")
         if dynamo:
-            batch = torch.export.Dim("batch", min=1, max=64)
-            kwargs: dict[str, Any] = {"dynamo": True, "dynamic_shapes": ({0: batch},), "verbose": False}
+            kwargs: dict[str, Any] = {"dynamo": True, "dynamic_shapes": left_open(sides), "verbose": False}
         else:
-            kwargs = {"dynamo": False, "dynamic_axes": {"x": {0: "batch"}, "y": {0: "batch"}}}
-        torch.onnx.export(model, (images(),), path, input_names=["x"], output_names=["y"], **kwargs)
+            axes = {0: "batch", **({2: "height", 3: "width"} if sides else {})}
+            kwargs = {"dynamo": False, "dynamic_axes": {"x": axes, "y": {0: "batch"}}}
+        example = images(2, 160, 192) if sides else images()
+        torch.onnx.export(model, (example,), path, input_names=["x"], output_names=["y"], **kwargs)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        for count in (1, 2, 5):
-            same(session.run(None, {"x": images(count).numpy()})[0], model(images(count)))
+        agree(lambda x: session.run(None, {"x": x.numpy()})[0], model, sides)
 
 
 @consumer("ONNX by tracing, any batch", "onnx", "onnxruntime")
 def traced_onnx(name: str) -> None:
-    onnx_agrees(name, dynamo=False)
+    onnx_agrees(name, dynamo=False, sides=False)
+
+
+@consumer("ONNX by tracing, any batch, height and width", "onnx", "onnxruntime")
+def traced_onnx_open(name: str) -> None:
+    onnx_agrees(name, dynamo=False, sides=True)
 
 
 @consumer("ONNX by torch.export, gradients on, any batch", "onnx", "onnxscript", "onnxruntime")
 def exported_onnx(name: str) -> None:
-    onnx_agrees(name, dynamo=True)
+    onnx_agrees(name, dynamo=True, sides=False)
+
+
+@consumer("ONNX by torch.export, any batch, height and width", "onnx", "onnxscript", "onnxruntime")
+def exported_onnx_open(name: str) -> None:
+    check_own(name)
+    onnx_agrees(name, dynamo=True, sides=True)
 
 
 @consumer("OpenVINO, from torch.export", "openvino")
@@ -155,13 +206,19 @@ def executorch(name: str) -> None:
 @consumer("torch.jit.trace")
 def traced(name: str) -> None:
     model = make(name, exportable=True)
-    same(torch.jit.trace(model, images())(images() + 1), model(images() + 1))
+    agree(torch.jit.trace(model, images()), model, sides=True)
 
 
 @consumer("torch.jit.script")
 def scripted(name: str) -> None:
     model = make(name, exportable=True)
     same(torch.jit.script(model)(images()), model(images()))
+
+
+@consumer("torch.fx: symbolic_trace")
+def symbolically_traced(name: str) -> None:
+    model = make(name)
+    agree(torch.fx.symbolic_trace(model), model, sides=True)
 
 
 # ---- being a part of something
@@ -213,6 +270,26 @@ def anomalib(name: str) -> None:
     assert list(taken.out_dims) == [x.shape[1] for x in found], f"out_dims says {taken.out_dims}"
 
 
+@consumer("anomalib: PaDiM, levels as numbers, HiViT from a folder", "anomalib")
+def padim(name: str) -> None:
+    from anomalib.models.image.padim.torch_model import PadimModel
+
+    with tempfile.TemporaryDirectory(prefix="folder") as folder:
+        saved = make(name, img_size=256)
+        save_for_hf(saved, folder, model_args=SMALL[name], safe_serialization=True)
+        taken = PadimModel(backbone=f"local-dir:{folder}", layers=[1, 2], pre_trained=True, n_features=20)
+    found = taken.feature_extractor(images(2, 256))
+    expected = timm_maps(saved, images(2, 256))
+    for a, b in zip(found.values(), expected, strict=True):
+        same(a, b)
+    assert list(taken.feature_extractor.out_dims) == [x.shape[1] for x in expected]
+    assert taken.train()(images(4, 256)).shape == (4, 20, 32, 32)
+
+
+def timm_maps(model: Any, x: Tensor) -> Any:
+    return model.forward_intermediates(x, [1, 2], intermediates_only=True)
+
+
 @consumer("fastai: create_timm_model", "fastai")
 def fastai(name: str) -> None:
     from fastai.vision.learner import create_timm_model
@@ -234,13 +311,54 @@ def open_clip(name: str) -> None:
     learns(model, lambda: model(images(2, 224)))
 
 
+@consumer("open_clip: attention pools", "open_clip")
+def open_clip_pools(name: str) -> None:
+    from open_clip.timm_model import TimmModel
+
+    assert TimmModel(name, 16, image_size=224, pool="abs_attn", proj="").eval()(images(2, 224)).shape == (2, 16)
+
+
+@consumer("transformers: AutoModel, of folders by convert", "transformers")
+def transformers(name: str) -> None:
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    from hiermim_zoo.convert import main
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=CLASSES, img_size=SIDE).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_for_hf(model, f"{folder}/saved", safe_serialization=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            main([f"{folder}/saved", "--model", name, "-o", f"{folder}/new"])
+        body = AutoModel.from_pretrained(f"{folder}/new").eval()
+        same(body(images()).last_hidden_state, model.forward_features(images()))
+        classifier = AutoModelForImageClassification.from_pretrained(f"{folder}/new").eval()
+    same(classifier(images()).logits, model(images()))
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(("qkv", "q", "kv", "fc1"))]
+
+
+@consumer("peft: OFT", "peft")
+def oft(name: str) -> None:
+    from peft import OFTConfig, get_peft_model
+
+    model = make(name)
+    expected = model(images())
+    layers = r".*\.attn\.(qkv|proj)" if name.startswith("hpvit") else linear_layers(model)
+    adapted = get_peft_model(model, OFTConfig(target_modules=layers, r=0, oft_block_size=8)).eval()
+    same(adapted(images()), expected)
+    learns(adapted, lambda: adapted(images()))
+
+
 @consumer("peft: LoRA", "peft")
 def lora(name: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = make(name)
     expected = model(images())
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(("qkv", "q", "kv", "fc1"))]
+    layers = linear_layers(model)
     adapted = get_peft_model(model, LoraConfig(target_modules=layers, init_lora_weights=True)).eval()
     same(adapted(images()), expected)
     learns(adapted, lambda: adapted(images()))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 KNOWN: dict[tuple[str, str], str] = {
-    (r"jit\.script", ".*"): "TorchScript is no longer developed; `torch.jit.trace` and `torch.export` work.",
+    (r"torch\.export, any batch, height", "green_.*"): "Sides are fixed in the file: see leaving Python below.",
     (
-        "anomalib",
+        r"jit\.script",
+        ".*",
+    ): "TorchScript is no longer developed and knows no `Any`; `torch.jit.trace` and `torch.export` work.",
+    (r"torch\.fx", "green_twins_.*"): "timm's Twins branches on sizes.",
+    (
+        "anomalib: layers as numbers",
         "hivit_.*",
     ): "The maps are right; `out_dims` is the width of the last level, which PaDiM reads: see anomalib below.",
+    ("open_clip: attention pools", ".*"): "An AssertionError: see open_clip below.",
+    ("peft: OFT", "hiera_.*"): "peft takes four axes for those of a convolution: see peft below.",
 }
