@@ -7,8 +7,9 @@ Trains on scenes (photographs pasted on a canvas), measures on scenes of other p
 their true classes and the predicted ones. "tu-NAME" takes any model of timm's, so any of this package; the weights it
 starts from are those of the classifier that is part of the package, and are trained ten times as slowly as the rest.
 
-Measured with seed 0: after 160 steps, 50 seconds of one core, 58.7 % of the pixels are right and the mean IoU is 26 %.
-The 300 steps of the default take about 100 seconds of one core.
+Measured once, with seed 0 and the default of 300 steps: things stand out from the background with an IoU of 94.9 %.
+What they are is told far worse, from 160 photographs: 71 of 200 are named right (chance: 20), and the mean IoU of the
+11 classes is 26.0 %. That took 156 seconds of the processor on a busy machine.
 """
 
 from __future__ import annotations
@@ -57,16 +58,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     optimizer = slower(model, model.encoder, args.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [args.lr / 10, args.lr], args.steps + 1, pct_start=0.1)
-    began = time.monotonic()
+    began = time.process_time()
     for step in range(args.steps):
         first = 1_000_000 * args.seed + BATCH * step
-        loss = F.cross_entropy(*forward(model.train(), [scene(first + i) for i in range(BATCH)], config))
+        loss = F.cross_entropy(*forward(model.train(), [scene(first + i, varied=True) for i in range(BATCH)], config))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if step == 0 or (step + 1) % 50 == 0:
-            print(f"step {step + 1}: loss {loss.item():.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"step {step + 1}: loss {loss.item():.3f}, {time.process_time() - began:.0f} s of the processor",
+                flush=True,
+            )
 
     unseen = [scene(-1 - i, photographs=UNSEEN) for i in range(MEASURED)]
     with torch.inference_mode():
@@ -77,8 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     in_rows(("scene", "true classes", "predicted classes"), rows).save(args.output)
     right = (predicted == truth).float().mean().item()
+    named = sum(right_names(one, said) for one, said in zip(unseen, predicted, strict=True))
     print(
-        f"wrote {args.output}: on {MEASURED} scenes of other photographs {100 * right:.1f} % of the pixels are right, "
+        f"wrote {args.output}: on {MEASURED} scenes of other photographs things stand out from the background with an "
+        f"IoU of {100 * apart(predicted, truth):.1f} %, of {sum(len(one.labels) for one in unseen)} things {named} are "
+        f"named right by most of their pixels, {100 * right:.1f} % of all pixels are right, "
         f"mean IoU of the {1 + len(CLASSES)} classes {100 * mean_iou(predicted, truth):.1f} %"
     )
 
@@ -97,6 +104,20 @@ def mean_iou(predicted: Tensor, truth: Tensor) -> float:
         if b.any():
             shares.append(((a & b).sum() / (a | b).sum()).item())
     return sum(shares) / len(shares)
+
+
+def apart(predicted: Tensor, truth: Tensor) -> float:
+    """The IoU of all that is not background, whatever it is."""
+    a, b = predicted > 0, truth > 0
+    return ((a & b).sum() / (a | b).sum()).item()
+
+
+def right_names(one: Scene, predicted: Tensor) -> int:
+    """How many things of a scene have their class in more of their pixels than any other; int64 [H, W]."""
+    count = 0
+    for (left, top, right, bottom), label in zip(one.boxes.int().tolist(), one.labels.tolist(), strict=True):
+        count += int(predicted[top:bottom, left:right].flatten().mode()[0] == label)
+    return count
 
 
 def coloured(classes: Tensor) -> Image.Image:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from huggingface_hub.utils import are_progress_bars_disabled, tqdm
@@ -114,6 +116,32 @@ def shown(items: Iterable[Item], unit: str) -> Iterator[Item]:
     known = list(items)
     with Progress(len(known), unit) as bar:
         yield from bar.over(known)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Inside, something goes on that does not say how far it is: where there is no terminal, a line every half minute
+    says for how long.
+
+    Args:
+        what: goes on.
+    """
+    silent = sys.stderr is None or sys.stderr.isatty() or are_progress_bars_disabled()
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(min(EVERY, threading.TIMEOUT_MAX)):
+            print(printable(f"{what}: {duration(time.monotonic() - began)} so far"), file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if not silent:
+        teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if not silent:
+            teller.join()
 
 
 def duration(seconds: float) -> str:

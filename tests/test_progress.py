@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -95,3 +96,19 @@ def test_a_closed_stderr_is_no_matter(clock: Clock, monkeypatch: pytest.MonkeyPa
         clock.now += EVERY
         bar.update()
     assert bar.done == 1
+
+
+def test_what_does_not_say_how_far_it_is_says_for_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    enough = threading.Event()
+    monkeypatch.setattr(progress, "duration", lambda seconds: enough.set() or "5 s")
+    with progress.waiting("sending 3 files"):
+        assert enough.wait(10)
+    said = capsys.readouterr().err.splitlines()
+    assert set(said) == {"sending 3 files: 5 s so far"}
+    monkeypatch.setattr(progress, "are_progress_bars_disabled", lambda: True)
+    enough.clear()
+    with progress.waiting("sending 3 files"):
+        assert not enough.wait(0.05)

@@ -12,7 +12,8 @@ from ..checkpoints.configs import read_json
 from ..checkpoints.files import SUFFIXES, sha256_of
 from ..checkpoints.folder import CONFIG_FILE, DECODER_FILE, MODEL_FILE
 from ..checkpoints.upload import NotPublished, Repository, There, check_name, is_same
-from ..text import printable
+from ..progress import waiting
+from ..text import counted, printable
 from .options import Outcome
 from .options.publish import PublishOptions
 from .publication import Publication, check_license, license_of, prepared, row_of
@@ -69,19 +70,22 @@ def send(ready: Publication, repository: Repository, source: str, options: Any) 
     if there is not None:
         check_there(ready, repository, there, options)
     gone = stale(ready, there.files) if there else []
-    print(plan(ready, repository, there, gone, source, options.private))
+    print(plan(ready, repository, there, gone, source, options.private), flush=True)
     files = {name: {"sha256": sha256_of(path), "bytes": path.stat().st_size} for name, path in ready.files.items()}
     commit = None
     if not options.dry_run:
         onto = there or repository.create(options.private)
+        size = sum(path.stat().st_size for path in ready.files.values()) / 1e6
         try:
-            commit = repository.commit(ready.files, gone, f"Publish {ready.arch}", onto)
+            with waiting(f"sending {counted(len(ready.files), 'files')}, {size:.0f} MB"):
+                commit = repository.commit(ready.files, gone, f"Publish {ready.arch}", onto)
         except NotPublished as error:
             if there is not None:
                 raise
             help = f"run the same again, or delete it at {repository.url}/settings"
             raise NotPublished(f"{error}; the repository was made and may be empty: {help}") from error
-        repository.compare(ready.files, commit)
+        with waiting(f"downloading {size:.0f} MB again, to compare"):
+            repository.compare(ready.files, commit)
     return {"repository": repository.name, "commit": commit, "license": ready.license, "files": files}
 
 
