@@ -17,7 +17,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from .checkpoints.files import find_file
+from .checkpoints.folder import CONFIG_FILE
 from .commands.options.pretrain import PIXELS, TEACHERS
 from .data.transforms import data_config
 from .geometry import from_units
@@ -55,11 +56,21 @@ def predicting(target: str) -> dict[str, Any]:
     """
     if target == PIXELS:
         return {"target": PIXELS, "target_dim": 0}
-    with _about(target), without_memory():
-        _check_weights(target)
+    # What a name of timm's stands for does not change, what is in a folder may.
+    with _about(target):
+        return {"target": target, "target_dim": (_width if ":" in target.partition(":")[2] else _known_width)(target)}
+
+
+def _width(target: str) -> int:
+    """Channels of a teacher that could be had."""
+    with without_memory():
+        _check_folder(target)
         model = _made(target, pretrained=False)
-        width = last_map(model, torch.zeros(1, *data_config(model)["input_size"])).shape[1]
-    return {"target": target, "target_dim": width}
+        _check_weights(target)
+        return last_map(model, torch.zeros(1, *data_config(model)["input_size"])).shape[1]
+
+
+_known_width = cache(_width)
 
 
 class Teacher(nn.Module):
@@ -93,14 +104,13 @@ class Teacher(nn.Module):
         if self.target == PIXELS:
             raise BadTeacher(f"{PIXELS} need no teacher")
         with _about(self.target):
-            self.model: nn.Module = _made(self.target, pretrained)
-            own = data_config(self.model)
+            with without_memory():
+                sketch = _made(self.target, pretrained=False)
+            own, fixed = data_config(sketch), _is_fixed(sketch)
             _check_student(own["input_size"], (mae.in_chans, *mae.input_size))
-            fixed = _is_fixed(self.model)
-            self.size = own["input_size"][-2:] if fixed else mae.input_size[-2:]
-            resize: Any = getattr(self.model, "set_input_size", None)
-            if resize and not fixed:
-                resize(tuple(self.size))
+            self.size = tuple(own["input_size"] if fixed else mae.input_size)[-2:]
+            told = self.size != tuple(own["input_size"][-2:]) and hasattr(sketch, "set_input_size")
+            self.model: nn.Module = _made(self.target, pretrained, **({"img_size": self.size} if told else {}))
         said = data_config(mae.encoder, mae.input_size)
         ones = [torch.tensor(values) for values in (mean or said["mean"], std or said["std"], own["mean"], own["std"])]
         self.register_buffer("scale", ones[1] / ones[3], persistent=False)
@@ -123,7 +133,7 @@ class Teacher(nn.Module):
         """
         channels = (-1, *[1] * (images.ndim - 2))
         x = images * self.scale.view(channels) + self.shift.view(channels)
-        if tuple(x.shape[-2:]) != tuple(self.size):
+        if tuple(x.shape[-2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True)
         x = on_grid(last_map(self.model, x).float(), self.grid)  # [B, D, *grid]
         return F.layer_norm(x.flatten(2).transpose(1, 2), (self.dim,)).float()
@@ -196,9 +206,9 @@ def on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
 # ---- what can be wrong
 
 
-def _made(target: str, pretrained: bool) -> nn.Module:
+def _made(target: str, pretrained: bool, **size: Any) -> nn.Module:
     kind, _, name = target.partition(":")
-    return make_model(name, pretrained=pretrained and TEACHERS[kind], num_classes=0)
+    return make_model(name, pretrained=pretrained and TEACHERS[kind], num_classes=0, **size)
 
 
 def _is_fixed(model: Any) -> bool:
@@ -206,23 +216,32 @@ def _is_fixed(model: Any) -> bool:
     return bool((getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size"))
 
 
+def _check_folder(target: str) -> None:
+    """Refuse a folder that is none of a model.
+
+    Raises:
+        ValueError: naming what is not there.
+    """
+    kind, _, name = target.partition(":")
+    if not name.startswith(LOCAL):
+        return
+    folder = Path(name.removeprefix(LOCAL))
+    for path, fits in ((folder, folder.is_dir()), (folder / CONFIG_FILE, (folder / CONFIG_FILE).is_file())):
+        if not fits:
+            raise ValueError(f"{path} does not exist; a folder that convert or pretrain wrote would work")
+    if TEACHERS[kind]:
+        find_file(folder)
+
+
 def _check_weights(target: str) -> None:
-    """Refuse a teacher that is to have learned something and has no weights.
+    """Refuse an architecture without weights as a teacher that is to have learned something.
 
     Raises:
         ValueError: it is so.
     """
     kind, _, name = target.partition(":")
-    if not TEACHERS[kind]:
-        return
-    if name.startswith(LOCAL):
-        folder = Path(name.removeprefix(LOCAL))
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder")
-        find_file(folder)
-    elif ":" not in name:
+    if TEACHERS[kind] and ":" not in name:  # of the Hub only the Hub knows
         arch, _, tag = name.partition(".")
-        _made(target, pretrained=False)  # which knows of names that come close
         if not resolve_pretrained_cfg(arch, tag or None).has_weights:
             raise ValueError(f"{name} has no pretrained weights; random-features:{name} takes random ones")
 
