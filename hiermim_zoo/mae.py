@@ -60,7 +60,7 @@ class UnfitSize(ValueError):
 
 
 class OtherTarget(ValueError):
-    """A decoder of a folder predicts something else than is to be predicted."""
+    """The decoder of a folder predicts something else than is to be predicted."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -274,8 +274,7 @@ def create_mae(
 ) -> MaskedAutoencoder:
     """The masked autoencoder of an architecture, with the recipe of its family.
 
-    ``encoder.pretrained_cfg`` says the mean and deviation of its images: those of the weights that it starts from, else
-    the recipe's.
+    ``encoder.pretrained_cfg`` says mean and deviation of its images: of the weights it starts from, else the recipe's.
 
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
@@ -287,13 +286,11 @@ def create_mae(
             family's.
         norm_pix: see MaskedAutoencoder; default: as the checkpoint says, else True.
         decoder: "fresh" leaves the checkpoint's decoder alone (there need not be one).
-        recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe;
-            ``hiermim_zoo.teacher.predicting("features:MODEL")`` predicts a teacher's features.
+        recipe: values in place of the family's ({"depth": 2, "dim": 128, "heads": 4}: a smaller decoder), see Recipe.
         **model_kwargs: of the encoder (img_size, in_chans, drop_path_rate, ...).
 
     Raises:
-        ValueError: an unknown name, no recipe, no whole number of mask units, a checkpoint that does not fit;
-            OtherTarget: its decoder predicts something else.
+        ValueError: an unknown name, no recipe, no whole number of mask units, a checkpoint that does not fit.
     """
     if decoder not in ("load", "fresh"):
         raise ValueError(f"decoder={decoder!r} is unknown, use 'load' or 'fresh'")
@@ -303,8 +300,7 @@ def create_mae(
         decoder = decoder if (folder / DECODER_FILE).is_file() else "fresh"
     saved = NOTHING if folder is None else _saved(name, folder)
     chosen = recipe_of(name, {**saved.recipe, **(recipe or {})})
-    if folder is not None and decoder == "load" and chosen.target != (had := saved.recipe.get("target", PIXELS)):
-        raise OtherTarget(f"the decoder of {folder} predicts {had}, not {chosen.target}; a new one works: {INSTEAD}")
+    _check_target(chosen, saved, folder if decoder == "load" else None)
     args = {"num_classes": 0, **chosen.encoder, **saved.args, **model_kwargs}
     if folder is not None and (saved.args or saved.recipe):
         build = partial(family_of(name).construct, name.partition(".")[0], **args)
@@ -325,6 +321,12 @@ def create_mae(
     if folder is not None:
         _load(mae, name, folder, decoder, saved.size)
     return mae
+
+
+def _check_target(recipe: Recipe, saved: _Saved, folder: Path | None) -> None:
+    """Refuse a folder whose decoder is to be loaded and predicts something else."""
+    if folder is not None and recipe.target != (had := saved.recipe.get("target", PIXELS)):
+        raise OtherTarget(f"the decoder of {folder} predicts {had}, not {recipe.target}; a new one works: {INSTEAD}")
 
 
 def _check_units(mae: MaskedAutoencoder, size: int | tuple[int, int] | None) -> None:
