@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from .checkpoints.configs import CONFIG_KEY, read_config
 from .checkpoints.files import find_file, read_checkpoint
 from .checkpoints.folder import CONFIG_FILE, DECODER_FILE
+from .commands.options.pretrain import PIXELS
 from .geometry import from_units, sincos_table, to_units
-from .layers.groups import ON_HOST
 from .layers.padding import check_images
 from .masking import check_keep, random_keep
 from .models import weights
@@ -59,6 +59,10 @@ class UnfitSize(ValueError):
     """Images of a size that is no whole number of mask units."""
 
 
+class OtherTarget(ValueError):
+    """The decoder of a folder predicts something else than is to be predicted."""
+
+
 class MaskedAutoencoder(nn.Module):
     """Encoder, fusion and decoder; state-dict names ``encoder.*``, ``fusion.*``, ``decoder.*``.
 
@@ -81,6 +85,8 @@ class MaskedAutoencoder(nn.Module):
         self.plans = isinstance(encoder, PlanningEncoder)
         said: dict[str, Any] = {"mask_ratio": mask_ratio, "norm_pix": norm_pix}
         self.recipe = recipe = replace(recipe, **{key: value for key, value in said.items() if value is not None})
+        if norm_pix is not None and recipe.target != PIXELS:
+            raise ValueError(f"norm_pix={norm_pix} is about pixels, but {recipe.target} are predicted; leave it out")
         self.norm_pix = recipe.norm_pix
         layout = self.maskable.mask_layout
         self.layout = layout
@@ -97,7 +103,8 @@ class MaskedAutoencoder(nn.Module):
         self.fusion = FUSIONS[recipe.fusion](layout)
         # Pixels (and frames) of the patch that is predicted of a token.
         self.patch = (1, *layout.stride[1:]) if recipe.first_frame else layout.stride
-        self.decoder = Decoder(recipe, layout, self.fusion.dim, math.prod(self.patch) * self.in_chans)
+        self.values = recipe.target_dim or math.prod(self.patch) * self.in_chans  # that are predicted of a token
+        self.decoder = Decoder(recipe, layout, self.fusion.dim, self.values)
 
     @property
     def maskable(self) -> MaskableEncoder:
@@ -125,22 +132,26 @@ class MaskedAutoencoder(nn.Module):
         self.encoder.set_grad_checkpointing(enable)  # type: ignore[operator]
         self.decoder.grad_checkpointing = enable
 
-    def forward(self, images: Tensor, keep: Tensor | None = None, plans: Any = None) -> MAEOutput:
-        """Hide units, predict their pixels.
+    def forward(
+        self, images: Tensor, keep: Tensor | None = None, plans: Any = None, features: Tensor | None = None
+    ) -> MAEOutput:
+        """Hide units, predict their pixels, or the features that a teacher has there.
 
         Args:
             images: [B, C, H, W], or clips [B, C, T, H, W]; normalised, of the size that the encoder was built for.
             keep: int64 [B, K], visible units, or [1, K], the same ones of every image; drawn at random where None.
             plans: what ``planner`` made of ``keep``, in a data loader's worker for instance; made here where None.
+            features: [B, N, P] in raster order, what :class:`hiermim_zoo.teacher.Teacher` makes of the images; exactly
+                where the recipe's target is not pixels.
 
         Returns:
             See MAEOutput. The loss is the mean squared error over the hidden tokens of the whole batch (over all
             tokens, if ``keep`` hides none), in float32.
 
         Raises:
-            ValueError: another size, a ``keep`` or plans that do not fit, plans for an encoder that makes none.
+            ValueError: another size, a ``keep``, plans or features that do not fit, or that nobody asks for.
         """
-        self._check(images)
+        self._check(images, features)
         if plans is not None and (keep is None or self.planner is None):
             why = "no keep that they were made of" if keep is None else f"{type(self.encoder).__name__} plans nothing"
             raise ValueError(f"plans cannot be used: {why}")
@@ -160,18 +171,32 @@ class MaskedAutoencoder(nn.Module):
         pred = self.decoder(self.fusion(visible.stages), visible.prefix, keep)  # [B, N, P]
         hidden = self._hidden(keep)
         with torch.autocast(images.device.type, enabled=False):
-            error = (pred.float() - self.target(images)).square().mean(dim=-1)  # [B, N]
+            target = self.target(images) if features is None else features.float()
+            error = (pred.float() - target).square().mean(dim=-1)  # [B, N]
             count = hidden.shape[0] * hidden.shape[1] * (self.units - keep.shape[1]) // self.units
             loss = (error * hidden).sum() / count if count else error.mean()
         return MAEOutput(loss, pred, hidden, keep)
 
-    def _check(self, images: Tensor) -> None:
+    def _check(self, images: Tensor, features: Tensor | None) -> None:
         check_images(images, self.in_chans, axes=len(self.layout.units))
         if images.shape[1:] != (self.in_chans, *self.input_size):
             raise ValueError(
                 f"the autoencoder was built for [B, {', '.join(map(str, (self.in_chans, *self.input_size)))}], "
                 f"got {list(images.shape)}; build it with another img_size"
             )
+        if (features is None) != (self.recipe.target == PIXELS):
+            given = "no features are given" if features is None else "features are given"
+            raise ValueError(f"the autoencoder predicts {self.recipe.target}, but {given}")
+        if features is not None and features.shape != (wanted := self._predicted_shape(len(images))):
+            raise ValueError(f"features are {list(features.shape)}, those that are predicted {list(wanted)}")
+
+    def _predicted_shape(self, batch: int) -> tuple[int, int, int]:
+        return batch, math.prod(token_grid(self.layout)), self.values
+
+    def blank_features(self, batch: int) -> Tensor | None:
+        """Zeros in place of a teacher's features, to try a pass without one; None where pixels are predicted."""
+        at = self.decoder.mask_token.device
+        return None if self.recipe.target == PIXELS else torch.zeros(self._predicted_shape(batch), device=at)
 
     def _hidden(self, keep: Tensor) -> Tensor:
         """Bool [B, N] in raster order."""
@@ -197,7 +222,7 @@ class MaskedAutoencoder(nn.Module):
         return from_units(x, token_grid(self.layout)).movedim(-1, 1)
 
     def target(self, images: Tensor) -> Tensor:
-        """What is to be predicted: [B, N, P], float32."""
+        """What is to be predicted of pixels: [B, N, P], float32."""
         x = self.patches(images.float())
         if not self.norm_pix:
             return x
@@ -221,8 +246,10 @@ class MaskedAutoencoder(nn.Module):
             [B, C, T / 2, H, W]: frames 0, 2, 4, ...; the others are nowhere predicted.
 
         Raises:
-            ValueError: unknown ``statistics``.
+            ValueError: unknown ``statistics``; no pixels are predicted.
         """
+        if self.recipe.target != PIXELS:
+            raise ValueError(f"there is nothing to draw: {self.recipe.target} are predicted, no pixels")
         if statistics not in ("true", "visible"):
             raise ValueError(f"statistics={statistics!r} is unknown, use 'true' or 'visible'")
         pixels, pred = self.patches(images.float()), out.pred.float()
@@ -247,8 +274,7 @@ def create_mae(
 ) -> MaskedAutoencoder:
     """The masked autoencoder of an architecture, with the recipe of its family.
 
-    ``encoder.pretrained_cfg`` says the mean and deviation of its images: those of the weights that it starts from, else
-    the recipe's.
+    ``encoder.pretrained_cfg`` says mean and deviation of its images: of the weights it starts from, else the recipe's.
 
     Args:
         name: of this package ("hivit_base") or a plain ViT of timm ("vit_base_patch16_224"), with or without a tag.
@@ -274,6 +300,7 @@ def create_mae(
         decoder = decoder if (folder / DECODER_FILE).is_file() else "fresh"
     saved = NOTHING if folder is None else _saved(name, folder)
     chosen = recipe_of(name, {**saved.recipe, **(recipe or {})})
+    _check_target(chosen, saved, folder if decoder == "load" else None)
     args = {"num_classes": 0, **chosen.encoder, **saved.args, **model_kwargs}
     if folder is not None and (saved.args or saved.recipe):
         build = partial(family_of(name).construct, name.partition(".")[0], **args)
@@ -294,6 +321,12 @@ def create_mae(
     if folder is not None:
         _load(mae, name, folder, decoder, saved.size)
     return mae
+
+
+def _check_target(recipe: Recipe, saved: _Saved, folder: Path | None) -> None:
+    """Refuse a folder whose decoder is to be loaded and predicts something else."""
+    if folder is not None and recipe.target != (had := saved.recipe.get("target", PIXELS)):
+        raise OtherTarget(f"the decoder of {folder} predicts {had}, not {recipe.target}; a new one works: {INSTEAD}")
 
 
 def _check_units(mae: MaskedAutoencoder, size: int | tuple[int, int] | None) -> None:
@@ -335,23 +368,15 @@ def recipe_of(name: str, changes: Mapping[str, Any]) -> Recipe:
     return own.changed(changes, FUSIONS)
 
 
+def complete_alone(mae: MaskedAutoencoder) -> nn.Module:
+    """What of an autoencoder computes without a teacher: all of it, or where it predicts features its encoder."""
+    return mae if mae.recipe.target == PIXELS else mae.encoder
+
+
 def recipe_changes(name: str, recipe: Recipe) -> dict[str, Any]:
     """The values that are not those of the architecture's family: what a folder has to remember."""
     own = recipe_of(name, {})
     return {f.name: value for f in fields(Recipe) if (value := getattr(recipe, f.name)) != getattr(own, f.name)}
-
-
-def check_compilable(encoder: nn.Module) -> None:
-    """To be asked before a masked pass is compiled.
-
-    Raises:
-        ValueError: the encoder is to look at the mask.
-    """
-    method = getattr(encoder, "plan_method", None)
-    if method in ON_HOST:
-        raise ValueError(
-            f"plan_method={method!r} looks at the mask, which a graph cannot do: use 'sort', or no --compile"
-        )
 
 
 def decoder_state(mae: MaskedAutoencoder) -> dict[str, Tensor]:

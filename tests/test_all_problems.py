@@ -27,6 +27,7 @@ PRETRAIN: Wrong = {
     "folder": ({"output": "{used}"}, "is not empty and holds no run"),
     "size": ({"img_size": 40}, "--img-size 40 40: an image of"),
     "decoder": ({"decoder_dim": 30, "decoder_heads": 4}, "width 30 and 4 heads cannot be built"),
+    "target": ({"target": "features:hivit_atoo"}, "--target features:hivit_atoo: model 'hivit_atoo' is unknown; did"),
     "mask": ({"mask_ratio": 0.99}, "mask_ratio=0.99 keeps 0"),
     "batch": ({"batch_size": 7, "accumulate": 3}, "--batch-size 6 would work"),
     "warm-up": ({"recipe": "paper", "epochs": 5}, "--epochs 5 is no more than the recipe's warm-up of 40"),

@@ -66,6 +66,24 @@ def test_there_are_twenty_images_of_each_class_of_the_embedded_model():
     assert len(contents) == 200
 
 
+# ---- distillation
+
+
+def test_a_student_is_distilled(tmp_path, capsys):
+    """The loss falls; a teacher that takes no size of its own is taken as it is."""
+    for name in ("cat", "dog"):
+        shutil.copytree(IMAGES / name, tmp_path / name)
+    distil = load("distil")
+    distil.main([str(tmp_path), "--steps", "20", "--batch-size", "8", "--student", "hivit_atto"])
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
+    assert losses[-1] < losses[0]
+
+    teacher = timm.create_model("test_resnet", num_classes=0).eval()
+    layout = timm.create_model("hiera_atto", img_size=64).mask_layout
+    target = distil.wanted(teacher, torch.randn(2, 3, 64, 64), layout)
+    assert target.shape == (2, layout.units[0] * layout.units[1], *layout.stages[-1].tokens[:1], 96)
+
+
 # ---- demo
 
 

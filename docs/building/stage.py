@@ -29,7 +29,9 @@ SECTIONS: Mapping[str, tuple[str, ...]] = {
         "notebooks/features", "notebooks/pretrain",
     ),
     "See it": ("reports", "features"),
-    "In depth": ("pretraining", "small", "images", "evaluation", "checkpoints", "green", "neighbours", "benchmarks"),
+    "In depth": (
+        "pretraining", "teachers", "small", "images", "evaluation", "checkpoints", "green", "neighbours", "benchmarks",
+    ),
     "Reference": (
         "reference/commands", "reference/python", "reference/examples", "reference/weights", "contributing",
         "changelog",

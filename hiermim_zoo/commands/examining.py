@@ -22,7 +22,7 @@ from ..checkpoints.licenses import UNSTATED, WORDS, commercial_use
 from ..checkpoints.manifest import Weights, records
 from ..checkpoints.store import WeightsNotFound, find_local
 from ..data.photographs import photographs, shown
-from ..mae import create_mae
+from ..mae import complete_alone, create_mae
 from ..models.build import make_model
 from ..models.family import family_of
 from ..models.plausible import Trial, tried
@@ -139,7 +139,7 @@ def examined(target: Target, fetch: bool = False, say: Callable[[str], object] =
     whole: Any = model
     if target.folder and (target.folder / DECODER_FILE).is_file():
         try:
-            whole = create_mae(target.arch, checkpoint=target.folder).eval()
+            whole = complete_alone(create_mae(target.arch, checkpoint=target.folder)).eval()
         except (ValueError, OSError, RuntimeError) as error:
             checks.append(_check("decoder", WRONG, _one_line(error)))
     say("plausibility")

@@ -36,7 +36,7 @@ from .loading import without_weights
 from .options import Outcome
 from .options.evaluate import EvaluateOptions
 from .options.fields import long_flag
-from .options.pretrain import AUTO, SCHEDULED, PretrainOptions
+from .options.pretrain import AUTO, PIXELS, SCHEDULED, PretrainOptions
 from .options.shared import RECIPES
 from .tuning_recipe import RECIPE_OPTIONS, architecture_of, chosen_settings, recipe_of_kind
 
@@ -348,7 +348,11 @@ def _autoencoder(options: PretrainOptions, chosen: PretrainOptions, mae: MaskedA
     size = _line("img_size", mae.input_size[-2:], usual_size, options.img_size is not None)
     same = options.img_size or mae.input_size[-2:] == usual_size
     yield size if same else size._replace(origin="checkpoint")
-    if mae.norm_pix:
+    if mae.recipe.target != PIXELS:
+        origin = f"{OPTION} --target" if options.target else "checkpoint"
+        yield Line("target", mae.recipe.target, origin, PIXELS)
+        yield Line("target_dim", str(mae.values), "rule: width of the teacher's last level")
+    elif mae.norm_pix:
         yield Line("pixels", "normalised", RECIPE)
     else:
         yield Line("pixels", "raw", f"{OPTION} --raw-pixels" if options.raw_pixels else "checkpoint", "normalised")

@@ -19,7 +19,7 @@ from ..checkpoints.folder import CARD, CONFIG_FILE, DECODER_FILE, MODEL_FILE, wr
 from ..checkpoints.golden import write_golden
 from ..checkpoints.licenses import UNSTATED, why_not_passed_on
 from ..checkpoints.manifest import Weights, records
-from ..mae import create_mae
+from ..mae import complete_alone, create_mae
 from ..models.build import make_model
 from ..models.conversion import CONVERTED, convert
 from ..models.weights import locate
@@ -130,7 +130,8 @@ def prepared(source: str, scratch: Path, repository: str, permission: str = "") 
     except ValueError as error:
         raise ValueError(f"{written}: {error}") from error
     (scratch / CARD).write_text(card, encoding="utf-8")
-    whole = create_mae(arch, checkpoint=str(scratch)) if (scratch / DECODER_FILE).is_file() else model
+    decoded = (scratch / DECODER_FILE).is_file()
+    whole = complete_alone(create_mae(arch, checkpoint=str(scratch))) if decoded else model
     write_golden(scratch, whole)
     return Publication(arch, license, {path.name: path for path in sorted(scratch.iterdir())})
 

@@ -32,6 +32,7 @@ from ..training.image_form import form_of, said_in
 from .extracting_rows import find_files
 from .input_files import missing
 from .options import Outcome
+from .options.pretrain import PIXELS
 from .options.problems import BadOptions, gathered
 from .options.reconstruct import ReconstructOptions
 from .output_files import check_not_read, check_writable, image_kind
@@ -75,14 +76,17 @@ def autoencoder_of(options: ReconstructOptions) -> MaskedAutoencoder:
     """The masked autoencoder, with the weights of its folder or random ones.
 
     Raises:
-        ValueError: there is none of that name, or it does not go with the folder or the options.
+        ValueError: there is none of that name, it does not go with the folder or the options, or predicts no pixels.
     """
-    return create_mae(
+    mae = create_mae(
         options.model,
         checkpoint=options.checkpoint,
         mask_ratio=options.mask_ratio,
         norm_pix=False if options.raw_pixels else None,
     )
+    if (target := mae.recipe.target) != PIXELS:
+        raise ValueError(f"--checkpoint {options.checkpoint} predicts {target}, no pixels, so there is nothing to draw")
+    return mae
 
 
 # ---- what can be wrong

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..mae import check_compilable, create_mae
+from ..mae import create_mae
 from ..models.build import input_shape, make_model
 from ..models.family import check_arch
-from ..training.graphs import begin_pass, how
+from ..training.graphs import begin_pass, check_compilable, how
 from ..training.precision import autocast
 from .baselines import is_peer, make_peer
 from .options.benchmark import MODES

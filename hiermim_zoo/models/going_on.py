@@ -89,7 +89,7 @@ def _positions(table: Tensor, mae: Any, size: tuple[int, int]) -> Tensor:
 def _predictions(weight: Tensor, mae: Any) -> Tensor:
     """Rows of the last layer [P, ...] for the pixels of other channels: each starts as the mean of the old channels."""
     pixels, channels = math.prod(mae.patch), mae.in_chans
-    if len(weight) == pixels * channels:
+    if len(weight) == pixels * channels or mae.recipe.target_dim:  # features are no pixels of any channels
         return weight
     if len(weight) % pixels:
         raise ValueError(

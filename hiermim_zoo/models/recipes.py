@@ -11,7 +11,7 @@ from reprlib import repr as short
 from typing import Any, Generic, TypeVar
 
 from ..checkpoints.configs import not_fitting
-from ..commands.options.pretrain import MASKS
+from ..commands.options.pretrain import MASKS, PIXELS, TARGET, is_target
 from ..text import counted
 
 Row = TypeVar("Row")
@@ -61,6 +61,8 @@ class Recipe:
     # token starts normal 0.02.
     fixed_positions: bool = False
     imagenet: bool = False  # images are normalised as ImageNet's, whatever timm's tag says; not beside loaded weights
+    target: str = PIXELS  # what is predicted of hidden units; "features:MODEL": what a frozen teacher makes of them
+    target_dim: int = 0  # channels of the teacher; 0 of pixels
     source: str = ""  # file of the authors' code that the values are from
 
     def values(self) -> dict[str, Any]:
@@ -86,6 +88,8 @@ class Recipe:
                 raise ValueError(f"recipe has no {short(key)}, it has {', '.join(known)}")
             if key == "encoder":
                 wanted = "" if isinstance(value, Mapping) else "a mapping"
+            elif key == "target":
+                wanted = "" if is_target(value) else TARGET.wanted
             else:
                 wanted = not_fitting(key, value, known[key])
             if wanted:
@@ -95,6 +99,11 @@ class Recipe:
         for value, there_are in among:
             if value not in there_are:
                 raise ValueError(f"recipe: {value!r} is unknown, there are {', '.join(there_are)}")
+        if recipe.target_dim < 0 or (recipe.target == PIXELS) != (recipe.target_dim == 0):
+            raise ValueError(
+                f"recipe: target_dim is {recipe.target_dim} of {recipe.target!r}; the teacher's width would "
+                f"work, and 0 of {PIXELS}"
+            )
         if recipe.heads < 1 or recipe.dim % recipe.heads or recipe.dim % 4 or recipe.dim < 4 or recipe.depth < 1:
             raise ValueError(
                 f"a decoder of depth {recipe.depth}, width {recipe.dim} and {counted(recipe.heads, 'heads')} cannot be "

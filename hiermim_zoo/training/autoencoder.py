@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..commands.options.pretrain import DECODER, OWN_ARGS, PretrainOptions
-from ..mae import MaskedAutoencoder, UnfitSize, check_compilable, create_mae
+from ..commands.options.pretrain import DECODER, OWN_ARGS, PIXELS, PretrainOptions
+from ..mae import MaskedAutoencoder, OtherTarget, UnfitSize, create_mae
 from ..models.recipes import Pretraining
 from ..models.shapes import without_memory
+from ..teacher import BadTeacher, predicting
 from .defaults import Followed, pretraining_of
+from .graphs import check_compilable
 from .small import recipe_of_size, small_decoder
 
 
@@ -34,12 +36,14 @@ def build_autoencoder(
     sizes = {"img_size": options.img_size, "in_chans": options.in_chans}
     kwargs |= {name: value for name, value in sizes.items() if value}
     try:
+        if options.target and "target_dim" not in (recipe or {}):
+            recipe = {**predicting(options.target), **(recipe or {})}
         mae = create_mae(
             options.model,
             options.pretrained,
             options.checkpoint if start is None else None,
             options.mask_ratio,
-            False if options.raw_pixels else None,  # else as the checkpoint says
+            False if options.raw_pixels and options.target in (None, PIXELS) else None,  # else as the checkpoint says
             "fresh" if options.fresh_decoder else options.decoder,
             recipe={**_changes(options), **(recipe or {})},
             **kwargs,
@@ -47,6 +51,10 @@ def build_autoencoder(
     except UnfitSize as error:
         named = f"--img-size {' '.join(map(str, options.img_size))}: " if options.img_size else ""
         raise ValueError(f"{named}{error}") from error
+    except BadTeacher as error:
+        raise ValueError(f"--target {error}") from error
+    except OtherTarget as error:
+        raise ValueError(f"--target {options.target}: {error}") from error
     except (RuntimeError, AssertionError, TypeError) as error:  # timm's, of sizes that a model cannot take
         raise ValueError(f"--model {options.model} cannot be built with {kwargs}: {error}") from error
     if options.compile:
@@ -125,7 +133,8 @@ def freeze_unreached(mae: MaskedAutoencoder) -> None:
     trained = [p for p in parameters if p.requires_grad]
     device = parameters[0].device
     images = torch.zeros(1, mae.in_chans, *mae.input_size, device=device)
-    loss = mae(images, torch.arange(mae.kept, device=device)[None]).loss
+    keep = torch.arange(mae.kept, device=device)[None]
+    loss = mae(images, keep, features=mae.blank_features(1)).loss
     for p, gradient in zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True):
         p.requires_grad_(gradient is not None)
     mae.train()

@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import torch
 
-from ..commands.options.pretrain import DECODER, PretrainOptions
+from ..commands.options.pretrain import DECODER, PIXELS, PretrainOptions
 from ..commands.options.problems import together
 from ..data.batches import Batching
 from ..mae import MaskedAutoencoder, encoder_args
+from ..teacher import BadTeacher, Teacher, check_teacher
 from .autoencoder import build_autoencoder, sketched, undecided
 from .checks import check_batch, completed
 from .defaults import Followed, filled_by_paper, followed
-from .distributed import World, gather_objects
+from .distributed import World, gather_objects, restored
 from .lock import FolderLock
 from .masks import check_masks
 from .memory import free_bytes, kept_bytes, passes_for
@@ -38,6 +39,7 @@ class Beginning(NamedTuple):
     mae: MaskedAutoencoder  # drawn from the seed, on the CPU
     data: Data
     batching: Batching
+    teacher: Teacher | None = None  # None: pixels are predicted
 
 
 def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock: FolderLock) -> Beginning:
@@ -71,15 +73,41 @@ def begin(options: PretrainOptions, chosen: PretrainOptions, world: World, lock:
         mae = build_autoencoder(chosen, rows.recipe, rows.start)
     if read:
         rows = replace(rows, start=encoder_args(chosen.model, Path(read)))
+    teacher = None if chosen.export_only else teacher_of(mae, data, chosen.seed, begun)
     if chosen.accumulate is None:
-        chosen = replace(chosen, accumulate=_passes(chosen, mae, data, world))
+        chosen = replace(chosen, accumulate=_passes(chosen, mae, data, world, teacher))
     parts = (chosen.accumulate, world.rank, world.size)
     batching = Batching(size.images, chosen.batch_size, *parts, chosen.seed, size.repeat)
     if not begun:  # what began like that before it was refused goes on
         check_masks(mae.recipe.masks, batching, data.source.streamed)
     total = pretraining_schedule(chosen, rows.pretraining, batching).total
     chosen = with_intervals(chosen, total, batching.per_epoch)
-    return Beginning(chosen, begun, rows, mae, data, batching)
+    return Beginning(chosen, begun, rows, mae, data, batching, teacher)
+
+
+def teacher_of(mae: MaskedAutoencoder, data: Data, seed: int, begun: Begun | None) -> Teacher | None:
+    """The teacher whose features are predicted, on the CPU; draws no random numbers that anyone else draws.
+
+    Args:
+        seed: of its weights, where they are to be random.
+
+    Raises:
+        ValueError: it cannot be had, or is not the one that the run began with.
+    """
+    if mae.recipe.target == PIXELS:
+        return None
+    try:
+        with restored():
+            check_teacher(mae)
+            torch.manual_seed(seed)
+            teacher = Teacher(mae, data.config["mean"], data.config["std"])
+    except BadTeacher as error:
+        raise ValueError(f"--target {error}") from error
+    if begun and begun.state.get("teacher") != teacher.digest:
+        raise ValueError(
+            f"--target {teacher.target}: its weights are others than those with which the run of {begun.snapshot} began"
+        )
+    return teacher
 
 
 def with_recipe(options: PretrainOptions, size: Size, device: str, sketch: MaskedAutoencoder) -> PretrainOptions:
@@ -105,11 +133,12 @@ def rows_of(options: PretrainOptions, rows: Followed) -> Followed:
     return replace(rows, pretraining=replace(rows.pretraining, ahead=0.0)) if options.recipe == "small" else rows
 
 
-def _passes(options: PretrainOptions, mae: MaskedAutoencoder, data: Data, world: World) -> int:
+def _passes(options: PretrainOptions, mae: MaskedAutoencoder, data: Data, world: World, teacher: Teacher | None) -> int:
     """Of a step, so that what autograd keeps fits into the memory of every process."""
     if data.source.streamed and mae.recipe.masks == "step":  # whose masks must be those of one pass
         return 1
     learned = 16 * sum(parameter.numel() for parameter in mae.parameters())  # with gradients and moments
-    free = max(0, free_bytes(world.device) - (0 if options.fsdp else learned))
+    frozen = 4 * sum(parameter.numel() for parameter in teacher.parameters()) if teacher else 0
+    free = max(0, free_bytes(world.device) - frozen - (0 if options.fsdp else learned))
     share = max(1, options.batch_size // world.size)
     return max(gather_objects(passes_for(share, data.source.repeat, kept_bytes(mae, options.amp), free)))

@@ -11,14 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ..checkpoints.configs import IMAGE_KINDS, read_config
+from ..checkpoints.configs import CONFIG_KEY, IMAGE_KINDS, read_config
 from ..checkpoints.folder import CONFIG_FILE
-from ..commands.options.pretrain import DECODER, OWN_ARGS, SCHEDULED, USUAL, PretrainOptions
+from ..commands.options.pretrain import DECODER, OWN_ARGS, PIXELS, SCHEDULED, USUAL, PretrainOptions
 from ..commands.options.problems import BadOptions, gathered
 from ..data.batches import Batching
 from ..data.clips import refuse_videos
 from ..data.decoding import Form
 from ..data.kinds import check_root
+from ..teacher import BadTeacher, check_teacher
 from . import snapshots
 from .autoencoder import sketched_before_data
 from .defaults import family_values, filled_by_paper
@@ -32,7 +33,7 @@ from .run_clients import check_clients
 from .small import PRETRAINING
 
 # Options of which each alone may be one that a model cannot be built with.
-SHAPING = (("img_size",), DECODER, ("mask_ratio",), ("compile",), ("grad_checkpointing",), ("in_chans",))
+SHAPING = (("img_size",), ("target",), DECODER, ("mask_ratio",), ("compile",), ("grad_checkpointing",), ("in_chans",))
 KWARGS = ("model_kwargs",)
 
 
@@ -90,12 +91,13 @@ def completed(options: PretrainOptions) -> PretrainOptions:
     Raises:
         ValueError: together they do not go.
     """
-    channels = said_channels(Path(options.checkpoint)) if options.checkpoint else 3
+    folder = Path(options.checkpoint) if options.checkpoint else None
+    remembered = {"in_chans": said_channels(folder), "target": said_target(folder)}
     if options.recipe == "paper":
-        return filled_by_paper(options).filled({"in_chans": channels})
+        return filled_by_paper(options).filled(remembered)
     # How many images there are is not known yet.
     family = {name: value for name, value in family_values(options.model).items() if name not in SCHEDULED}
-    return options.filled({**family, "in_chans": channels})
+    return options.filled({**family, **remembered})
 
 
 def check_shape(options: PretrainOptions) -> None:
@@ -112,6 +114,12 @@ def check_shape(options: PretrainOptions) -> None:
         with restored():
             sketches.append(sketched_before_data(shown, device))
 
+    def teach() -> None:
+        try:
+            check_teacher(sketches[0])
+        except BadTeacher as error:
+            raise ValueError(f"--target {error}") from error
+
     kwargs = {name: value for name, value in (options.model_kwargs or {}).items() if name not in OWN_ARGS}
     options = options.having(model_kwargs=kwargs)  # of the others something is said anyway
     if lines := gathered(partial(sketch, options)):
@@ -121,6 +129,7 @@ def check_shape(options: PretrainOptions) -> None:
             plain = plain.having(model_kwargs=None)
         alone = (plain.having(**{name: getattr(options, name) for name in names}) for names in (*SHAPING, KWARGS))
         lines = gathered(*(partial(sketch, one) for one in alone)) or lines
+    lines += gathered(teach) if sketches else []
     if sketches and len(sketches[0].input_size) == 2:
         repeat = options.repeat not in (None, 1)
         said = {"--frame-stride": options.frame_stride, "--frame-rate": options.frame_rate, "--repeat": repeat}
@@ -203,12 +212,27 @@ def processes_of_run() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def said_channels(folder: Path) -> int:
-    """The channels of the images that the model of a folder takes.
+def said_channels(folder: Path | None) -> int:
+    """The channels of the images that the model of a folder takes; of no folder the usual ones.
 
     Raises:
         ValueError: its configuration says what cannot be.
     """
-    file = folder / CONFIG_FILE
-    size = read_config(file)["pretrained_cfg"].get("input_size") if file.is_file() else None
+    size = _config(folder).get("pretrained_cfg", {}).get("input_size")
     return int(size[0]) if size else 3
+
+
+def said_target(folder: Path | None) -> str:
+    """What the decoder of a folder predicts; of no folder the usual target.
+
+    Raises:
+        ValueError: its configuration says what cannot be.
+    """
+    recipe = _config(folder).get(CONFIG_KEY, {}).get("recipe")
+    return str(recipe.get("target", PIXELS)) if isinstance(recipe, Mapping) else PIXELS
+
+
+def _config(folder: Path | None) -> Mapping[str, Any]:
+    """config.json of a folder, where there is one."""
+    file = folder / CONFIG_FILE if folder else None
+    return read_config(file) if file and file.is_file() else {}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.configs import TRAINING_KEY
 from ..checkpoints.folder import Contents, own_cfg, write_folder
-from ..commands.options.pretrain import OWN_ARGS, PretrainOptions
+from ..commands.options.pretrain import OWN_ARGS, PIXELS, PretrainOptions
 from ..mae import MaskedAutoencoder, decoder_state, recipe_changes
 from ..models.family import check_arch
 from ..text import printable
@@ -20,6 +20,7 @@ from .run_log import read_log
 
 ENCODER = "encoder"  # in the output folder of a run
 MADE = "Pre-trained by masked autoencoding with `python -m hiermim_zoo.pretrain`."
+TAUGHT = "Pre-trained by predicting a teacher's features of hidden units with `python -m hiermim_zoo.pretrain`."
 
 
 class Course(NamedTuple):
@@ -70,7 +71,7 @@ def export(
         arch,
         encoder,
         provenance(options, course, command, warnings),
-        MADE,
+        MADE if mae.recipe.target == PIXELS else TAUGHT,
         options.own_model_kwargs(*OWN_ARGS) | size_args(mae),
         decoder=decoder_state(mae),
         recipe=recipe_changes(options.model, mae.recipe),
@@ -97,6 +98,7 @@ def provenance(options: PretrainOptions, course: Course, command: str, warnings:
         "epochs": options.epochs,
         "step": step,
         "batch": options.batch_size,
+        **({"target": printable(options.target)} if options.target != PIXELS else {}),
         "final loss": round(losses[-1], 4) if losses else "unknown",
         "20 nearest neighbours, top-1 %": round(neighbours[-1], 1) if neighbours else "not measured",
         "license": options.license,

@@ -1,4 +1,6 @@
-"""CUDA graphs, which some modes of ``--compile`` record: what they compute lies in the same place every time."""
+"""Graphs of a compiled model. Of CUDA graphs, which some modes of ``--compile`` record, what they compute lies in the
+same place every time.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.groups import ON_HOST
+
 CUDAGRAPHS = "cudagraphs"  # torch's backend that records kernels as they are; the other modes are torch.compile's
 RECORDING = ("reduce-overhead", "max-autotune", CUDAGRAPHS)
 
@@ -15,6 +19,19 @@ RECORDING = ("reduce-overhead", "max-autotune", CUDAGRAPHS)
 def how(mode: str) -> dict[str, Any]:
     """The arguments of torch.compile for a mode of ``--compile``."""
     return {"backend": CUDAGRAPHS} if mode == CUDAGRAPHS else {"mode": mode}
+
+
+def check_compilable(encoder: nn.Module) -> None:
+    """To be asked before a masked pass is compiled.
+
+    Raises:
+        ValueError: the encoder is to look at the mask.
+    """
+    method = getattr(encoder, "plan_method", None)
+    if method in ON_HOST:
+        raise ValueError(
+            f"plan_method={method!r} looks at the mask, which a graph cannot do: use 'sort', or no --compile"
+        )
 
 
 def check_graphs(mode: str | None, device: str | None) -> None:

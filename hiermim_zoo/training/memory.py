@@ -43,7 +43,8 @@ def _kept_of(mae: MaskedAutoencoder, amp: str, samples: int) -> int:
     visible = torch.arange(mae.kept, device=device).expand(samples, -1)
     half = "none" if amp == "none" else "bf16"  # as many bytes as fp16, which CPUs cannot compute everything in
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(device, half):
-        loss = mae(images, visible).loss  # the graph holds what was kept, so no address comes twice
+        # The graph holds what was kept, so no address comes twice.
+        loss = mae(images, visible, features=mae.blank_features(samples)).loss
     total = sum(kept.values())
     del loss
     return total

@@ -59,7 +59,7 @@ from .previews import look, probe
 from .run_log import LOOKS, NONFINITE, Forecast, Meter, RunLog, peak_memory, read_log, unreadable_file
 from .run_record import RunRecord
 from .schedule import pretraining_schedule, set_lr
-from .small import chosen_in_words
+from .small import small_in_words
 
 Describe = Callable[[PretrainOptions, Beginning, World], Mapping[str, Any]]
 AGAIN = "go on with --resume auto"  # what the user is to do when a run has failed
@@ -147,7 +147,7 @@ class Run:
         self.command = command
         options, rows, mae, batching = start.options, start.rows, start.mae, start.batching
         self.options, self.rows, self.world = options, rows, world
-        self.mae, self.data, self.batching = mae, start.data, batching
+        self.mae, self.data, self.batching, self.teacher = mae, start.data, batching, start.teacher
         self.schedule = pretraining_schedule(options, rows.pretraining, batching)
         self.total = self.schedule.total  # steps of the whole run
         self.first = 0  # steps that are done already
@@ -159,6 +159,8 @@ class Run:
         freeze_unreached(mae)
         if not options.fsdp:
             mae.to(world.device)
+        if self.teacher:
+            self.teacher.to(world.device)
         self.model = parallelize(mae, blocks_of(mae), world, options.fsdp, options.compile)
         no_decay = undecayed(mae, rows.pretraining)
         self.optimizer = make_optimizer(mae, options.opt, options.weight_decay, options.betas, no_decay=no_decay)
@@ -240,7 +242,10 @@ class Run:
         if self.behind and not decides_on_device(self.optimizer):
             self.record.say(f"--opt {options.opt} has no fused form here: the host waits for the device at each step")
         if options.recipe == "small":
-            self.record.say(self.chosen())
+            data, device = (len(source), source.noun), self.world.device.type
+            self.record.say(small_in_words(options, *data, device, self.schedule, self.batching.per_epoch))
+        if self.teacher:
+            self.record.say(f"{self.teacher.described()}; previews draw nothing, for no pixels are predicted")
         self.forecast = Forecast(self.first, self.last)
         self.stream = self.batches()
         self.meter = Meter(self.first, self.batching.batch)
@@ -271,14 +276,6 @@ class Run:
                 self.save(self.done, self.random)
             saved = f"saved after step {self.done}" if self.done else "before the first step was done"
             raise ValueError(f"{error}; {saved}: {AGAIN}") from error
-
-    def chosen(self) -> str:
-        """What the small recipe chose, in a line."""
-        options, source = self.options, self.data.source
-        parts = options.batch_size, options.accumulate, self.schedule, self.total / self.batching.per_epoch
-        depth, dim = options.decoder_depth, options.decoder_dim
-        made = f", decoder of {counted(depth, 'blocks')} and {counted(dim, 'channels')}" if depth and dim else ""
-        return chosen_in_words(counted(len(source), source.noun), self.world.device.type, *parts, made)
 
     def complete(self, step: int) -> None:
         """Note that a step is done, and where the random numbers stand."""
@@ -340,7 +337,8 @@ class Run:
         begin_pass(self.options.compile)
         with unsynchronised(self.model, more), autocast(self.world.device, self.options.amp):
             keep = keep_of(columns, is_shared(self.mae))
-            loss = self.model(images, keep, plans).loss / self.options.accumulate
+            features = self.teacher(images) if self.teacher else None
+            loss = self.model(images, keep, plans, features).loss / self.options.accumulate
             self.scaler.scale(loss).backward()
         return loss.detach(), columns[:, WANTED]
 
@@ -438,6 +436,7 @@ class Run:
             "images": self.data.described(),
             "recipe": recipe_changes(self.options.model, self.mae.recipe),  # also what a checkpoint said of it
             "rows": self.rows.described(self.mae.recipe),
+            "teacher": self.teacher.digest if self.teacher else "",
             "versions": {"hiermim_zoo": __version__, "torch": str(torch.__version__)},
             "random": gather_objects(random or snapshots.random_state(self.world.device)),
         }

@@ -12,6 +12,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from ..checkpoints.atomic import replacing
+from ..commands.options.pretrain import PIXELS
 from ..data.source import Source
 from ..data.transforms import make_transform, samples_of
 from ..mae import MaskedAutoencoder
@@ -47,10 +48,14 @@ def look(
 ) -> None:
     """Draw what the autoencoder makes of some images or clips of the data; the same ones and the same masks each time.
 
+    Of an autoencoder that predicts no pixels nothing is drawn.
+
     Args:
         shown: which channels are drawn.
         file: to be written; None: compute only, as all processes must when the model is spread over them.
     """
+    if mae.recipe.target != PIXELS:
+        return
     transform = make_transform(**config, is_training=False)
     samples = [samples_of(transform(item))[0] for item in source.some(SHOWN)]
     if not samples:  # none can be read: the training says so

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..commands.options.pretrain import PretrainOptions
+from ..commands.options.pretrain import PIXELS, PretrainOptions
 from ..data.clips import NATIVE
 from . import snapshots
 from .defaults import family_values
@@ -43,13 +43,14 @@ def as_it_began(options: PretrainOptions, state: dict[str, Any], snapshot: Path,
     """The options, with what a run began with where they say nothing.
 
     Args:
-        state: of the snapshot; a run of before there was a choice of recipes followed that of the paper.
+        state: of the snapshot; a run of before there was a choice of recipes followed that of the paper, and predicted
+            pixels.
         processes: of the run that goes on.
 
     Raises:
         ValueError: they say something else.
     """
-    began = {"recipe": "paper", **state["options"]}
+    began = {"recipe": "paper", "target": PIXELS, **state["options"]}
     said = {name: value for name, value in options.binding().items() if options.says(name)}
     snapshots.check_options(began, said, snapshot)
     values = {name: began[name] for name in options.binding().keys() - said if began.get(name) is not None}

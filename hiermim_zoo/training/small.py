@@ -195,6 +195,24 @@ def small_decoder(options: PretrainOptions, sketch: MaskedAutoencoder) -> Pretra
     return sizes
 
 
+def small_in_words(
+    options: PretrainOptions, count: int, noun: str, device: str, schedule: Schedule, per_epoch: float
+) -> str:
+    """What was chosen for a run of pre-training, in a line.
+
+    Args:
+        options: with all values.
+        count: images or videos.
+        noun: of them.
+        device: its type.
+        per_epoch: steps of an epoch.
+    """
+    depth, dim = options.decoder_depth, options.decoder_dim
+    made = f", decoder of {counted(depth, 'blocks')} and {counted(dim, 'channels')}" if depth and dim else ""
+    parts = options.batch_size, options.accumulate, schedule, schedule.total / per_epoch
+    return chosen_in_words(counted(count, noun), device, *parts, made)
+
+
 def with_intervals(options: PretrainOptions, total: int, per_epoch: float) -> PretrainOptions:
     """The options, with how often a snapshot is written and a preview is drawn.
 

@@ -30,7 +30,7 @@ from .shared import (
     show_bands,
     stack,
 )
-from .values import FRACTION, PATH, POSITIVE, TOLERANCE, number, or_word, whole
+from .values import FRACTION, PATH, POSITIVE, TOLERANCE, ValueKind, number, or_word, whole
 
 OWN_ARGS = (
     "drop_path_rate",
@@ -45,12 +45,23 @@ FREE = {  # options that may change when a run is resumed: they do not change wh
 }  # fmt: skip
 AUTO = "auto"  # --mean and --std
 MASKS = ("sample", "batch", "step")  # who shares one
+PIXELS = "pixels"  # --target
+TEACHERS = {"features": True, "random-features": False}  # what a target begins with: has its teacher learned anything?
 # What the recipe leaves to the number of images, where it is not the paper's: see training/small.py.
 DECODER = ("decoder_depth", "decoder_dim", "decoder_heads")
 SCHEDULED = ("epochs", "batch_size", "accumulate", "blr", "lr", "warmup", *DECODER)
 REMEMBERED = "the checkpoint's, else the family's"
 # Where neither an option nor, of a run that goes on, its beginning says another; None until then, which says nothing.
 USUAL: dict[str, Any] = {"split": "train", "opt": "adamw", "seed": 0, "pretrained": False, "raw_pixels": False}
+
+
+def is_target(value: Any) -> bool:
+    """Whether something can be predicted, as far as its form tells: pixels, or the features of a teacher."""
+    kind, _, model = str(value).partition(":")
+    return value == PIXELS or (isinstance(value, str) and value.isprintable() and kind in TEACHERS and model != "")
+
+
+TARGET = ValueKind(str, f"{PIXELS} or features:MODEL", is_target, PIXELS)
 
 _data = partial(option, group="data")
 _model = partial(option, group="model")
@@ -148,6 +159,14 @@ class PretrainOptions(OptionSet):
         default=None,
         choices=MASKS,
         auto=REMEMBERED,
+    )
+    target: str = _model(
+        "what is predicted of hidden units: pixels, or the features of a frozen teacher, which is any model that timm "
+        "makes with pretrained weights (random-features:MODEL: with random ones)",
+        default=None,
+        kind=TARGET,
+        metavar="pixels|features:MODEL",
+        auto="the checkpoint's, else pixels",
     )
     raw_pixels: bool = flag("predict pixels that are not normalised patch by patch", default=None, group="model")
     decoder_depth: int | None = _decoder("blocks of the decoder")
@@ -261,6 +280,8 @@ class PretrainOptions(OptionSet):
             yield "--pretrained and --checkpoint exclude each other: both say where the encoder starts"
         if (self.decoder == "fresh" or self.fresh_decoder) and not self.checkpoint:
             yield "--decoder fresh belongs to --checkpoint: without it every decoder is new"
+        if self.raw_pixels and self.target not in (None, PIXELS):
+            yield f"--raw-pixels is about pixels, but --target {self.target} predicts none: leave one of them out"
         if self.export_only and not self.resume:
             yield "--export-only writes a run's encoder: say which with --resume auto or --resume FILE"
         if self.explain and self.resume:
