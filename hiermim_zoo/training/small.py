@@ -30,7 +30,7 @@ class Rule:
 
     pace: float  # steps for the root of the number of images
     rate: float  # peak for a batch of 256; that of others goes with the root of the batch
-    steps: int = 500  # at least
+    steps: int  # at least
     batches: tuple[int, int] = (64, 256)  # the smallest, where the data have as many, and the largest
     warmup: float = 0.1  # share of the steps
 
@@ -95,8 +95,8 @@ class Rule:
         return self.rate * math.sqrt(batch / REFERENCE)
 
 
-PRETRAINING = Rule(pace=40, rate=2e-3)
-TUNING = Rule(pace=30, rate=2e-3)
+PRETRAINING = Rule(pace=40, rate=2e-3, steps=2000)
+TUNING = Rule(pace=30, rate=2e-3, steps=500)
 # Strong augmentation and dropped layers ask for more steps than a small run has.
 LIGHT: Mapping[str, Any] = {"auto_augment": "", "erase": 0.0, "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0}
 LIGHT_CROP = (0.35, 1.0)  # share of an image's area in fine-tuning
