@@ -7,9 +7,9 @@ Trains on scenes (photographs pasted on a canvas), measures on scenes of other p
 what is found in some of them. The weights it starts from are those of the classifier that is part of the package, and
 are trained ten times as slowly as the rest. Mask R-CNN takes the same backbone.
 
-Measured with seeds 0, 1 and 2, and 300 steps: of 200 things 94.0, 95.0 and 94.5 % are found, with 192
-boxes, after 77 seconds of the processor. 28 to 33 % are named right (chance: 10 %). SURE was chosen among 0.2 to 0.5 on the same scenes with seed
-0 (0.5: 64 % found), so on others the figures may be lower.
+Measured with seeds 0, 1 and 2, and 300 steps: of 200 things 94.0, 95.0 and 94.5 % are found, with 192 boxes, after 77
+seconds of the processor. 28 to 33 % are named right (chance: 10 %). SURE was chosen among 0.2 to 0.5 on the same scenes
+with seed 0 (0.5: 64 % found), so on others the figures may be lower.
 """
 
 from __future__ import annotations
