@@ -207,9 +207,9 @@ def test_a_batch_counts_clips_and_stays_within_the_largest(repeat: int, accumula
         ),
         ({}, Size(1, 1, 2), r"^2 processes are more than the 1 image of the data: start 1"),
         (
-            {"warmup": 600},
+            {"warmup": 2400},
             Size(40, 1, 1),
-            r"^--warmup 600 epochs: the 500 steps .* are 500 epochs.*--warmup 50 w",
+            r"^--warmup 2400 epochs: the 2000 steps .* are 2000 epochs.*--warmup 200 w",
         ),
         (
             {"warmup": 9, "steps": 6},
@@ -245,7 +245,7 @@ def test_a_recipe_is_explained_without_data(model: str) -> None:
     found = {line["name"]: line for line in pretrain.run(model=model, explain=True, device="cpu")}
     assert found["batch_size"]["value"] == "64 to 256"
     assert "which DATA would tell" in found["warmup"]["origin"]
-    assert found["steps"]["value"] == "500 or more"
+    assert found["steps"]["value"] == "2000 or more"
     assert found["videos" if "video" in model else "images"]["value"] == "unknown"
     paper = {line["name"]: line for line in pretrain.run(model=model, explain=True, recipe="paper")}
     assert not [line for line in paper.values() if line["instead"]]
@@ -257,6 +257,6 @@ def test_a_recipe_is_explained_without_data(model: str) -> None:
 def test_fine_tuning_is_explained_without_data() -> None:
     lines = evaluate.run(model="hivit_atto", method="finetune", explain=True, device="cpu", epochs=7)
     found = {line["name"]: line["value"] for line in lines}
-    assert (found["epochs"], found["batch_size"], found["steps"]) == ("7", "64 to 256", "500 or more")
+    assert (found["epochs"], found["batch_size"], found["steps"]) == ("7", "64 to 256", "2000 or more")
     with pytest.raises(ValueError, match="DATA is missing"):
         evaluate.run(model="hivit_atto", method="knn")

@@ -127,8 +127,8 @@ def test_a_run_that_skipped_every_step_writes_no_encoder(
 ) -> None:
     forward = MaskedAutoencoder.forward
 
-    def bad(mae: MaskedAutoencoder, images: Any, keep: Any = None, plans: Any = None) -> MAEOutput:
-        out = forward(mae, images, keep, plans)
+    def bad(mae: MaskedAutoencoder, *given: Any, **named: Any) -> MAEOutput:
+        out = forward(mae, *given, **named)
         return out._replace(loss=out.loss * (float("nan") if mae.training else 1))
 
     argv = ["digits", *SMALL, "--look-every", "0", "--steps", "2", "-o", str(tmp_path / "out")]
@@ -198,8 +198,8 @@ def test_the_list_of_a_skipped_step_takes_any_name(tmp_path: Path, monkeypatch: 
         file.rename(folder / os.fsdecode(os.fsencode(file.stem) + b"\xff\n.png"))
     forward = MaskedAutoencoder.forward
 
-    def bad(mae: MaskedAutoencoder, images: Any, keep: Any = None, plans: Any = None) -> MAEOutput:
-        out = forward(mae, images, keep, plans)
+    def bad(mae: MaskedAutoencoder, *given: Any, **named: Any) -> MAEOutput:
+        out = forward(mae, *given, **named)
         return out._replace(loss=out.loss * (float("nan") if mae.training else 1))
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", bad)

@@ -113,9 +113,9 @@ def test_images_of_a_micro_batch_or_a_step_share_a_mask_where_asked(
     seen: list[Tensor] = []
     forward = MaskedAutoencoder.forward
 
-    def noted(mae: MaskedAutoencoder, images: Tensor, keep: Tensor, plans: Any = None) -> MAEOutput:
+    def noted(mae: MaskedAutoencoder, images: Tensor, keep: Tensor, *more: Any, **named: Any) -> MAEOutput:
         seen.append(keep)
-        return forward(mae, images, keep, plans)
+        return forward(mae, images, keep, *more, **named)
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", noted)
     options = ("--masks", masks) if masks else ()

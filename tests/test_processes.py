@@ -22,6 +22,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from hiermim_zoo import pretrain
@@ -234,6 +235,16 @@ def test_what_a_pickle_would_run_is_refused(copied: Path, tmp_path: Path, how: s
     assert not trap.exists()
     pickle.loads((last / ".metadata").read_bytes())  # negative control: it is a trap
     assert trap.exists() == (how != "bytes")
+
+
+def test_getattr_gives_members_of_enumerations_alone() -> None:
+    """Python 3.11.0 to 3.11.3 asks for them so."""
+    kind = metadata._MEM_FORMAT_ENCODING
+    assert all(snapshot_shards.member_of(kind, member.name) is member for member in kind)
+    for other, name in ((torch.Size, "__subclasses__"), (kind, "__class__"), (kind, "mro"), ("text", "upper")):
+        assert hasattr(other, name)  # negative control
+        with pytest.raises(ValueError, match=f"asks for '{name}' of .*, which no snapshot needs"):
+            snapshot_shards.member_of(other, name)
 
 
 @pytest.mark.parametrize(

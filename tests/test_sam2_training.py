@@ -64,9 +64,9 @@ def test_plans_of_workers_are_those_of_the_step(sharing: str, tmp_path: Path, mo
     seen: list[bool] = []  # beside passes without plans, which count memory
     forward = MaskedAutoencoder.forward
 
-    def watched(mae: Any, images: torch.Tensor, keep: Any = None, plans: Any = None) -> Any:
+    def watched(mae: Any, images: torch.Tensor, keep: Any = None, plans: Any = None, features: Any = None) -> Any:
         seen.append(plans is not None)
-        return forward(mae, images, keep, plans)
+        return forward(mae, images, keep, plans, features)
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", watched)
     ahead = train(tmp_path / "ahead", "--workers", 1, "--masks", sharing, "--steps", 2)

@@ -23,6 +23,7 @@ import os
 import pickle
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -71,9 +72,22 @@ class TensorMetadata(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):  # so Python 3.11.0 to 3.11.3 writes members of enumerations
+            return member_of
         if (module, name) not in self.KNOWN:
             raise ValueError(f"it asks for {module}.{name}, which no snapshot needs")
         return self.KNOWN[module, name]
+
+
+def member_of(kind: Any, name: str) -> Enum:
+    """A member of an enumeration, for pickles that ask for it by ``getattr``; nothing else can be had so.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise ValueError(f"it asks for {name!r} of {kind!r}, which no snapshot needs")
+    return kind[name]
 
 
 class TensorReader(dcp.FileSystemReader):
