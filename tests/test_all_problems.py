@@ -257,6 +257,6 @@ def test_a_recipe_is_explained_without_data(model: str) -> None:
 def test_fine_tuning_is_explained_without_data() -> None:
     lines = evaluate.run(model="hivit_atto", method="finetune", explain=True, device="cpu", epochs=7)
     found = {line["name"]: line["value"] for line in lines}
-    assert (found["epochs"], found["batch_size"], found["steps"]) == ("7", "64 to 256", "2000 or more")
+    assert (found["epochs"], found["batch_size"], found["steps"]) == ("7", "64 to 256", "500 or more")
     with pytest.raises(ValueError, match="DATA is missing"):
         evaluate.run(model="hivit_atto", method="knn")
