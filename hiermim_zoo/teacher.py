@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models._builder import resolve_pretrained_cfg
 from torch import Tensor, nn
 
 from .checkpoints.files import find_file
@@ -32,13 +31,11 @@ from .commands.options.pretrain import PIXELS, TEACHERS
 from .data.transforms import data_config
 from .geometry import from_units
 from .mae import MaskedAutoencoder
-from .models.build import make_model
+from .models.build import LOCAL, has_weights, make_model
 from .models.decoder import token_grid
 from .models.shapes import without_memory
 from .protocol import MaskableEncoder
 from .text import counted
-
-LOCAL = "local-dir:"
 
 
 class BadTeacher(ValueError):
@@ -240,10 +237,8 @@ def _check_weights(target: str) -> None:
         ValueError: it is so.
     """
     kind, _, name = target.partition(":")
-    if TEACHERS[kind] and ":" not in name:  # of the Hub only the Hub knows
-        arch, _, tag = name.partition(".")
-        if not resolve_pretrained_cfg(arch, tag or None).has_weights:
-            raise ValueError(f"{name} has no pretrained weights; random-features:{name} takes random ones")
+    if TEACHERS[kind] and ":" not in name and not has_weights(name):  # of the Hub only the Hub knows
+        raise ValueError(f"{name} has no pretrained weights; random-features:{name} takes random ones")
 
 
 def _check_student(own: Sequence[int], student: Sequence[int]) -> None:

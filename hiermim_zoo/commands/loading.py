@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_pretrained_cfg
 
 from ..checkpoints.folder import CONFIG_FILE
 from ..data.transforms import data_config
-from ..models.build import make_model
+from ..models.build import LOCAL, has_weights, make_model
 from ..models.family import check_arch
 from ..models.saved import check_folder
 from ..models.shapes import without_memory
 from .input_files import what_is_there
-
-LOCAL = "local-dir:"
 
 
 @contextmanager
@@ -73,8 +70,7 @@ def check_weights(name: str) -> None:
     Raises:
         ValueError: naming the model, and what would work.
     """
-    cfg: Any = None if ":" in name else get_pretrained_cfg(name, allow_unregistered=True)
-    if cfg is not None and not cfg.has_weights:
+    if has_weights(name) is False:
         raise ValueError(
             f"--model {name}: no pretrained weights of it are known; name a folder of yours, --model {LOCAL}DIR, "
             "or add --no-pretrained for random ones"

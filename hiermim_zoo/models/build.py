@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from timm.models import build_model_with_cfg, create_model, generate_default_cfgs
+from timm.models import build_model_with_cfg, create_model, generate_default_cfgs, get_pretrained_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from ..checkpoints.inspection import BROKEN
 from .family import check_arch, family_of
 from .saved import check_folder
 from .weights import folder_of, locate
+
+LOCAL = "local-dir:"  # before the folder of a model
 
 
 def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -112,15 +114,23 @@ def make_model(name: str, **kwargs: Any) -> nn.Module:
     if ":" not in name:
         check_arch(name)
         if kwargs.get("pretrained") and (folder := folder_of(name)):
-            name = f"local-dir:{folder}"
-    if name.startswith("local-dir:"):
-        check_folder(Path(name.removeprefix("local-dir:")))
+            name = f"{LOCAL}{folder}"
+    if name.startswith(LOCAL):
+        check_folder(Path(name.removeprefix(LOCAL)))
     try:
         return create_model(name, **kwargs)
     except ValueError:
         raise
     except (SafetensorError, *BROKEN) as error:  # for bad names and files
         raise ValueError(f"model {name!r} cannot be made: {error}") from error
+
+
+def has_weights(name: str) -> bool | None:
+    """Whether pretrained weights of an architecture, or of a tag of it, are known; None: nobody can tell of this name
+    (a folder, a repository, a model that says nothing).
+    """
+    cfg: Any = None if ":" in name else get_pretrained_cfg(name)
+    return None if cfg is None else bool(cfg.has_weights)
 
 
 def input_shape(model: Any) -> tuple[int, ...]:

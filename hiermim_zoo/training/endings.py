@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.utils import tqdm
-from timm.models import get_pretrained_cfg
 from torch import Tensor
 
+from ..models.build import has_weights
 from ..text import counted, printable
 from .image_form import said_of
 
@@ -191,13 +191,12 @@ def about_model(name: str, pretrained: bool = True, so: str = LITTLE) -> list[st
         ValueError: the configuration of its folder says what cannot be.
     """
     if not pretrained:
-        known = ":" in name or getattr(get_pretrained_cfg(name), "has_weights", False)
+        known = ":" in name or has_weights(name)
         instead = "without --no-pretrained, or with " if known else ""
         return [_never_trained(name, "its weights are random", so, f"{instead}--model local-dir:DIR")]
     if ":" in name:
         return about_steps(name, said_of(name), so)
-    cfg: Any = get_pretrained_cfg(name)
-    if cfg is not None and not cfg.has_weights:
+    if has_weights(name) is False:
         return [_never_trained(name, "no pretrained weights of it are known, so they are random", so)]
     return []
 
