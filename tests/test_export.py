@@ -83,6 +83,60 @@ def test_traced_models_take_any_size(kwargs: dict[str, Any]) -> None:
         assert not torch.allclose(traced(x), model(x.flip(3)), rtol=1e-4, atol=1e-5), "negative control"
 
 
+SCRIPTED: dict[str, dict[str, Any]] = {
+    "hivit": HIVIT,
+    "clips": {"model_name": "hiera_atto_video", "depths": (1, 1, 1, 1)},
+    "swin": {"model_name": "green_swin_atto", "depths": (2, 1, 1, 1)},
+    "twins, whose windows divide the grids": {
+        "model_name": "green_twins_small", "depths": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kwargs", SCRIPTED.values(), ids=SCRIPTED)
+@torch.inference_mode()
+def test_torchscript_gives_the_inference_of_a_model(kwargs: dict[str, Any]) -> None:
+    model = timm.create_model(num_classes=5, **kwargs).train()
+    scripted = torch.jit.script(model)
+    assert model.training
+    frames = [model.num_frames] if model.axes == 3 else []
+    with pytest.raises(torch.jit.Error, match=r"call eval\(\) first"):
+        scripted(torch.randn(2, 3, *frames, 128, 128))
+    scripted.eval(), model.eval()
+    for batch, *sides in ((1, 224, 224), (3, 96, 160), (2, 100, 72)):
+        x = torch.randn(batch, 3, *frames, *sides)
+        torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(scripted(x), model(x.flip(-1)), rtol=1e-4, atol=1e-5), "negative control"
+    with torch.no_grad():
+        list(model.parameters())[-1].mul_(2)
+    torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_torchscript_refuses_what_the_model_refuses() -> None:
+    model = timm.create_model(strict_img_size=True, **HIVIT).eval()
+    for x, message in (
+        (torch.zeros(3, 64, 64), "expected 4 axes, of channels 3"),
+        (torch.zeros(1, 1, 64, 64), "expected 4 axes, of channels 3"),
+        (torch.zeros(1, 3, 64, 64).long(), "floating-point"),
+        (torch.zeros(1, 3, 64, 16), "image of 64 x 16 pixels is too small"),
+        (torch.zeros(1, 3, 96, 64), "image of 96 x 64 pixels: this model takes 64 x 64 alone"),
+    ):
+        with pytest.raises(torch.jit.Error, match=message):
+            torch.jit.script(model)(x)
+
+
+def test_scripting_a_module_around_a_model_leaves_the_model_as_it_is() -> None:
+    """torch puts what a part prepares into the module that it is part of, also where scripting then fails."""
+    around = nn.Sequential(timm.create_model(num_classes=0, **HIVIT).eval())
+    model = around[0]
+    with pytest.raises(ValueError, match="annotation"):
+        torch.jit.script(around)
+    assert around[0] is model
+    around[0] = torch.jit.script(model)  # as docs/neighbours.md says
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(torch.jit.script(around)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 @torch.inference_mode()
 def test_onnxruntime_agrees(model_and_size: tuple[nn.Module, int], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from timm.models.twins import Twins
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from hiermim_zoo.checkpoints.layouts import find_layout
 from hiermim_zoo.checkpoints.unconvert import to_published
 from hiermim_zoo.layers import group_attention
 from hiermim_zoo.layers.groups import METHODS, make_plans
+from hiermim_zoo.layers.windows import shift_mask
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.masking import random_keep
 from hiermim_zoo.models import green
@@ -72,6 +73,26 @@ def test_unmasked_it_is_timms_model_to_the_last_bit(kind: str) -> None:
     maps = timm.create_model(TOYS[kind][0], features_only=True, **TOYS[kind][1])
     assert maps.feature_info.reduction() == [4, 8, 16, 32]
     assert [tuple(m.shape[2:]) for m in maps(images)] == [(32, 32), (16, 16), (8, 8), (4, 4)]
+
+
+@pytest.mark.parametrize("shift", [(3, 3), (0, 2), (1, 0), (2, 1)])
+@pytest.mark.parametrize("window", [(7, 7), (4, 6)])
+def test_shifted_windows_are_masked_as_by_timm(window: tuple[int, int], shift: tuple[int, int]) -> None:
+    for rows, columns in ((1, 1), (1, 3), (3, 2)):
+        x = torch.zeros(1, rows * window[0], columns * window[1], 8)
+        args = {"window_size": window, "shift_size": shift, "always_partition": True, "dynamic_mask": True}
+        theirs = SwinTransformerBlock(8, tuple(x.shape[1:3]), 1, **args)
+        theirs.shift_size = shift  # which timm cuts down for itself
+        mask = shift_mask(x, window, shift)
+        assert torch.equal(mask, theirs.get_attn_mask(x))
+        assert mask.any(), "negative control: there is something to mask"
+
+
+@torch.inference_mode()
+def test_symbolic_tracing_takes_the_model_as_it_is_built_by_default() -> None:
+    model = timm.create_model("green_swin_atto").eval()
+    for x in (torch.randn(1, 3, 128, 128), torch.randn(2, 3, 160, 72)):
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from timm.layers import global_pool_nlc, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .arguments import checked_pool, checked_size
+from .arguments import MIN_SIDE, checked_pool, checked_size
 from .maps import check_format, in_format
+from .scripting import Scriptable
 
 
-class Backbone(nn.Module):
+class Backbone(Scriptable, nn.Module):
     """An encoder of tokens under a classifier: mean pooling, LayerNorm, linear.
 
     A family sets ``patch_embed`` and ``feature_info``, and gives ``forward_features`` and ``level_maps``.
@@ -26,6 +27,7 @@ class Backbone(nn.Module):
     patch_embed: Any
     feature_info: list[dict[str, Any]]
     axes = 2  # of the input, batch and channels apart: rows and columns; 3 with frames before them
+    min_side = MIN_SIDE
     masked_levels = 0  # levels that there are of visible units alone
 
     def set_arguments(

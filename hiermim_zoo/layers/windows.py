@@ -108,6 +108,29 @@ def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None
     return real[:, None, None].repeat(batch, 1, 1, 1)
 
 
+def shift_mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """What shifted windows (arXiv 2103.14030, section 3.2) add to their attention: tokens that only the cyclic shift
+    has brought side by side do not see each other.
+
+    Args:
+        x: [B, h, w, C], shifted; windows divide the grid.
+        window: rows and columns of a window.
+        shift: tokens by which rows and columns were shifted.
+
+    Returns:
+        [n, T, T], 0 or -100, of the dtype of ``x``.
+    """
+    rows, columns = (_parts(side, a, s, x.device) for side, a, s in zip(x.shape[1:3], window, shift, strict=True))
+    parts = to_units((rows[:, None] * 3 + columns)[None, ..., None], window)[0].flatten(1)  # [n, T]
+    return torch.where(parts[:, :, None] == parts[:, None], 0.0, -100.0).to(x.dtype)
+
+
+def _parts(side: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """int64 [side]: 0 for what is before the last window, 1 in it, 2 in it and from the other end of the grid."""
+    place = torch.arange(side, device=device)
+    return (place >= side - window).long() + (place >= side - shift) if shift else place * 0
+
+
 def _cells(h: int, w: int, window: int) -> tuple[int, int]:
     """Rows and columns of a window. Of a grid that a graph leaves open it may be the larger: what it pads is masked."""
     return h if surely(h <= window) else window, w if surely(w <= window) else window

@@ -28,11 +28,14 @@ from torch import Tensor, nn
 from ..layers.group_attention import Band, group_attention, pair_rows
 from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
 from ..layers.padding import check_images
+from ..layers.scripting import Scriptable
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
+from ..layers.windows import shift_mask
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
 
-torch.fx.wrap("check_images")  # its branches depend on shapes
+for _leaf in ("check_images", "shift_mask"):  # their branches depend on shapes
+    torch.fx.wrap(_leaf)
 
 
 class GreenSwinBlock(SwinTransformerBlock):
@@ -59,11 +62,18 @@ class GreenSwinBlock(SwinTransformerBlock):
         x = x + self.drop_path1(attn.proj_drop(attn.proj(attended)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
+    def get_attn_mask(
+        self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor | None:
+        """timm's, for any size computed without writing into a tensor, which torch.fx cannot trace."""
+        if x is None or not any(self.shift_size):
+            timms: Tensor | None = super().get_attn_mask(x, device, dtype)
+            return timms
+        return shift_mask(x, self.window_size, self.shift_size)
 
-class Checked:
+
+class Checked(Scriptable):
     """timm's forward passes, of images that are checked."""
-
-    in_chans: int
 
     def forward_features(self, x: Tensor) -> Any:
         """See timm's model."""
@@ -107,6 +117,11 @@ class GreenSwin(Checked, SwinTransformer):
         self.plan_method = check_encoder_method(plan_method, (block.attn for block in self.called_blocks))
         self.resample_windows = resample_windows
         set_norm_eps(self, norm_eps)
+
+    @property
+    def only_size(self) -> tuple[int, int] | None:  # type: ignore[override]
+        """(H, W), where the model takes no other size."""
+        return None if self.dynamic_img_size else tuple(self.patch_embed.img_size)
 
     @property
     def called_blocks(self) -> list[Any]:
@@ -166,10 +181,8 @@ class GreenSwin(Checked, SwinTransformer):
             plans: of the planner, or of ``make_plans(keep, geometries(units))`` for images of another size.
         """
         units = unit_grid(check_images(images, self.in_chans), self.unit)
-        if not self.dynamic_img_size and tuple(images.shape[-2:]) != tuple(self.patch_embed.img_size):
-            raise ValueError(
-                f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.patch_embed.img_size} alone"
-            )
+        if self.only_size not in (None, tuple(images.shape[-2:])):
+            raise ValueError(f"images of {tuple(images.shape[-2:])} pixels, but the model takes {self.only_size} alone")
         check_keep(keep, images.shape[0], units[0] * units[1])
         geometries = list(self.geometries(units))
         plans = (

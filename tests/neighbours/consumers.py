@@ -10,7 +10,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
@@ -26,24 +26,42 @@ SMALL: dict[str, dict[str, Any]] = {
     "hpvit_atto": {"depths": (1, 1, 1, 1)},
     "hiera_atto": {"depths": (1, 1, 1, 1)},
     "hiera_sam2_atto": {"depths": (1, 1, 3, 2)},
-    "green_swin_atto": {"depths": (1, 1, 1, 1)},
+    "green_swin_atto": {"depths": (2, 1, 1, 1), "drop_path_rate": 0.0},
     "green_twins_small": {"depths": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128), "num_heads": (1, 2, 4, 4)},
 }
+PEERS: dict[str, dict[str, Any]] = {  # timm's own, for comparison
+    "vit_tiny_patch16_224": {"depth": 2, "dynamic_img_size": True},
+    "hiera_tiny_224": {"stages": (1, 1, 1, 1)},
+    "swin_tiny_patch4_window7_224": {"depths": (2, 1, 1, 1), "strict_img_size": False, "drop_path_rate": 0.0},
+}
 Check = Callable[[str], None]
-CHECKS: dict[str, tuple[tuple[str, ...], Check]] = {}
 
 
-def consumer(title: str, *needs: str) -> Callable[[Check], Check]:
+class Consumer(NamedTuple):
+    needs: tuple[str, ...]  # packages
+    check: Check
+    own: bool  # by what this package alone has: nothing to compare with timm's models
+
+
+CHECKS: dict[str, Consumer] = {}
+
+
+def consumer(title: str, *needs: str, own: bool = False) -> Callable[[Check], Check]:
     def added(check: Check) -> Check:
-        CHECKS[title] = (needs, check)
+        CHECKS[title] = Consumer(needs, check, own)
         return check
 
     return added
 
 
+def arguments(name: str) -> dict[str, Any]:
+    """Those of a small model."""
+    return {**SMALL, **PEERS}[name]
+
+
 def make(name: str, **kwargs: Any) -> Any:
     torch.manual_seed(0)
-    return timm.create_model(name, **{**SMALL[name], "img_size": SIDE, "num_classes": CLASSES, **kwargs}).eval()
+    return timm.create_model(name, **{**arguments(name), "img_size": SIDE, "num_classes": CLASSES, **kwargs}).eval()
 
 
 def images(batch: int = 2, side: int = SIDE, width: int | None = None) -> Tensor:
@@ -212,7 +230,7 @@ def traced(name: str) -> None:
 @consumer("torch.jit.script")
 def scripted(name: str) -> None:
     model = make(name, exportable=True)
-    same(torch.jit.script(model)(images()), model(images()))
+    agree(torch.jit.script(model), model, sides=True)
 
 
 @consumer("torch.fx: symbolic_trace")
@@ -235,7 +253,7 @@ def segmenter(name: str) -> None:
     learns(model, lambda: model(images()))
 
 
-@consumer("torchvision detectors, by FeaturePyramid")
+@consumer("torchvision detectors, by FeaturePyramid", own=True)
 def detector(name: str) -> None:
     from hiermim_zoo.detection import FeaturePyramid
 
@@ -247,7 +265,7 @@ def detector(name: str) -> None:
 def lightly(name: str) -> None:
     from lightly_train._models import package_helpers
 
-    args = {**SMALL[name], "img_size": SIDE}
+    args = {**arguments(name), "img_size": SIDE}
     wrapped: Any = package_helpers.get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=args).eval()
     maps = wrapped.forward_features(images())["features"]
     body: Any = wrapped.get_model()
@@ -276,7 +294,7 @@ def padim(name: str) -> None:
 
     with tempfile.TemporaryDirectory(prefix="folder") as folder:
         saved = make(name, img_size=256)
-        save_for_hf(saved, folder, model_args=SMALL[name], safe_serialization=True)
+        save_for_hf(saved, folder, model_args=arguments(name), safe_serialization=True)
         taken = PadimModel(backbone=f"local-dir:{folder}", layers=[1, 2], pre_trained=True, n_features=20)
     found = taken.feature_extractor(images(2, 256))
     expected = timm_maps(saved, images(2, 256))
@@ -294,7 +312,7 @@ def timm_maps(model: Any, x: Tensor) -> Any:
 def fastai(name: str) -> None:
     from fastai.vision.learner import create_timm_model
 
-    model, _ = create_timm_model(name, CLASSES, pretrained=False, **SMALL[name], img_size=SIDE)
+    model, _ = create_timm_model(name, CLASSES, pretrained=False, **arguments(name), img_size=SIDE)
     model.eval()
     body = model[0].model
     expected = body.forward_features(images()) if model[0].needs_pool else body(images())
@@ -318,7 +336,7 @@ def open_clip_pools(name: str) -> None:
     assert TimmModel(name, 16, image_size=224, pool="abs_attn", proj="").eval()(images(2, 224)).shape == (2, 16)
 
 
-@consumer("transformers: AutoModel, of folders by convert", "transformers")
+@consumer("transformers: AutoModel, of folders by convert", "transformers", own=True)
 def transformers(name: str) -> None:
     from transformers import AutoModel, AutoModelForImageClassification
 
@@ -410,7 +428,7 @@ def torchao(name: str) -> None:
 # ---- looking inside
 
 
-@consumer("pytorch-grad-cam, by ForCam", "pytorch_grad_cam")
+@consumer("pytorch-grad-cam, by ForCam", "pytorch_grad_cam", own=True)
 def grad_cam(name: str) -> None:
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -420,7 +438,7 @@ def grad_cam(name: str) -> None:
     same(heat, own_heat(shown, 1), 0.05)  # OpenCV enlarges it a little otherwise
 
 
-@consumer("captum, by ForCam", "captum")
+@consumer("captum, by ForCam", "captum", own=True)
 def captum(name: str) -> None:
     from captum.attr import LayerGradCam
 

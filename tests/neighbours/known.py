@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 KNOWN: dict[tuple[str, str], str] = {
+    (r"torch\.compile", "green_twins_.*"): "timm's Twins: not done within two minutes, sizes that it branches on.",
     (r"torch\.export, any batch, height", "green_.*"): "Sides are fixed in the file: see leaving Python below.",
-    (
-        r"jit\.script",
-        ".*",
-    ): "TorchScript is no longer developed and knows no `Any`; `torch.jit.trace` and `torch.export` work.",
     (r"torch\.fx", "green_twins_.*"): "timm's Twins branches on sizes.",
     (
         "anomalib: layers as numbers",
