@@ -60,8 +60,13 @@ def arguments(name: str) -> dict[str, Any]:
 
 
 def make(name: str, **kwargs: Any) -> Any:
+    """With every parameter drawn: tables and heads that start at zero would hide mistakes."""
     torch.manual_seed(0)
-    return timm.create_model(name, **{**arguments(name), "img_size": SIDE, "num_classes": CLASSES, **kwargs}).eval()
+    model = timm.create_model(name, **{**arguments(name), "img_size": SIDE, "num_classes": CLASSES, **kwargs})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
 
 
 def images(batch: int = 2, side: int = SIDE, width: int | None = None) -> Tensor:
