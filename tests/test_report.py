@@ -159,13 +159,19 @@ def test_a_score_of_few_images_is_small_and_has_its_interval(tmp_path: Path) -> 
 
 def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
+    (folder / "encoder").mkdir(exist_ok=True)
+    (folder / "encoder" / "config.json").write_text('{"hiermim_zoo": {"steps": 6}}')
     words = "run.json could not be read"
     assert words not in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
     for broken in ("{", "[]", '{"sessions": 3}'):
         (folder / "run.json").write_text(broken)
-        assert words in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+        page = report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+        assert words in page
+        assert ">finished<" not in page, "an earlier session may have written the encoder"
     (folder / "run.json").unlink()  # of a version of before there was one
-    assert words not in report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    page = report.run(runs=[folder], output=tmp_path / "r.html").read_text(encoding="utf-8")
+    assert words not in page
+    assert ">finished<" in page
 
 
 def test_what_is_no_run_is_refused_with_all_else(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 def read_run(folder: Path, name: str) -> Told:
     """Everything that is known of a run."""
     record, notes = read_record(folder), [note for note in read_log(folder) if _is_sound(note)]
-    said = _config(folder)
+    unread, said = _unread(folder, record), _config(folder)
     tuned = record.get("command") == "evaluate" or (not record and (folder / CONFIG_FILE).is_file())
     options = {key: (_words(one.get("value")), str(one.get("from", ""))) for key, one in _entries(record)}
     if not record:
@@ -101,13 +101,13 @@ def read_run(folder: Path, name: str) -> Told:
         notes,
         options,
         _facts(record, sessions),
-        sessions[-1]["ended"] if sessions else {"how": "finished" if said else UNNOTED},
+        sessions[-1]["ended"] if sessions else {"how": "finished" if said and not unread else UNNOTED},
         sessions,
         totals[-1] if totals else None,
         looks,
         _skipped(folder / NONFINITE),
         _lines(sorted((folder / UNREADABLE).glob("rank-*.txt"))),
-        [*_unread(folder, record), *(map(str, warnings) if isinstance(warnings, list) else [])],
+        [*unread, *(map(str, warnings) if isinstance(warnings, list) else [])],
         _queries(record),
     )
 
