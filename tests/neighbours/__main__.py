@@ -26,7 +26,7 @@ from .consumers import CHECKS, PEERS, SMALL
 from .known import KNOWN
 
 PAGE = Path(__file__).parents[2] / "docs" / "neighbours.md"
-LIMIT = 90  # seconds for one consumer with one model
+LIMIT = 60  # seconds for one consumer with one model
 MARKS = ("<!-- neighbours: made by make neighbours -->", "<!-- end of neighbours -->")
 
 
