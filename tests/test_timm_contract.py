@@ -120,10 +120,15 @@ def test_what_is_counted_cheaply_is_what_a_full_count_says(name: str) -> None:
         assert (a, tensor.shape, tensor.dtype, tensor.device) == (b, other.shape, other.dtype, other.device)
 
 
-def test_feature_modules_exist(name: str, make: Callable[..., nn.Module]) -> None:
+@torch.inference_mode()
+def test_feature_modules_are_called_where_maps_are_made(name: str, make: Callable[..., nn.Module]) -> None:
     model = make(name, num_classes=5)
-    for info in model.feature_info:
-        model.get_submodule(info["module"])
+    called = []
+    modules = [info["module"] for info in model.feature_info]
+    for module in modules:
+        model.get_submodule(module).register_forward_hook(lambda *_, module=module: called.append(module))
+    model.forward_intermediates(image(), intermediates_only=True)
+    assert called == modules
 
 
 @torch.inference_mode()

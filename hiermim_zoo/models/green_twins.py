@@ -88,8 +88,8 @@ class GreenTwins(Checked, Twins):
         super().__init__(block_cls=GreenTwinsBlock, **kwargs)
         local = (block.attn for block in self.called_blocks if isinstance(block.attn, LocallyGroupedAttn))
         self.plan_method = check_encoder_method(plan_method, local)
-        for level, info in enumerate(self.feature_info):
-            info["module"] = f"blocks.{level}"
+        for level, (info, blocks) in enumerate(zip(self.feature_info, self.blocks, strict=True)):
+            info["module"] = f"blocks.{level}.{len(blocks) - 1}"
         embed: Any = self.patch_embed
         embed.grid_size = (embed.H, embed.W)
         if max(wss) > min(embed.grid_size):
