@@ -65,6 +65,7 @@ OTHERWISE = {
     r"setting_the_input_size|weights_of_another_size": "Swin's windows grow with the size; Twins has none to be set",
     r"strict_sizes": "Swin asserts, Twins takes any size",
     r"feature_modules_can_be_traced": "the last of them are stages, not blocks",
+    r"linear_layer": "Swin merges patches in a map",
     r"what_plain_vits_are_asked_for": "there are neither prefix tokens nor one width",
 }
 
@@ -122,13 +123,26 @@ def test_what_is_counted_cheaply_is_what_a_full_count_says(name: str) -> None:
 
 @torch.inference_mode()
 def test_feature_modules_are_called_where_maps_are_made(name: str, make: Callable[..., nn.Module]) -> None:
-    model = make(name, num_classes=5)
+    model = copy.deepcopy(make(name, num_classes=5))
     called = []
     modules = [info["module"] for info in model.feature_info]
     for module in modules:
         model.get_submodule(module).register_forward_hook(lambda *_, module=module: called.append(module))
     model.forward_intermediates(image(), intermediates_only=True)
     assert called == modules
+
+
+@torch.inference_mode()
+def test_no_linear_layer_is_given_four_axes(name: str, make: Callable[..., nn.Module]) -> None:
+    """Adapters such as peft's OFT take those for the axes of an image."""
+    model = copy.deepcopy(make(name, num_classes=5))
+    axes = set()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda _, args: axes.add(args[0].ndim))
+    model(image())
+    assert axes
+    assert 4 not in axes
 
 
 @torch.inference_mode()

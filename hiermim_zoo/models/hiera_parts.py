@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..geometry import linear_weights, unflatten
 from ..layers.position import along, resample_positions, same_grid
+from ..layers.tokens import tokenwise
 from ..layers.unit_attention import UnitGroups, unit_attention
 from ..masking import gather_units, hide_units
 
@@ -181,12 +182,12 @@ class PooledAttention(nn.Module):
         """[B, n, T, c] -> [B, n, t, c']; ``groups``: units that attend to each other, in place of one or all."""
         dropout = self.attn_drop if self.training else 0.0
         if groups is not None:
-            x = unit_attention(self.qkv(x), groups, self.num_heads, self.pool, self.qkv.bias, dropout)
-            return self.proj_drop(self.proj(x))
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # [B, n, T, c']
+            x = unit_attention(tokenwise(self.qkv, x), groups, self.num_heads, self.pool, self.qkv.bias, dropout)
+            return self.proj_drop(tokenwise(self.proj, x))
+        q, k, v = tokenwise(self.qkv, x).chunk(3, dim=-1)  # [B, n, T, c']
         q = max_pool(q, self.pool)  # [B, n, t, c']
         x = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), dropout_p=dropout)
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(q.shape)))
+        return self.proj_drop(tokenwise(self.proj, x.transpose(1, 2).reshape(q.shape)))
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, n, T, c] -> [B n, h, T, c / h] or [B, h, n T, c / h], a view."""
@@ -222,6 +223,6 @@ class Block(nn.Module):
         """[B, n, T, c] -> [B, n, t, c']."""
         normed = self.norm1(x)
         if self.proj is not None:
-            x = max_pool(self.proj(normed), self.pool)
+            x = max_pool(tokenwise(self.proj, normed), self.pool)
         x = x + self.drop_path(self.attn(normed, groups))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(tokenwise(self.mlp, self.norm2(x)))

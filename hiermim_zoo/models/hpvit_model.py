@@ -37,6 +37,7 @@ from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.padding import pad_to_multiple
 from ..layers.position import resample_positions
+from ..layers.tokens import tokenwise
 from ..layers.windows import from_windows, to_windows, window_mask
 
 POOLS = ("avg", "conv")
@@ -119,7 +120,7 @@ class Block(nn.Module):
         return self._mlp(x + self.drop_path(attended)), self._mlp(token + self.drop_path(seen))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        return x + self.drop_path(tokenwise(self.mlp, self.norm2(x)))
 
 
 class HPViT(Backbone):

@@ -370,8 +370,7 @@ def oft(name: str) -> None:
 
     model = make(name)
     expected = model(images())
-    layers = r".*\.attn\.(qkv|proj)" if name.startswith("hpvit") else linear_layers(model)
-    adapted = get_peft_model(model, OFTConfig(target_modules=layers, r=0, oft_block_size=8)).eval()
+    adapted = get_peft_model(model, OFTConfig(target_modules=linear_layers(model), r=0, oft_block_size=8)).eval()
     same(adapted(images()), expected)
     learns(adapted, lambda: adapted(images()))
 

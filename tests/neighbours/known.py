@@ -11,5 +11,4 @@ KNOWN: dict[tuple[str, str], str] = {
         "hivit_.*",
     ): "The maps are right; `out_dims` is the width of the last level, which PaDiM reads: see anomalib below.",
     ("open_clip: attention pools", ".*"): "An AssertionError: see open_clip below.",
-    ("peft: OFT", "hiera_.*"): "peft takes four axes for those of a convolution: see peft below.",
 }
