@@ -97,8 +97,10 @@ SCRIPTED: dict[str, dict[str, Any]] = {
 @torch.inference_mode()
 def test_torchscript_gives_the_inference_of_a_model(kwargs: dict[str, Any]) -> None:
     model = timm.create_model(num_classes=5, **kwargs).train()
+    frozen = next(iter(model.children())).eval()
     scripted = torch.jit.script(model)
     assert model.training
+    assert not frozen.training
     frames = [model.num_frames] if model.axes == 3 else []
     with pytest.raises(torch.jit.Error, match=r"call eval\(\) first"):
         scripted(torch.randn(2, 3, *frames, 128, 128))
@@ -117,6 +119,7 @@ def test_torchscript_refuses_what_the_model_refuses() -> None:
     for x, message in (
         (torch.zeros(3, 64, 64), "expected 4 axes, of channels 3"),
         (torch.zeros(1, 1, 64, 64), "expected 4 axes, of channels 3"),
+        (torch.zeros(0, 3, 64, 64), r"none empty; got shape \[0, 3, 64, 64\]"),
         (torch.zeros(1, 3, 64, 64).long(), "floating-point"),
         (torch.zeros(1, 3, 64, 16), "image of 64 x 16 pixels is too small"),
         (torch.zeros(1, 3, 96, 64), "image of 96 x 64 pixels: this model takes 64 x 64 alone"),

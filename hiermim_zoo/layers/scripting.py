@@ -45,12 +45,15 @@ class Scripted(nn.Module):
         self.height, self.width = model.only_size or (0, 0)  # 0: any
         weight, frames = next(model.parameters()), [model.num_frames] if model.axes == 3 else []
         example = weight.new_zeros(2, self.chans, *frames, *(model.only_size or EXAMPLE))
-        training = model.training
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that become constants: those that may be, layers/geometry.py
-            self.graph = torch.jit.trace(model.eval(), example, check_trace=False)
-        model.train(training)
-        self.train(training)
+        modes = {module: module.training for module in model.modules()}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of sizes that become constants: those that may be, geometry.py
+                self.graph = torch.jit.trace(model.eval(), example, check_trace=False)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        self.train(model.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the model's.
@@ -61,8 +64,8 @@ class Scripted(nn.Module):
         """
         if self.training:
             raise RuntimeError("what torch.jit.script makes of this model is its inference: call eval() first")
-        if x.dim() != self.ndim or x.size(1) != self.chans:
-            raise ValueError(f"expected {self.ndim} axes, of channels {self.chans}, got shape {x.size()}")
+        if x.dim() != self.ndim or x.size(0) == 0 or x.size(1) != self.chans:
+            raise ValueError(f"expected {self.ndim} axes, of channels {self.chans}, none empty; got shape {x.size()}")
         if not x.is_floating_point():
             raise ValueError("the input must be floating-point numbers: scale and normalise it first")
         height, width = x.size(-2), x.size(-1)
