@@ -267,16 +267,27 @@ def detector(name: str) -> None:
     learns(model, lambda: torch.cat([x.flatten(1) for x in model(images()).values()], dim=1))
 
 
+def lightly_agrees(wrapped: Any) -> None:
+    maps = wrapped.forward_features(images())["features"]
+    body: Any = wrapped.get_model()
+    same(maps, body.forward_intermediates(images(), 1, norm=True, intermediates_only=True)[-1])
+    learns(wrapped, lambda: wrapped.forward_pool(wrapped.forward_features(images()))["pooled_features"])
+
+
 @consumer("lightly_train, by name", "lightly_train")
 def lightly(name: str) -> None:
     from lightly_train._models import package_helpers
 
     args = {**arguments(name), "img_size": SIDE}
-    wrapped: Any = package_helpers.get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=args).eval()
-    maps = wrapped.forward_features(images())["features"]
-    body: Any = wrapped.get_model()
-    same(maps, body.forward_intermediates(images(), 1, norm=True, intermediates_only=True)[-1])
-    learns(wrapped, lambda: wrapped.forward_pool(wrapped.forward_features(images()))["pooled_features"])
+    lightly_agrees(package_helpers.get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=args).eval())
+
+
+@consumer("lightly_train, an instance in TIMMModelWrapper", "lightly_train")
+def lightly_instance(name: str) -> None:
+    from lightly_train._models.package_helpers import get_wrapped_model
+    from lightly_train._models.timm.timm import TIMMModelWrapper
+
+    lightly_agrees(get_wrapped_model(TIMMModelWrapper(make(name)), num_input_channels=3))
 
 
 @consumer("anomalib: layers as numbers", "anomalib")
