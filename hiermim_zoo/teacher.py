@@ -169,7 +169,10 @@ def check_teacher(mae: MaskedAutoencoder) -> None:
 
 
 def last_map(model: nn.Module, x: Tensor) -> Tensor:
-    """The features of the last level of an encoder: of the protocol its last stage, else as timm takes them.
+    """The features of the last level of an encoder, before the last norm: as timm takes them, or, where the level
+    before a last pooling is what an autoencoder is given, the last stage of the protocol.
+
+    Encoders that plan have windows, which treat the edges otherwise when they look at visible units: as timm does.
 
     Args:
         x: [B, C, H, W], or clips [B, C, T, H, W], as the model takes them.
@@ -178,10 +181,14 @@ def last_map(model: nn.Module, x: Tensor) -> Tensor:
         [B, D, h, w], or [B, D, t, h, w].
 
     Raises:
-        ValueError: the model has none.
+        ValueError: the model has none, or was built for another size and has to be told with ``set_input_size``.
     """
-    if isinstance(model, MaskableEncoder):
-        units = model.mask_layout.units
+    if isinstance(model, MaskableEncoder) and not hasattr(type(model), "planner"):
+        layout = model.mask_layout
+        units, last = layout.units, layout.stages[-1].tokens
+        size = tuple(n * t * s for n, t, s in zip(units, last, layout.stride, strict=True))
+        if any(-(-a // (b // n)) != n for a, b, n in zip(x.shape[2:], size, units, strict=True)):
+            raise ValueError(f"{type(model).__name__} was set to {size}, but was given {tuple(x.shape[2:])}")
         keep = torch.arange(math.prod(units), device=x.device).repeat(len(x), 1)
         return from_units(model.forward_visible(x, keep).stages[-1], units).movedim(-1, 1)
     take: Any = getattr(model, "forward_intermediates", None)

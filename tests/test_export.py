@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import hiermim_zoo  # noqa: F401
+from hiermim_zoo.models.shapes import without_memory
 
 # The exporters' own deprecations, not ours.
 pytestmark = [
@@ -83,14 +84,18 @@ def test_traced_models_take_any_size(kwargs: dict[str, Any]) -> None:
         assert not torch.allclose(traced(x), model(x.flip(3)), rtol=1e-4, atol=1e-5), "negative control"
 
 
+TWINS: dict[str, Any] = {
+    "model_name": "green_twins_small",
+    "depths": (2, 1, 1, 1),
+    "embed_dims": (16, 32, 64, 128),
+}
 SCRIPTED: dict[str, dict[str, Any]] = {
     "hivit": HIVIT,
     "clips": {"model_name": "hiera_atto_video", "depths": (1, 1, 1, 1)},
     "swin": {"model_name": "green_swin_atto", "depths": (2, 1, 1, 1)},
-    "twins, whose windows divide the grids": {
-        "model_name": "green_twins_small", "depths": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128),
-    },
-}  # fmt: skip
+    "twins, whose windows divide the grids": TWINS,
+    "twins of other windows": {**TWINS, "wss": (3, 2, 9, 2)},
+}
 
 
 @pytest.mark.parametrize("kwargs", SCRIPTED.values(), ids=SCRIPTED)
@@ -98,7 +103,8 @@ SCRIPTED: dict[str, dict[str, Any]] = {
 def test_torchscript_gives_the_inference_of_a_model(kwargs: dict[str, Any]) -> None:
     model = timm.create_model(num_classes=5, **kwargs).train()
     frozen = next(iter(model.children())).eval()
-    scripted = torch.jit.script(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        scripted = torch.jit.script(model)  # casts are not part of it
     assert model.training
     assert not frozen.training
     frames = [model.num_frames] if model.axes == 3 else []
@@ -126,6 +132,15 @@ def test_torchscript_refuses_what_the_model_refuses() -> None:
     ):
         with pytest.raises(torch.jit.Error, match=message):
             torch.jit.script(model)(x)
+    swin, clips = (torch.jit.script(timm.create_model(**SCRIPTED[name]).eval()) for name in ("swin", "clips"))
+    with pytest.raises(
+        torch.jit.Error, match=r"axis 3 of an input must be a multiple of 4, got shape \[1, 3, 64, 47\]"
+    ):
+        swin(torch.zeros(1, 3, 64, 47))
+    with pytest.raises(torch.jit.Error, match="axis 2 of an input must be a multiple of 2"):
+        clips(torch.zeros(1, 3, 5, 64, 64))
+    with without_memory(), pytest.raises(ValueError, match="on the meta device has no values"):
+        torch.jit.script(timm.create_model(**HIVIT))
 
 
 def test_scripting_a_module_around_a_model_leaves_the_model_as_it_is() -> None:

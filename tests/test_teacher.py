@@ -80,6 +80,7 @@ def test_the_loss_is_that_of_the_formula() -> None:
         (RANDOM, 64, (64, 64), 96),
         ("random-features:hpvit_atto", 64, (64, 64), 96),  # not of the protocol
         ("random-features:green_swin_atto", 64, (64, 64), 192),
+        ("random-features:green_twins_small", 256, (256, 256), 512),  # built for 224, and cannot be told
         ("random-features:hiera_atto", 64, (64, 64), 192),
         ("random-features:test_resnet", 96, (96, 96), 96),
         ("random-features:test_vit", 64, (160, 160), 64),  # whose size is fixed
@@ -90,7 +91,10 @@ def test_every_kind_of_teacher_has_a_value_for_each_token(target: str, size: int
     mae = student(target, img_size=size)
     check_teacher(mae)
     teacher = Teacher(mae)
-    features = teacher(torch.randn(2, 3, size, size))
+    images = torch.randn(2, 3, size, size)
+    features = teacher(images)
+    images[:, :, -8:, -8:] = 1
+    assert not torch.equal(teacher(images)[:, -1], features[:, -1]), "the last corner is seen, too"
     assert (teacher.size, teacher.dim) == (seen, width)
     assert features.shape == (2, (size // 16) ** 2, width)
     torch.testing.assert_close(features.mean(-1), torch.zeros(features.shape[:2]), atol=1e-4, rtol=0)
@@ -118,6 +122,13 @@ def test_the_map_of_the_protocol_is_that_of_timm() -> None:
     x = torch.randn(2, 3, 64, 64)
     theirs = model.forward_intermediates(x, indices=1, intermediates_only=True)[-1]
     torch.testing.assert_close(last_map(model, x), theirs)
+
+
+def test_an_encoder_is_not_asked_for_a_part_of_a_larger_image() -> None:
+    model = timm.create_model("hivit_atto", num_classes=0, img_size=64).eval()
+    last_map(model, torch.zeros(1, 3, 64, 50))  # padded to the same units
+    with pytest.raises(ValueError, match=r"HiViT was set to \(64, 64\), but was given \(96, 64\)"):
+        last_map(model, torch.zeros(1, 3, 96, 64))
 
 
 # ---- the teacher is frozen

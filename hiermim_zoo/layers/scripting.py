@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-EXAMPLE = (148, 220)  # pixels; hardly a window divides the grids, so that what is traced pads and takes all sizes
-
 
 class Scriptable:
     """A model that ``torch.jit.script`` takes, by the hook that torch has for this."""
@@ -19,6 +17,8 @@ class Scriptable:
     axes = 2  # of an input, batch and channels apart
     min_side = 1  # pixels
     only_size: tuple[int, int] | None = None  # the one size that is accepted, if there is but one
+    multiples: tuple[int, ...] = (1, 1)  # what frames, height and width must be multiples of
+    example_size: tuple[int, int] = (148, 220)  # of no multiple of anything, so that what is traced takes all sizes
 
     def __prepare_scriptable__(self) -> Any:
         """What is compiled instead of this model; the model itself, as a part of another, whose eager form torch would
@@ -43,11 +43,14 @@ class Scripted(nn.Module):
         self.height: int
         self.width: int
         self.height, self.width = model.only_size or (0, 0)  # 0: any
+        self.multiples = list(model.multiples)
         weight, frames = next(model.parameters()), [model.num_frames] if model.axes == 3 else []
-        example = weight.new_zeros(2, self.chans, *frames, *(model.only_size or EXAMPLE))
+        if weight.is_meta:
+            raise ValueError("a model on the meta device has no values: script it when it has weights")
+        example = weight.new_zeros(2, self.chans, *frames, *(model.only_size or model.example_size))
         modes = {module: module.training for module in model.modules()}
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), torch.autocast(weight.device.type, enabled=False):
                 warnings.simplefilter("ignore")  # of sizes that become constants: those that may be, geometry.py
                 self.graph = torch.jit.trace(model.eval(), example, check_trace=False)
         finally:
@@ -73,5 +76,8 @@ class Scripted(nn.Module):
             raise ValueError(f"image of {height} x {width} pixels is too small: at least {self.min_side} are needed")
         if self.height > 0 and (height != self.height or width != self.width):
             raise ValueError(f"image of {height} x {width} pixels: this model takes {self.height} x {self.width} alone")
+        for axis, multiple in enumerate(self.multiples):
+            if x.size(2 + axis) % multiple != 0:
+                raise ValueError(f"axis {2 + axis} of an input must be a multiple of {multiple}, got shape {x.size()}")
         out: Tensor = self.graph(x)
         return out

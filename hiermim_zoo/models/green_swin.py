@@ -116,6 +116,7 @@ class GreenSwin(Checked, SwinTransformer):
             block.__class__ = GreenSwinBlock  # timm's Swin takes no class of blocks
         self.plan_method = check_encoder_method(plan_method, (block.attn for block in self.called_blocks))
         self.resample_windows = resample_windows
+        self.multiples = tuple(self.patch_embed.patch_size)
         set_norm_eps(self, norm_eps)
 
     @property

@@ -94,6 +94,9 @@ class GreenTwins(Checked, Twins):
         embed.grid_size = (embed.H, embed.W)
         if max(wss) > min(embed.grid_size):
             raise ValueError(f"wss={tuple(wss)}: a window is larger than the grid of {embed.H} x {embed.W} tokens")
+        # timm's code pads where windows do not divide a grid: what is traced should do so at every level
+        fits = (h for h in range(37, 1000) if all((h >> level) % window for level, window in enumerate(wss)))
+        self.example_size = (4 * next(fits, 37), 220)
         set_norm_eps(self, norm_eps)
 
     @property

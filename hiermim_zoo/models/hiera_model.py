@@ -131,6 +131,7 @@ class Hiera(Backbone):
             img_size, in_chans, num_classes, global_pool, widths[-1], fixed=strict_img_size or not dynamic_img_size
         )
         self.axes = 2 if num_frames is None else 3
+        self.multiples = (STRIDE[0], 1, 1)[-self.axes :]
         self.num_frames, self.widths, self.q_pool, self.pos_resize = num_frames, widths, q_pool, pos_resize
         self.cells = tuple(u // s for u, s in zip(UNIT, STRIDE, strict=True))[-self.axes :]  # tokens of a unit
         self.pools = POOL[-self.axes :]

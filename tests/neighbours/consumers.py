@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -372,7 +373,9 @@ def transformers(name: str) -> None:
 
 
 def linear_layers(model: nn.Module) -> list[str]:
-    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith(("qkv", "q", "kv", "fc1"))]
+    """All that a block of 8 divides, without the classifier and Swin's mergings."""
+    named = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear))
+    return [name for name, m in named if not m.in_features % 8 and not re.search(r"head|downsample", name)]
 
 
 @consumer("peft: OFT", "peft")
