@@ -212,6 +212,7 @@ for number, main in enumerate((exit_at_once, many_lines, one_line)):
 def test_who_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
     mains = "exit_at_once = lambda: exit(print())  # as --help ends\n"
     mains += "many_lines = lambda: [print(n) for n in range(99999)]\none_line = lambda: print(1)"
-    subprocess.run([sys.executable, "-c", mains + STOPPED, str(tmp_path)], check=True)
+    command = [sys.executable, "-c", mains + STOPPED, str(tmp_path)]
+    subprocess.run(command, stdout=subprocess.PIPE, check=True)  # from its start the output is a pipe
     assert (tmp_path / "codes").read_text().split() == ["141", "141", "0"]  # the last one is the negative control
     assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["", "", ""]
