@@ -15,9 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 PARENT = """
-import json, os, signal, sys, traceback
+import gc, json, os, signal, sys, traceback
 import sklearn.datasets, timm, hiermim_zoo
 import hiermim_zoo.commands.extracting, hiermim_zoo.training.pretraining
+
+gc.collect()
+gc.freeze()  # the children share these objects, and do not go through them
 
 def work(job, rank):
     signal.alarm(300)

@@ -23,7 +23,7 @@ from hiermim_zoo.data.images import Digits
 from hiermim_zoo.data.kinds import KINDS, Kind
 from hiermim_zoo.data.source import Stream
 from hiermim_zoo.data.transforms import data_config
-from hiermim_zoo.training import probe
+from hiermim_zoo.training import linear, probe
 from hiermim_zoo.training.distributed import World
 from hiermim_zoo.training.finetuning import (
     FineTune,
@@ -214,6 +214,7 @@ def test_random_features_beat_chance_on_digits(capsys: pytest.CaptureFixture[str
 def test_linear_reads_features_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(linear, "STRENGTHS", (0.01, 1.0))
     args = ["digits", "--model", "hivit_atto", "--method", "linear", "--cache", str(tmp_path / "features"), *SMALL]
     first = result(capsys, *args)
     assert first["top1"] > 80

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -443,44 +442,30 @@ def test_a_model_of_odd_channels_is_refused(folder, tmp_path, capsys, monkeypatc
 # ---- several processes
 
 
-def torchrun(*argv: object) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        "-m",
-        "hiermim_zoo.extract",
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(hiermim_zoo.__file__).parents[1])}
-    return subprocess.run(
-        [*command, *map(str, argv), "--model", "hivit_atto", *RANDOM],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+@pytest.fixture
+def two_processes(forked):
+    """As torchrun starts them, which tests/test_twins.py does."""
+    return functools.partial(forked.command, "hiermim_zoo.extract", "--model", "hivit_atto", *RANDOM, processes=2)
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_bytes_that_one_writes(folder, tmp_path):
+def test_two_processes_write_the_bytes_that_one_writes(two_processes, folder, tmp_path):
     """Also where images are skipped, and a whole batch of them: the second, all that process 1 has of the first 4."""
     for name in ("c.PNG", "deep/b.bmp"):
         (folder / name).write_text("no image")
     argv = [folder, "--on-error", "skip", "--what", "pooled", "tokens", "maps", "--seed", 3]
     features_of(*argv, output=tmp_path / "one")
-    done = torchrun(*argv, "-o", tmp_path / "two")
+    done = two_processes(*argv, "-o", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one").read_bytes()
     assert nothing_written(tmp_path, "in", "one", "two")
 
 
 @pytest.mark.slow
-def test_one_failing_process_ends_all_and_leaves_nothing(folder, tmp_path):
+def test_one_failing_process_ends_all_and_leaves_nothing(two_processes, folder, tmp_path):
     """The bad file lies in the second batch, which process 1 has to itself."""
     (folder / "deep" / "deeper" / "d.png").write_text("no image")
-    done = torchrun(folder, "-o", tmp_path / "out")
+    done = two_processes(folder, "-o", tmp_path / "out")
     assert done.returncode != 0
     assert "d.png cannot be read" in done.stderr
     assert nothing_written(tmp_path, "in")

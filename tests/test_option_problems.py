@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,18 +191,28 @@ def test_max_bad_counts_images_or_is_a_share_of_them(max_bad: float, total: int,
     assert bad_allowed(max_bad, total) == allowed
 
 
-@pytest.mark.slow
-def test_who_reads_the_output_may_stop_reading() -> None:
-    def run(main: str, stdout: int) -> tuple[int, str]:
-        code = f"from hiermim_zoo.commands.options import run_command; run_command({main})"
-        done = subprocess.run(
-            [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
-        )
-        return done.returncode, done.stderr
+STOPPED = """
+import os, sys
+from hiermim_zoo.commands.options import run_command
+for number, main in enumerate((exit_at_once, many_lines, one_line)):
+    child = os.fork()
+    if child == 0:  # it ends as every process does: what is left is written then
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write if main is not one_line else os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(f"{sys.argv[1]}/{number}", os.O_CREAT | os.O_WRONLY), 2)
+        run_command(main)
+        break
+    _, status = os.waitpid(child, 0)
+    open(f"{sys.argv[1]}/codes", "a").write(f"{os.waitstatus_to_exitcode(status)} ")
+"""
 
-    read, write = os.pipe()
-    os.close(read)
-    assert run("lambda: exit(print())", write) == (141, "")  # as --help ends
-    assert run("lambda: [print(n) for n in range(99999)]", write) == (141, "")
-    os.close(write)
-    assert run("lambda: print(1)", subprocess.DEVNULL) == (0, "")  # negative control
+
+@pytest.mark.slow
+def test_who_reads_the_output_may_stop_reading(tmp_path: Path) -> None:
+    mains = "exit_at_once = lambda: exit(print())  # as --help ends\n"
+    mains += "many_lines = lambda: [print(n) for n in range(99999)]\none_line = lambda: print(1)"
+    command = [sys.executable, "-c", mains + STOPPED, str(tmp_path)]
+    subprocess.run(command, stdout=subprocess.PIPE, check=True)  # from its start the output is a pipe
+    assert (tmp_path / "codes").read_text().split() == ["141", "141", "0"]  # the last one is the negative control
+    assert [(tmp_path / str(number)).read_text() for number in range(3)] == ["", "", ""]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,15 @@ from hiermim_zoo.training.defaults import family_values
 from hiermim_zoo.training.run_log import read_log
 from hiermim_zoo.training.schedule import Schedule
 
-MODEL = shlex.split("--model hivit_atto --img-size 32 --decoder-depth 1 --decoder-dim 32 --decoder-heads 2")
+from .forks import Forks
+
+DECODER = shlex.split("--decoder-depth 1 --decoder-dim 32 --decoder-heads 2")
+MODEL = (*shlex.split("--model hivit_atto --model-kwargs 'depths=(1, 0, 1)' --img-size 32"), *DECODER)
 SHORT = shlex.split("--batch-size 8 --epochs 1 --warmup 0 --workers 0 --device cpu --look-every 0")
 SMALL = (*MODEL, *SHORT)
 
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,19 +61,10 @@ def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-def command(*argv: object, processes: int = 1, of: str = "-m hiermim_zoo.pretrain") -> subprocess.CompletedProcess[str]:
-    start = [sys.executable]
-    if processes > 1:
-        start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*start, *of.split(), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        env=env,
-        check=False,
-        timeout=300,
-    )
+@pytest.fixture(scope="module")
+def command(forked: Forks) -> Command:
+    """The command in processes of its own; as torchrun starts it: tests/test_processes.py and tests/test_twins.py."""
+    return functools.partial(forked.command, "hiermim_zoo.pretrain")
 
 
 # ---- a run and what it leaves
@@ -183,7 +180,7 @@ TWIN = {
 }  # fmt: skip
 
 
-def test_the_second_run_of_a_process_is_what_its_command_is(tmp_path: Path) -> None:
+def test_the_second_run_of_a_process_is_what_its_command_is(command: Command, tmp_path: Path) -> None:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     assert hiermim_zoo.pretrain.run(data="digits", output=tmp_path / "a", **TWIN) == tmp_path / "a" / "encoder"
     more = {"masks": "batch", "betas": (0.9, 0.98), "model_kwargs": {"mlp_ratio": 3.0}}
@@ -225,10 +222,9 @@ for output in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_processes_part_and_meet_again(tmp_path: Path) -> None:
-    script, outputs = tmp_path / "again.py", [tmp_path / "a", tmp_path / "b"]
-    script.write_text(AGAIN.replace("{TWIN}", repr(TWIN)))
-    done = command(*outputs, processes=2, of=str(script))
+def test_processes_part_and_meet_again(forked: Forks, tmp_path: Path) -> None:
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    done = forked.run(AGAIN.replace("{TWIN}", repr(TWIN)), *outputs, processes=2)
     assert done.returncode == 0, done.stderr
     assert largest_difference(*map(weights, outputs)) == 0
 
@@ -296,14 +292,19 @@ def test_a_signal_saves_and_leaves_with_its_code(
 
 KILLER = """
 import os, random, signal, sys, time
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from hiermim_zoo import pretrain
 from hiermim_zoo.commands.options import run_command
 output, kills, *argv = sys.argv[1:]
-chance, killed = random.Random(0), 0
+log, chance, killed = Path(output, "log.jsonl"), random.Random(0), 0
+
+def lines():
+    return log.read_bytes().count(b"\\n") if log.exists() else 0
+
 while True:
-    child = os.fork()
+    known, child = lines(), os.fork()
     if child == 0:
         try:
             run_command(lambda: pretrain.main([*argv, "-o", output, "--resume", "auto"]))
@@ -311,7 +312,11 @@ while True:
             os._exit(error.code)
         os._exit(0)
     if killed < int(kills):
-        time.sleep(chance.uniform(0.1, 0.6))
+        if killed % 4:  # else it may not even have begun
+            more = chance.randint(1, 4)
+            while lines() < known + more and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.02 if killed % 4 else 0.3))
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
@@ -323,23 +328,16 @@ while True:
 
 
 @pytest.mark.slow
-def test_twenty_deaths_at_any_moment_leave_no_trace(tmp_path: Path) -> None:
-    argv = ["digits", *SMALL, *shlex.split("--epochs 3 --steps 300 --save-steps 2 --log-steps 1 --lr 1e-3")]
-    whole = command(*argv, "-o", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    killer = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path / "out"), "20", *argv],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+def test_twenty_deaths_at_any_moment_leave_no_trace(forked: Forks, tmp_path: Path) -> None:
+    argv = shlex.split("--batch-size 48 --epochs 4 --steps 120 --save-steps 2 --log-steps 1 --lr 1e-3")
+    train(tmp_path / "whole", *argv)
+    killer = forked.run(KILLER, tmp_path / "out", 20, "digits", *SMALL, *argv)
     assert killer.stdout.split()[-2:] == ["20", "0"], killer.stdout + killer.stderr
     assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
     assert (tmp_path / "out" / "encoder" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "encoder" / "model.safetensors"
     ).read_bytes()
-    assert [note["step"] for note in read_log(tmp_path / "out") if "loss" in note] == list(range(1, 301))
+    assert [note["step"] for note in read_log(tmp_path / "out") if "loss" in note] == list(range(1, 121))
     assert not list((tmp_path / "out").rglob("*.part"))
 
 
@@ -402,7 +400,7 @@ def test_export_on_demand(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_gradients_of_one(command: Command, tmp_path: Path) -> None:
     """One step of gradient descent at rate 1 turns gradients into weights; fully sharded ones are the same."""
     argv = ("--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
     one, other = train(tmp_path / "one", *argv), train(tmp_path / "other", *argv, "--seed", "1")
@@ -417,7 +415,7 @@ GREEN = ("--model", "green_swin_atto", "--img-size", "64", "--mask-ratio", "0.5"
 
 
 @pytest.mark.slow
-def test_window_attention_is_sharded_block_by_block(tmp_path: Path) -> None:
+def test_window_attention_is_sharded_block_by_block(command: Command, tmp_path: Path) -> None:
     """Two processes see the masks of one with two passes."""
     argv = (*GREEN, "--steps", "1", "--opt", "momentum", "--lr", "1", "--weight-decay", "0")
     one, other = (train(tmp_path / seed, *argv, "--accumulate", "2", "--seed", seed) for seed in "01")
@@ -496,7 +494,9 @@ def test_mixed_precision_learns_the_same_more_or_less(tmp_path: Path, amp: str) 
 
 def test_a_plain_vit_is_trained_too(tmp_path: Path) -> None:
     argv = ("--model", "vit_tiny_patch16_224", "--img-size", "32", "64", "--steps", "2", "--mask-ratio", "0.5")
-    trained = train(tmp_path / "out", *argv, "--model-kwargs", "embed_dim=96", "depth=2", "num_heads=3")
+    kwargs = ("--model-kwargs", "embed_dim=96", "depth=2", "num_heads=3")
+    pretrain.main(["digits", *argv, *kwargs, *DECODER, *SHORT, "-o", str(tmp_path / "out")])
+    trained = weights(tmp_path / "out")
     model = timm.create_model(f"local-dir:{tmp_path / 'out' / 'encoder'}", pretrained=True, num_classes=0)
     assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in model.state_dict().items())
 
@@ -619,7 +619,7 @@ def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_says_so_in_one_line(tmp_path: Path) -> None:
+def test_the_command_says_so_in_one_line(command: Command, tmp_path: Path) -> None:
     done = command("digits", *SMALL, "-o", tmp_path / "out", "--mask-ratio", "2")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("error: --mask-ratio 2 is not")
@@ -669,8 +669,9 @@ def test_biases_and_norms_have_no_weight_decay_positions_and_mask_token_have() -
 
 def test_a_run_is_remembered_by_those_that_go_on_from_it(tmp_path: Path) -> None:
     """Its share of hidden units, its decoder and its way of sharing masks, ever again, unless told otherwise."""
-    train(tmp_path / "a", "--mask-ratio", "0.5", "--masks", "batch", "--steps", "1")
-    go_on = ("digits", "--model", "hivit_atto", "--img-size", "32", *SHORT, "--steps", "1", "--checkpoint")
+    short = ("digits", "--model", "hivit_atto", "--img-size", "32", *SHORT, "--steps", "1")
+    pretrain.main([*short, *DECODER, "-o", str(tmp_path / "a"), "--mask-ratio", "0.5", "--masks", "batch"])
+    go_on = (*short, "--checkpoint")
     pretrain.main([*go_on, str(tmp_path / "a" / "encoder"), "-o", str(tmp_path / "b")])
     for run in "ab":
         mae = create_mae("hivit_atto", checkpoint=tmp_path / run / "encoder")

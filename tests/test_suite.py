@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,20 @@ def test_rows_are_those_that_were_asked_for(small: list[Any], tmp_path: Path) ->
     assert [entry["title"] for entry in results(tmp_path)[0]["comparisons"]] == ["One", "Three"]
 
 
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a suite come from one that has all imported. (Such as import it themselves: the one that dies.)"""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([suite_jobs.__name__, "torch._inductor.config"])
+    monkeypatch.setattr(suite_jobs.multiprocessing, "get_context", lambda _: server)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forking")
 def test_processes_get_ready_together_and_measure_one_after_the_other(small: list[Any], tmp_path: Path) -> None:
     """What needs no compiler is measured first, by the command itself."""
-    compiled = tuple(Side(name, steps.TRACED + "default") for name in ("hivit_atto", "hiera_atto"))
+    names = ("hivit_atto,depths=(1,0,1)", "hiera_atto,depths=(1,1,1,1)")
+    compiled = tuple(Side(name, steps.TRACED + "default") for name in names)
     small[:] = [
         LITTLE._replace(title=title, ours=compiled[:1], peers=compiled[1:]) for title in ("One", "Two", "Three")
     ]
@@ -239,6 +250,7 @@ def test_a_process_that_dies_is_named(small: list[Any], tmp_path: Path, monkeypa
     assert not other["missing"]
 
 
+@pytest.mark.usefixtures("forking")
 def test_what_is_not_ready_in_time_is_left_out(
     small: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
