@@ -48,7 +48,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor]:
     """Run the command in this process; the weights of its last checkpoint."""
-    pretrain.main([data, *SMALL, "-o", str(output), *map(str, argv)])
+    model = ("--img-size", "32", *DECODER) if "--model" in argv else MODEL  # whose arguments are HiViT's
+    pretrain.main([data, *model, *SHORT, "-o", str(output), *map(str, argv)])
     return weights(output)
 
 
