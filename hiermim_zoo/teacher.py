@@ -185,9 +185,10 @@ def last_map(model: nn.Module, x: Tensor) -> Tensor:
     """
     if isinstance(model, MaskableEncoder) and not hasattr(type(model), "planner"):
         layout = model.mask_layout
-        units, last = layout.units, layout.stages[-1].tokens
-        size = tuple(n * t * s for n, t, s in zip(units, last, layout.stride, strict=True))
-        if any(-(-a // (b // n)) != n for a, b, n in zip(x.shape[2:], size, units, strict=True)):
+        units = layout.units
+        unit = [t * pixels for t, pixels in zip(layout.stages[-1].tokens, layout.stride, strict=True)]  # in pixels
+        if any(-(-side // u) != n for side, u, n in zip(x.shape[2:], unit, units, strict=True)):
+            size = tuple(n * u for n, u in zip(units, unit, strict=True))
             raise ValueError(f"{type(model).__name__} was set to {size}, but was given {tuple(x.shape[2:])}")
         keep = torch.arange(math.prod(units), device=x.device).repeat(len(x), 1)
         return from_units(model.forward_visible(x, keep).stages[-1], units).movedim(-1, 1)

@@ -26,7 +26,6 @@ class Backbone(Scriptable, nn.Module):
 
     patch_embed: Any
     feature_info: list[dict[str, Any]]
-    axes = 2  # of the input, batch and channels apart: rows and columns; 3 with frames before them
     min_side = MIN_SIDE
     masked_levels = 0  # levels that there are of visible units alone
 

@@ -14,7 +14,7 @@ class Scriptable:
     """A model that ``torch.jit.script`` takes, by the hook that torch has for this."""
 
     in_chans: int
-    axes = 2  # of an input, batch and channels apart
+    axes = 2  # of an input, batch and channels apart: rows and columns; 3 with frames before them
     min_side = 1  # pixels
     only_size: tuple[int, int] | None = None  # the one size that is accepted, if there is but one
     multiples: tuple[int, ...] = (1, 1)  # what frames, height and width must be multiples of

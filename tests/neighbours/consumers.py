@@ -98,12 +98,6 @@ def agree(run: Callable[[Tensor], Any], model: nn.Module, sides: bool) -> None:
         raise AssertionError("a size that was not left open was taken")
 
 
-def check_own(name: str) -> None:
-    """timm's Swin and Twins with open sides: not tried, torch.export was not done with them after five minutes."""
-    if name.startswith("green"):
-        raise NotImplementedError("torch.export takes minutes and more for timm's code with open sides")
-
-
 def same(found: Any, expected: Any, tolerance: float = 1e-4) -> None:
     """Equal, beside the largest of the numbers, and not equal to the same numbers in another order."""
     found, expected = (
@@ -165,7 +159,6 @@ def exported(name: str) -> None:
 
 @consumer("torch.export, any batch, height and width")
 def exported_open(name: str) -> None:
-    check_own(name)
     export_agrees(name, sides=True)
 
 
@@ -203,7 +196,6 @@ def exported_onnx(name: str) -> None:
 
 @consumer("ONNX by torch.export, any batch, height and width", "onnx", "onnxscript", "onnxruntime")
 def exported_onnx_open(name: str) -> None:
-    check_own(name)
     onnx_agrees(name, dynamo=True, sides=True)
 
 
