@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from textwrap import shorten
 from typing import Any
@@ -140,7 +141,7 @@ def start(device: str | None = None, again: str = "start it again") -> tuple[Wor
         _warn_of_srun()
         return World(rank, size, pick_device(device)), None
     seconds, meeting = patience(), f"hiermim_zoo/{next(_MEETINGS)}"
-    store = _meet(rank, size)
+    store = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), rank, size)
     watch = Watch(_own_line(f"{meeting}/watch"), rank, size, again, seconds) if seconds else None
     try:
         chosen = pick_device(device)
@@ -168,8 +169,12 @@ def _warn_of_srun() -> None:
         print(f"{alone}; examples/slurm.sh shows how they work together", file=sys.stderr)
 
 
-def _meet(rank: int, size: int) -> dist.Store:
+@cache
+def _meet(address: str | None, port: str | None, rank: int, size: int) -> dist.Store:
     """The store by which the processes of a run find each other; waits for all of them.
+
+    It is kept: its server may be the first process, and another one may begin their next run before that one has left
+    their last. One that ends with the first run would then have answered the other.
 
     Raises:
         ValueError: not all came.
