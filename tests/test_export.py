@@ -93,8 +93,7 @@ SCRIPTED: dict[str, dict[str, Any]] = {
     "hivit": HIVIT,
     "clips": {"model_name": "hiera_atto_video", "depths": (1, 1, 1, 1)},
     "swin": {"model_name": "green_swin_atto", "depths": (2, 1, 1, 1)},
-    "twins, whose windows divide the grids": TWINS,
-    "twins of other windows": {**TWINS, "wss": (3, 2, 9, 2)},
+    "twins": TWINS,
 }
 
 

@@ -40,12 +40,13 @@ def cut_grid(grid: tuple[int, int], cells: tuple[int, int], device: torch.device
     return Cut(down * right, slots, back)
 
 
-def to_windows(x: Tensor, window: int | None) -> Tensor:
+def to_windows(x: Tensor, window: int | tuple[int, int] | None) -> Tensor:
     """Cut a grid into windows, padding with zeros.
 
     Args:
         x: [B, h, w, C].
-        window: rows and columns of a window; None for one that covers the grid.
+        window: rows and columns of a window, cut down to the grid; or both, and then as large as said; None for one
+            that covers the grid.
 
     Returns:
         [B n, T, C], the windows of one image next to each other.
@@ -58,10 +59,10 @@ def to_windows(x: Tensor, window: int | None) -> Tensor:
         return to_units(x, (a, b)).flatten(0, 1).flatten(1, 2)
     cut = cut_grid((h, w), (a, b), x.device)
     x = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, cut.slots)  # [B, n T, C]
-    return x.reshape(batch * cut.windows, a * b, -1)
+    return x.flatten().reshape(batch * cut.windows, a * b, x.shape[-1])  # in two steps, see from_units
 
 
-def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
+def from_windows(x: Tensor, like: Tensor, window: int | tuple[int, int] | None) -> Tensor:
     """Put windows back in place and leave out what was padded, the inverse of :func:`to_windows`.
 
     Args:
@@ -80,7 +81,7 @@ def from_windows(x: Tensor, like: Tensor, window: int | None) -> Tensor:
         grid = (h // a, w // b)
         return from_units(unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1])), grid)  # of [B, n, a, b, C]
     cut = cut_grid((h, w), (a, b), x.device)
-    x = x.reshape(batch, cut.windows * (a * b), -1).index_select(1, cut.back)  # [B, h w, C]
+    x = x.flatten().reshape(batch, cut.windows * (a * b), x.shape[-1]).index_select(1, cut.back)  # [B, h w, C]
     return unflatten(x, 1, (h, w))
 
 
@@ -113,14 +114,15 @@ def shift_mask(x: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Te
     has brought side by side do not see each other.
 
     Args:
-        x: [B, h, w, C], shifted; windows divide the grid.
+        x: [B, h, w, C], shifted; the grid is padded where windows do not divide it.
         window: rows and columns of a window.
         shift: tokens by which rows and columns were shifted.
 
     Returns:
         [n, T, T], 0 or -100, of the dtype of ``x``.
     """
-    rows, columns = (_parts(side, a, s, x.device) for side, a, s in zip(x.shape[1:3], window, shift, strict=True))
+    sides = (up_to(side, a) for side, a in zip(x.shape[1:3], window, strict=True))
+    rows, columns = (_parts(side, a, s, x.device) for side, a, s in zip(sides, window, shift, strict=True))
     parts = to_units((rows[:, None] * 3 + columns)[None, ..., None], window)[0].flatten(1)  # [n, T]
     return torch.where(parts[:, :, None] == parts[:, None], 0.0, -100.0).to(x.dtype)
 
@@ -131,6 +133,8 @@ def _parts(side: int, window: int, shift: int, device: torch.device) -> Tensor:
     return (place >= side - window).long() + (place >= side - shift) if shift else place * 0
 
 
-def _cells(h: int, w: int, window: int) -> tuple[int, int]:
+def _cells(h: int, w: int, window: int | tuple[int, int]) -> tuple[int, int]:
     """Rows and columns of a window. Of a grid that a graph leaves open it may be the larger: what it pads is masked."""
+    if isinstance(window, tuple):
+        return window
     return h if surely(h <= window) else window, w if surely(w <= window) else window

@@ -1,9 +1,9 @@
 """Swin that can look at visible patches alone: timm's SwinTransformer with the protocol added (GreenMIM, arXiv
 2205.13515).
 
-Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the
-last stage, so at every stage it is hidden or shown as a whole; patch embedding and merging stay inside units, window
-attention runs in groups (layers/groups.py), and there are no absolute positions.
+Unmasked it is timm's model: same parameters, same names, same numbers to the last bit. Masked, a unit of 32 x 32 pixels
+is a cell of the last stage, so at every stage it is hidden or shown as a whole; patch embedding and merging stay inside
+units, window attention runs in groups (layers/groups.py), and there are no absolute positions.
 
 Where windows do not divide a stage's grid, timm pads it with zeros that are attended to. The masked pass has no such
 padding: hidden tokens and those beyond the edge are equally absent.
@@ -22,19 +22,23 @@ import torch
 import torch.fx
 from timm.layers import to_2tuple
 from timm.models import checkpoint
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer import PatchMerging, SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..geometry import up_to
 from ..layers.group_attention import Band, group_attention, pair_rows
 from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
 from ..layers.padding import check_images
 from ..layers.scripting import Scriptable
 from ..layers.sparse import patch_conv, unit_grid, visible_pixels
-from ..layers.windows import shift_mask
+from ..layers.tokens import tokenwise
+from ..layers.windows import from_windows, shift_mask, to_windows
 from ..masking import check_keep
 from ..protocol import MaskLayout, Stage, Visible
 
-for _leaf in ("check_images", "shift_mask"):  # their branches depend on shapes
+# What these do depends on shapes.
+for _leaf in ("check_images", "shift_mask", "to_windows", "from_windows", "tokenwise"):
     torch.fx.wrap(_leaf)
 
 
@@ -62,6 +66,15 @@ class GreenSwinBlock(SwinTransformerBlock):
         x = x + self.drop_path1(attn.proj_drop(attn.proj(attended)))
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
+    def _attn(self, x: Tensor) -> Tensor:
+        """timm's attention inside windows, [B, h, w, C] -> the same, in arithmetic that exporters take with sides left
+        open.
+        """
+        x = torch.roll(x, (-self.shift_size[0], -self.shift_size[1]), (1, 2)) if any(self.shift_size) else x
+        mask = self.get_attn_mask(x) if self.dynamic_mask else self.attn_mask
+        x = from_windows(self.attn(to_windows(x, self.window_size), mask=mask), x, self.window_size)
+        return torch.roll(x, self.shift_size, (1, 2)) if any(self.shift_size) else x
+
     def get_attn_mask(
         self, x: Tensor | None = None, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> Tensor | None:
@@ -70,6 +83,18 @@ class GreenSwinBlock(SwinTransformerBlock):
             timms: Tensor | None = super().get_attn_mask(x, device, dtype)
             return timms
         return shift_mask(x, self.window_size, self.shift_size)
+
+
+class Merging(PatchMerging):
+    """timm's, in arithmetic that exporters take with sides left open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, h, w, C] -> [B, h / 2, w / 2, C'], sides rounded up."""
+        h, w = x.shape[1], x.shape[2]
+        rows, columns = up_to(h, 2), up_to(w, 2)
+        x = F.pad(x, (0, 0, 0, columns - w, 0, rows - h))
+        x = x.reshape(x.shape[0], rows // 2, 2, columns // 2, 2, x.shape[3]).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        return tokenwise(self.reduction, self.norm(x))
 
 
 class Checked(Scriptable):
@@ -114,6 +139,9 @@ class GreenSwin(Checked, SwinTransformer):
         _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
         for block in self.called_blocks:
             block.__class__ = GreenSwinBlock  # timm's Swin takes no class of blocks
+        for layer in self.layers:
+            if isinstance(layer.downsample, PatchMerging):
+                layer.downsample.__class__ = Merging
         self.plan_method = check_encoder_method(plan_method, (block.attn for block in self.called_blocks))
         self.resample_windows = resample_windows
         self.multiples = tuple(self.patch_embed.patch_size)

@@ -1,10 +1,10 @@
 """Twins-SVT that can look at visible patches alone: timm's Twins with the protocol added (GreenMIM, arXiv 2205.13515).
 
-Unmasked it is timm's model: same code, same parameters, same names. Masked, a unit of 32 x 32 pixels is a cell of the
-last stage. Patch embeddings stay inside units, window attention runs in groups (layers/groups.py), the keys of global
-attention summarise one unit each, and the position block sees hidden neighbours as zeros (layers/sparse.py). The
-position block keeps its residual, x + conv(x), as in Twins; the authors' masked pre-training has none, which the centre
-tap of a converted kernel makes up for.
+Unmasked it is timm's model: same parameters, same names, same numbers but for rounding. Masked, a unit of 32 x 32
+pixels is a cell of the last stage. Patch embeddings stay inside units, window attention runs in groups
+(layers/groups.py), the keys of global attention summarise one unit each, and the position block sees hidden neighbours
+as zeros (layers/sparse.py). The position block keeps its residual, x + conv(x), as in Twins; the authors' masked
+pre-training has none, which the centre tap of a converted kernel makes up for.
 
 Letters: B images; H, W pixels; K visible units; t tokens along a side of one; N = K t t visible tokens; C channels of a
 stage; n heads, d channels of one.
@@ -17,18 +17,24 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 from timm.models import checkpoint
-from timm.models.twins import Block, LocallyGroupedAttn, Twins
+from timm.models.twins import Block, LocallyGroupedAttn, PatchEmbed, Twins
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry import unflatten
 from ..layers.group_attention import Band, group_attention, pair_mask
 from ..layers.groups import Geometry, Plan, Plans, check_encoder_method, make_plans, plan_ahead, ready_plans
 from ..layers.padding import check_images
 from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible_pixels
+from ..layers.windows import from_windows, to_windows
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
 from .green_swin import Checked, set_norm_eps, unit_layout
+
+for _leaf in ("unflatten", "to_windows", "from_windows"):  # what they do depends on shapes
+    torch.fx.wrap(_leaf)
 
 
 class GreenTwinsBlock(Block):
@@ -61,6 +67,35 @@ class GreenTwinsBlock(Block):
         return x + self.drop_path2(self.mlp(self.norm2(x)))
 
 
+class LocalAttention(LocallyGroupedAttn):
+    """timm's attention inside windows, in arithmetic that compilers and exporters take with sides left open, and with
+    four axes, which fused kernels want.
+    """
+
+    def forward(self, x: Tensor, size: Any) -> Tensor:
+        """[B, h w, C] -> the same.
+
+        Args:
+            size: (h, w). What windows do not divide is padded with zeros, which are attended to.
+        """
+        grid = unflatten(x, 1, size)
+        windows = to_windows(grid, (self.ws, self.ws))  # [B n, T, C]
+        dropout = self.attn_drop.p if self.training else 0.0
+        q, k, v = _heads(self.qkv(windows), 3, self.num_heads)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2).flatten(2)
+        out = from_windows(out, grid, (self.ws, self.ws)).flatten(1, 2)
+        return self.proj_drop(self.proj(out))
+
+
+class Embedding(PatchEmbed):
+    """timm's patch embedding, which takes its grid from the convolution, so that no side has to be shown equal."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """[B, C, H, W] -> tokens [B, h w, C], and (h, w)."""
+        x = self.proj(x)
+        return self.norm(x.flatten(2).transpose(1, 2)), (x.shape[2], x.shape[3])
+
+
 class GreenTwins(Checked, Twins):
     """timm's Twins (the variants with local and global attention in turns), maskable.
 
@@ -86,17 +121,19 @@ class GreenTwins(Checked, Twins):
         if wss is None or min(wss) < 2:
             raise ValueError(f"wss={wss} must name the windows of each stage, of at least 2 tokens")
         super().__init__(block_cls=GreenTwinsBlock, **kwargs)
+        for embed in self.patch_embeds:
+            embed.__class__ = Embedding  # timm's Twins takes classes of blocks alone
+        for block in self.called_blocks:
+            if isinstance(block.attn, LocallyGroupedAttn):
+                block.attn.__class__ = LocalAttention
         local = (block.attn for block in self.called_blocks if isinstance(block.attn, LocallyGroupedAttn))
         self.plan_method = check_encoder_method(plan_method, local)
         for level, (info, blocks) in enumerate(zip(self.feature_info, self.blocks, strict=True)):
             info["module"] = f"blocks.{level}.{len(blocks) - 1}"
-        embed: Any = self.patch_embed
-        embed.grid_size = (embed.H, embed.W)
-        if max(wss) > min(embed.grid_size):
-            raise ValueError(f"wss={tuple(wss)}: a window is larger than the grid of {embed.H} x {embed.W} tokens")
-        # timm's code pads where windows do not divide a grid: what is traced should do so at every level
-        fits = (h for h in range(37, 1000) if all((h >> level) % window for level, window in enumerate(wss)))
-        self.example_size = (4 * next(fits, 37), 220)
+        first = self.patch_embed
+        first.grid_size = (first.H, first.W)
+        if max(wss) > min(first.grid_size):
+            raise ValueError(f"wss={tuple(wss)}: a window is larger than the grid of {first.H} x {first.W} tokens")
         set_norm_eps(self, norm_eps)
 
     @property
@@ -192,9 +229,14 @@ def _global(attn: Any, x: Tensor, size: tuple[int, ...]) -> Tensor:
     """Attention of all visible tokens to one summary of each visible unit: [B, N, C] -> the same; ``size`` is (K, t,
     t).
     """
-    q = attn.q(x).unflatten(2, (attn.num_heads, -1)).transpose(1, 2)  # [B, n, N, d]
+    (q,) = _heads(attn.q(x), 1, attn.num_heads)  # [B, n, N, d]
     if attn.sr is not None:
         x = attn.norm(patch_conv(x.unflatten(1, size), attn.sr)).flatten(1, 3)  # [B, K, C]
-    k, v = attn.kv(x).unflatten(2, (2, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # [B, n, K, d]
+    k, v = _heads(attn.kv(x), 2, attn.num_heads)  # [B, n, K, d]
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0)
     return attn.proj_drop(attn.proj(out.transpose(1, 2).flatten(2)))
+
+
+def _heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """[B, N, parts n d] -> as many of [B, n, N, d]."""
+    return unflatten(x, 2, (parts, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 KNOWN: dict[tuple[str, str], str] = {
-    (r"torch\.compile", "green_twins_.*"): "timm's Twins: not done within minutes, its code branches on sizes.",
-    (
-        r"torch\.export, any batch, height",
-        "green_.*",
-    ): "Not done in time, or sides are fixed in the file: see leaving Python below.",
-    (r"torch\.fx", "green_twins_.*"): "timm's Twins branches on sizes.",
     (
         "anomalib: layers as numbers",
         "hivit_.*",
