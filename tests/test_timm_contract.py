@@ -65,7 +65,6 @@ OTHERWISE = {
     r"setting_the_input_size|weights_of_another_size": "Swin's windows grow with the size; Twins has none to be set",
     r"strict_sizes": "Swin asserts, Twins takes any size",
     r"feature_modules_can_be_traced": "a norm stands behind the last of them",
-    r"linear_layer": "Swin merges patches in a map",
     r"what_plain_vits_are_asked_for": "there are neither prefix tokens nor one width",
 }
 
