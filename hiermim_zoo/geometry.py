@@ -31,6 +31,11 @@ def surely(*conditions: Any) -> bool:
     return all(conditions)
 
 
+def may_vary(*sides: Any) -> bool:
+    """Whether a graph is being made, in which these sides may be open; else they are plain numbers."""
+    return torch.compiler.is_compiling() or any(isinstance(side, Tensor) for side in sides)
+
+
 def up_to(side: int, multiple: int) -> int:
     """The multiple that is not below a side; exporters can tell what divides it."""
     return (side + multiple - 1) // multiple * multiple

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, split_index, surely, to_units, unflatten, up_to
+from ..geometry import from_units, may_vary, split_index, surely, to_units, unflatten, up_to
 
 
 class Cut(NamedTuple):
@@ -55,11 +55,13 @@ def to_windows(x: Tensor, window: int | tuple[int, int] | None) -> Tensor:
         return x.flatten(1, 2)
     batch, h, w, _ = x.shape
     a, b = _cells(h, w, window)
-    if surely(h % a == 0, w % b == 0):
-        return to_units(x, (a, b)).flatten(0, 1).flatten(1, 2)
-    cut = cut_grid((h, w), (a, b), x.device)
-    x = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, cut.slots)  # [B, n T, C]
-    return x.flatten().reshape(batch * cut.windows, a * b, x.shape[-1])  # in two steps, see from_units
+    if not surely(h % a == 0, w % b == 0):
+        if may_vary(h, w):
+            cut = cut_grid((h, w), (a, b), x.device)
+            x = F.pad(x.flatten(1, 2), (0, 0, 0, 1)).index_select(1, cut.slots)  # [B, n T, C]
+            return x.flatten().reshape(batch * cut.windows, a * b, x.shape[-1])  # in two steps, see from_units
+        x = F.pad(x, (0, 0, 0, up_to(w, b) - w, 0, up_to(h, a) - h))
+    return to_units(x, (a, b)).flatten(0, 1).flatten(1, 2)
 
 
 def from_windows(x: Tensor, like: Tensor, window: int | tuple[int, int] | None) -> Tensor:
@@ -77,12 +79,14 @@ def from_windows(x: Tensor, like: Tensor, window: int | tuple[int, int] | None) 
     if window is None:
         return unflatten(x, 1, (h, w))
     a, b = _cells(h, w, window)
-    if surely(h % a == 0, w % b == 0):
-        grid = (h // a, w // b)
-        return from_units(unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1])), grid)  # of [B, n, a, b, C]
-    cut = cut_grid((h, w), (a, b), x.device)
-    x = x.flatten().reshape(batch, cut.windows * (a * b), x.shape[-1]).index_select(1, cut.back)  # [B, h w, C]
-    return unflatten(x, 1, (h, w))
+    divides = surely(h % a == 0, w % b == 0)
+    if not divides and may_vary(h, w):
+        cut = cut_grid((h, w), (a, b), x.device)
+        x = x.flatten().reshape(batch, cut.windows * (a * b), x.shape[-1]).index_select(1, cut.back)  # [B, h w, C]
+        return unflatten(x, 1, (h, w))
+    grid = (up_to(h, a) // a, up_to(w, b) // b)
+    x = from_units(unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1])), grid)  # of [B, n, a, b, C]
+    return x if divides else x[:, :h, :w]
 
 
 def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None:
@@ -104,8 +108,8 @@ def window_mask(x: Tensor, window: int | None, prefix: int = 0) -> Tensor | None
     a, b = _cells(h, w, window)
     if surely(h % a == 0, w % b == 0):
         return None
-    cut = cut_grid((h, w), (a, b), x.device)
-    real = F.pad((cut.slots < h * w).reshape(cut.windows, a * b), (prefix, 0), value=True)  # [n, prefix + T]
+    real = to_windows(x.new_ones(1, h, w, 1), window)[..., 0] > 0  # [n, T]
+    real = F.pad(real, (prefix, 0), value=True)
     return real[:, None, None].repeat(batch, 1, 1, 1)
 
 
