@@ -1,6 +1,6 @@
 """Where models look: images beside Grad-CAM heat maps (arXiv 1610.02391) of several models, in one file.
 
-    python examples/cam.py examples/images/*/0003.jpg
+    python examples/cam.py examples/pictures/*/0003.jpg
     python examples/cam.py IMAGES... --model MODEL MODEL -o cam.png
 
 Heat is what speaks for the class that the model finds. hiermim_zoo.cam.ForCam shows hooks a map in place of tokens, so
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import timm
 import torch
 from PIL import Image, ImageDraw
 from timm.data import create_transform, resolve_model_data_config
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
 from hiermim_zoo.cam import ForCam
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.models.build import make_model
 
 SIDE, GAP, LINE = 160, 8, 22  # pixels of a tile, between tiles, of a line of words
 MODELS = ["hivit_atto", "hpvit_atto", "hiera_atto", "green_swin_atto"]
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tiles = [image.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for image in images]
     columns = [("image", tiles, [""] * len(tiles))]
     for name in args.model:
-        model = timm.create_model(name, pretrained=True).eval()
+        model = make_model(name, pretrained=True).eval()
         transform = create_transform(**resolve_model_data_config(model))
         heat, classes = heat_of(ForCam(model), torch.stack([transform(image) for image in images]))
         labels = model.pretrained_cfg.get("label_names") or [f"class {i}" for i in range(model.num_classes)]

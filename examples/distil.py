@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 from torch import Tensor, nn
@@ -28,6 +27,8 @@ import hiermim_zoo  # noqa: F401  (registers the models with timm)
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.geometry import to_units
 from hiermim_zoo.masking import random_keep
+from hiermim_zoo.models.build import make_model
+from hiermim_zoo.protocol import MaskableEncoder
 from hiermim_zoo.teacher import last_map, on_grid
 
 
@@ -73,11 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
 
-    teacher: Any = timm.create_model(args.teacher, pretrained=True, num_classes=0)
+    teacher: Any = make_model(args.teacher, pretrained=True, num_classes=0)
     teacher.eval().requires_grad_(False)
     if hasattr(teacher, "set_input_size"):
         teacher.set_input_size((args.size, args.size))
-    student: Any = timm.create_model(args.student, num_classes=0, img_size=args.size)
+    student: Any = make_model(args.student, num_classes=0, img_size=args.size)
+    if not isinstance(student, MaskableEncoder):
+        raise ValueError(f"--student {args.student} cannot be masked; hiera_atto would work")
     layout = student.mask_layout
     units = layout.units[0] * layout.units[1]
     images, labels = read(args.folder, resolve_model_data_config(teacher), args.size)

@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -22,6 +21,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 import hiermim_zoo  # noqa: F401  (registers the models with timm)
 from hiermim_zoo.commands.options import run_command
+from hiermim_zoo.models.build import make_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    model: Any = timm.create_model(args.model, pretrained=True, num_classes=0).eval()
+    model: Any = make_model(args.model, pretrained=True, num_classes=0).eval()
     transform = create_transform(**resolve_model_data_config(model))
     images = torch.stack([transform(Image.open(name).convert("RGB")) for name in args.images])  # [B, 3, H, W]
 

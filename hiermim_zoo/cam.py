@@ -34,7 +34,7 @@ class ForCam(nn.Module):
 
     Raises:
         ValueError: a model of feature maps, without classifier, or whose classifier reads a class token, which the
-            maps do not reach.
+            maps do not reach; in the forward pass, features that are no tensor.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,6 +51,8 @@ class ForCam(nn.Module):
         """[B, channels, H, W] -> logits [B, num_classes]."""
         model: Any = self.model
         x: Tensor = model.forward_features(images)
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{type(model).__name__} hands {type(x).__name__} to its classifier, which is no map")
         if x.ndim == 4:  # a map already, of most of timm's models with the channels behind
             if getattr(model, "output_fmt", "NCHW") == "NHWC":
                 x = self.maps(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

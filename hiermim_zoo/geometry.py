@@ -36,15 +36,32 @@ def may_vary(*sides: Any) -> bool:
     return torch.compiler.is_compiling() or any(isinstance(side, Tensor) for side in sides)
 
 
+def covering(side: int, unit: int) -> int:
+    """Units that cover a side: rounded up, also in graphs, where a negative number may be divided towards zero."""
+    return (side + unit - 1) // unit
+
+
 def up_to(side: int, multiple: int) -> int:
     """The multiple that is not below a side; exporters can tell what divides it."""
-    return (side + multiple - 1) // multiple * multiple
+    return covering(side, multiple) * multiple
 
 
 def split_index(index: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Rows and columns of raster indices (torch's exporter to ONNX knows no remainder by a width that is open)."""
     row = index // width
     return row, index - row * width
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[B, ..., C] -> [B, C, ...], a view; axes are counted from 0, for exporters may not know how many there are."""
+    return x.permute(0, x.ndim - 1, *range(1, x.ndim - 1))
+
+
+def cropped(x: Tensor, axis: int, length: int) -> Tensor:
+    """The first cells along an axis, by indices where a graph cannot tell that there are as many."""
+    if surely(length <= x.shape[axis]):
+        return x.narrow(axis, 0, length)
+    return x.index_select(axis, torch.arange(length, device=x.device))
 
 
 def unflatten(x: Tensor, axis: int, sizes: Sequence[int]) -> Tensor:

@@ -16,7 +16,7 @@ from .text import counted
 
 def on_host(keep: Tensor) -> bool:
     """Whether the values of a mask may be looked at: not where the host would wait for a device, nor inside a graph."""
-    return keep.device.type == "cpu" and not torch.compiler.is_compiling()
+    return keep.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def check_keep(keep: Tensor, batch: int, units: int) -> None:
@@ -93,7 +93,8 @@ def hide_units(images: Tensor, keep: Tensor, unit: Sequence[int]) -> Tensor:
         Like the images.
     """
     grid = [side // u for side, u in zip(images.shape[2:], unit, strict=True)]
-    shown = torch.zeros(keep.shape[0], math.prod(grid), dtype=torch.bool, device=keep.device).scatter(1, keep, True)
+    hidden = torch.zeros(keep.shape[0], math.prod(grid), dtype=torch.bool, device=keep.device)
+    shown = hidden.scatter(1, keep, torch.ones_like(keep, dtype=torch.bool))
     shown = shown.unflatten(1, (1, *grid))
     for axis, u in enumerate(unit):
         shown = shown.repeat_interleave(u, dim=2 + axis)

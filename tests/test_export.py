@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,24 @@ def test_traced_models_take_any_size(kwargs: dict[str, Any]) -> None:
         x = torch.randn(shape)
         torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(traced(x), model(x.flip(3)), rtol=1e-4, atol=1e-5), "negative control"
+
+
+@pytest.mark.parametrize("kwargs", [HIVIT, HPVIT, HIERA, SAM2], ids=lambda kwargs: str(kwargs["model_name"]))
+@torch.inference_mode()
+def test_maps_of_a_traced_file_cover_sides_that_nothing_divides(kwargs: dict[str, Any], tmp_path: Path) -> None:
+    """ONNX divides towards zero, and knows no axes counted from behind."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model = timm.create_model(exportable=True, features_only=True, **kwargs).eval()
+    args: dict[str, Any] = {"dynamo": False, "input_names": ["x"]}
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (torch.randn(2, 3, 129, 130),), tmp_path / "m.onnx", dynamic_axes=axes, **args)
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    for shape in ((1, 3, 100, 228), (2, 3, 129, 99)):
+        x = torch.randn(shape)
+        for found, expected in zip(session.run(None, {"x": x.numpy()}), model(x), strict=True):
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 TWINS: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import pickle
 from pathlib import Path
@@ -76,6 +77,54 @@ def test_unmasked_it_is_timms_model(kind: str) -> None:
     maps = timm.create_model(TOYS[kind][0], features_only=True, **TOYS[kind][1])
     assert maps.feature_info.reduction() == [4, 8, 16, 32]
     assert [tuple(m.shape[2:]) for m in maps(images)] == [(32, 32), (16, 16), (8, 8), (4, 4)]
+
+
+class Adapter(nn.Module):
+    """What fine-tuning libraries put in the place of a convolution."""
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        self.conv, self.more = conv, copy.deepcopy(conv)
+        self.more.weight = nn.Parameter(conv.weight.detach().roll(1, 0))
+        for name in ("kernel_size", "stride", "padding", "dilation", "groups", "weight", "bias"):
+            setattr(self, name, getattr(conv, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.more(x)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@torch.inference_mode()
+def test_the_masked_pass_calls_what_stands_in_the_place_of_a_convolution(kind: str) -> None:
+    model, x = toy(kind), torch.randn(2, 3, 128, 128)
+    keep = torch.arange(16).repeat(2, 1)
+    plain = model.forward_visible(x, keep).stages[-1].flatten(1, -2)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    called = []
+    for name in names:
+        parent = model.get_submodule(name.rpartition(".")[0])
+        setattr(parent, name.rpartition(".")[2], Adapter(model.get_submodule(name)))
+        model.get_submodule(name).register_forward_hook(lambda module, args, out: called.append(module))
+    found = model.forward_visible(x, keep).stages[-1].flatten(1, -2)
+    assert len(called) == len(names)
+    torch.testing.assert_close(found, model.forward_features(x).flatten(1, -2), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, plain, rtol=1e-4, atol=1e-2), "negative control"
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@torch.inference_mode()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_a_traced_masked_pass_takes_other_masks(kind: str) -> None:
+    model, x = toy(kind).requires_grad_(False), torch.randn(2, 3, 128, 128)
+
+    def encode(images: Tensor, keep: Tensor) -> Tensor:
+        found: Tensor = model.forward_visible(images, keep).stages[-1]
+        return found
+
+    keep, other = random_keep(2, 16, 5), random_keep(2, 16, 5)
+    traced = torch.jit.trace(encode, (x, keep), check_trace=False)
+    torch.testing.assert_close(traced(x, other), encode(x, other), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(traced(x, keep), encode(x, other), rtol=1e-2, atol=1e-2), "negative control"
 
 
 @pytest.mark.parametrize("shift", [(3, 3), (0, 2), (1, 0), (2, 1)])

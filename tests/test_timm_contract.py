@@ -91,6 +91,31 @@ def test_features_only_gives_four_nchw_maps(name: str, make: Callable[..., nn.Mo
     assert all(m.is_contiguous() for m in maps)
 
 
+@pytest.mark.parametrize("level", [0, 1, -1])
+@torch.inference_mode()
+def test_pruned_models_end_with_their_last_level(name: str, make: Callable[..., nn.Module], level: int) -> None:
+    model, x = copy.deepcopy(make(name, num_classes=5)), image()
+    whole = model.forward_intermediates(x, intermediates_only=True)
+    (last,) = model.prune_intermediate_layers([level], prune_head=False)
+    left = model.forward_intermediates(x, intermediates_only=True)
+    assert len(left) == last + 1
+    for found, expected in zip(left, whole, strict=False):
+        torch.testing.assert_close(found, expected)
+    assert model(x).shape[-1] == (5 if isinstance(model.get_classifier(), nn.Linear) else model.num_features)
+
+
+def test_layer_decay_reaches_into_feature_maps(name: str, make: Callable[..., nn.Module]) -> None:
+    maps = make(name, features_only=True)
+    whole = {f"model.{n}": p for n, p in maps.model.named_parameters()}
+    assert whole.keys() == dict(maps.named_parameters()).keys()
+    groups = [
+        {id(p): (g["lr_scale"], g["weight_decay"]) for g in param_groups_layer_decay(m, 0.05) for p in g["params"]}
+        for m in (maps, maps.model)
+    ]
+    assert groups[0] == groups[1]
+    assert len({scale for scale, _ in groups[0].values()}) > 4
+
+
 @pytest.mark.parametrize("name", hiermim_zoo.list_models())
 def test_every_size_can_be_built_without_memory(name: str) -> None:
     with without_memory():

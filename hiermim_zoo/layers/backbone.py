@@ -28,6 +28,7 @@ class Backbone(Scriptable, nn.Module):
     feature_info: list[dict[str, Any]]
     min_side = MIN_SIDE
     masked_levels = 0  # levels that there are of visible units alone
+    pruned_to: int | None = None  # levels that are left; None: all
 
     def set_arguments(
         self, img_size: tuple[int, int], in_chans: int, num_classes: int, global_pool: str, embed_dim: int, fixed: bool
@@ -77,11 +78,19 @@ class Backbone(Scriptable, nn.Module):
         self._traits = {**getattr(self, "_traits", {}), "img_size": size}  # what timm writes into config.json
         return old
 
-    def prune_ends(self, prune_norm: bool, prune_head: bool) -> None:
-        if prune_norm:
+    @property
+    def levels(self) -> int:
+        """Levels that there are."""
+        return len(self.feature_info) if self.pruned_to is None else self.pruned_to
+
+    def prune_ends(self, deepest: int, prune_norm: bool, prune_head: bool) -> None:
+        """Forget what is behind a level: also norm and classifier, if these are of another width."""
+        self.pruned_to, width = deepest + 1, self.feature_info[deepest]["num_chs"]
+        if prune_norm or width != self.embed_dim:
             self.fc_norm = nn.Identity()
-        if prune_head:
+        if prune_head or width != self.embed_dim:
             self.reset_classifier(0, "")
+        self.num_features = self.head_hidden_size = width
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens [B, N, C]; the family's."""
@@ -146,10 +155,10 @@ class Backbone(Scriptable, nn.Module):
         )
         if keep is not None and not self.masked_levels:
             raise ValueError(f"keep is not supported: {instead}")
-        count = len(self.feature_info) if keep is None else self.masked_levels
+        count = self.levels if keep is None else min(self.levels, self.masked_levels)
         take, deepest = take_levels(indices, count, output_fmt, attn_mask, instead)
         run = deepest + 1 if stop_early or intermediates_only else count
-        features, maps = self.level_maps(x, sorted(take), run, norm, keep)
+        features, maps = self.level_maps(x, sorted(set(take)), run, norm, keep)
         maps = [in_format(m, output_fmt, self.axes) for m in maps]
         if keep is not None and output_fmt == "NLC":
             maps = [m.flatten(1, 2) for m in maps]  # [B, K, S, c] -> [B, K S, c]

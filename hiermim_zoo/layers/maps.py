@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..geometry import from_units
+from ..geometry import channels_first, covering, cropped, from_units
 
 FORMATS = ("NCHW", "NHWC", "NLC")
 
@@ -32,13 +32,13 @@ def maps_of_units(levels: Sequence[Tensor], size: Sequence[int], unit: Sequence[
     Returns:
         [B, c, ceil(size_1 / r_1), ..., ceil(size_D / r_D)] for each level, what was padded cropped away.
     """
-    grid = tuple(-(-side // u) for side, u in zip(size, unit, strict=True))
+    grid = tuple(covering(side, u) for side, u in zip(size, unit, strict=True))
     maps = []
     for x in levels:
         cells = x.shape[2:-1]
-        x = from_units(x, grid).movedim(-1, 1)
+        x = channels_first(from_units(x, grid))
         for axis, (side, u, s) in enumerate(zip(size, unit, cells, strict=True)):
-            x = x.narrow(2 + axis, 0, -(-side // (u // s)))
+            x = cropped(x, 2 + axis, covering(side, u // s))
         maps.append(x)
     return maps
 
@@ -49,5 +49,6 @@ def in_format(x: Tensor, output_fmt: str, axes: int = 2) -> Tensor:
     """
     if output_fmt == "NCHW":
         return x.contiguous()
-    x = x.movedim(-1 - axes, -1)
+    c = x.ndim - 1 - axes
+    x = x.permute(*range(c), *range(c + 1, x.ndim), c)
     return x.flatten(-1 - axes, -2) if output_fmt == "NLC" else x.contiguous()

@@ -22,8 +22,11 @@ def check_images(images: Tensor, chans: int, axes: int = 2) -> Tensor:
         ValueError: other axes, other channels, whole numbers, no image at all.
     """
     what, sides = ("images", "H, W") if axes == 2 else ("clips", "T, H, W")
+    if not isinstance(images, Tensor):
+        raise ValueError(f"expected {what} [B, C, {sides}] as a tensor, got {type(images).__name__}")
     if images.ndim != 2 + axes:
-        one = "; images[None] is a batch of one" if images.ndim == 1 + axes else ""
+        single = images.ndim == 1 + axes and images.shape[0] == chans
+        one = "; images[None] is a batch of one" if single else ""
         raise ValueError(f"expected {what} [B, C, {sides}], got shape {list(images.shape)}{one}")
     if images.shape[1] != chans:
         raise ValueError(f"expected {what} of {counted(chans, 'channels')}, got shape {list(images.shape)}")

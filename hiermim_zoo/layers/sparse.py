@@ -64,8 +64,16 @@ def patch_conv(x: Tensor, conv: nn.Conv2d) -> Tensor:
     k, t = conv.kernel_size[0], x.shape[2]
     if conv.kernel_size != (k, k) or conv.stride != (k, k) or conv.padding != (0, 0) or conv.groups != 1 or t % k:
         raise ValueError(f"{conv} is no convolution of whole patches of units of {t} x {t}")
+    if not is_plain(conv):
+        return conv(x.flatten(0, 1).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
     x = x.unflatten(3, (t // k, k)).unflatten(2, (t // k, k)).transpose(3, 4)  # [B, K, t / k, t / k, k, k, C]
     return F.linear(x.flatten(4), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+
+
+def is_plain(conv: nn.Module) -> bool:
+    """Whether a convolution is its weights alone: no adapter in its place, no hook that wants to see its call."""
+    hooks = (conv._forward_hooks, conv._forward_pre_hooks, conv._backward_hooks, conv._backward_pre_hooks)
+    return type(conv) is nn.Conv2d and not any(hooks)
 
 
 def make_halo(keep: Tensor, units: tuple[int, int], tokens: int, reach: int = 1) -> Halo:
@@ -107,7 +115,7 @@ def halo_conv(x: Tensor, conv: nn.Conv2d, halo: Halo) -> Tensor:
         [B, N / s s, D], unit after unit.
 
     Raises:
-        ValueError: a convolution of another kind.
+        ValueError: a convolution of another kind, or one of a stride that has adapters or hooks.
     """
     k, s = 2 * halo.reach + 1, conv.stride[0]
     padded = conv.padding == (halo.reach, halo.reach) and conv.dilation == (1, 1)
@@ -116,5 +124,11 @@ def halo_conv(x: Tensor, conv: nn.Conv2d, halo: Halo) -> Tensor:
     side = halo.tokens + 2 * halo.reach
     tiles = F.pad(x, (0, 0, 0, 1)).flatten(0, 1).index_select(0, halo.source)  # [B K (t + 2 r)^2, C]
     tiles = tiles.unflatten(0, (-1, side, side)).permute(0, 3, 1, 2)  # [B K, C, t + 2 r, t + 2 r]
-    out = F.conv2d(tiles, conv.weight, conv.bias, s, groups=conv.groups)  # [B K, D, t / s, t / s]
+    if is_plain(conv):
+        out = F.conv2d(tiles, conv.weight, conv.bias, s, groups=conv.groups)  # [B K, D, t / s, t / s]
+    elif s == 1:
+        inside = slice(halo.reach, halo.reach + halo.tokens)
+        out = conv(tiles)[:, :, inside, inside]
+    else:
+        raise ValueError(f"{conv} with adapters or hooks does not fit units: its stride is not 1")
     return out.permute(0, 2, 3, 1).reshape(x.shape[0], -1, out.shape[1])

@@ -36,11 +36,27 @@ def default_cfgs_for(archs: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 class FeatureGetter(FeatureGetterNet):
-    """timm's feature wrapper, with gradient checkpointing handed on to the model inside."""
+    """timm's feature wrapper, which hands on to the model inside what optimisers and memory savers ask."""
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         model: Any = self.model
         model.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for layer-wise decay, by names of the wrapper's parameters."""
+        model: Any = self.model
+
+        def inside(rule: Any) -> Any:
+            if isinstance(rule, str):
+                return rule.replace("^", r"^model\.")
+            return [(inside(pattern), group) for pattern, group in rule]
+
+        return {name: inside(rule) for name, rule in model.group_matcher(coarse).items()}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay."""
+        model: Any = self.model
+        return {f"model.{name}" for name in model.no_weight_decay()} if hasattr(model, "no_weight_decay") else set()
 
 
 def timm_model(

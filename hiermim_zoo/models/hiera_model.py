@@ -246,9 +246,9 @@ class Hiera(Backbone):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the named levels do not need; returns their indices counted from the finest."""
-        take, deepest = feature_take_indices(len(self.feature_info), indices)
+        take, deepest = feature_take_indices(self.levels, indices)
         self.blocks = self.blocks[: self.stage_ends[deepest] + 1]
-        self.prune_ends(prune_norm, prune_head)
+        self.prune_ends(deepest, prune_norm, prune_head)
         return take
 
     # ---- the forward pass
@@ -323,9 +323,8 @@ class Hiera(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] or [B, C, T, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
-        last = len(self.stage_ends)
-        levels, grid = self._run(x, last)
-        return from_units(self._in_place(levels[-1], last - 1), grid).flatten(1, -2)
+        levels, grid = self._run(x, self.levels)
+        return from_units(self._in_place(levels[-1], self.levels - 1), grid).flatten(1, -2)
 
     def level_maps(
         self, x: Tensor, take: Sequence[int], count: int, norm: bool, keep: Tensor | None

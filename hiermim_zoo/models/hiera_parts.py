@@ -182,12 +182,17 @@ class PooledAttention(nn.Module):
         """[B, n, T, c] -> [B, n, t, c']; ``groups``: units that attend to each other, in place of one or all."""
         dropout = self.attn_drop if self.training else 0.0
         if groups is not None:
-            x = unit_attention(tokenwise(self.qkv, x), groups, self.num_heads, self.pool, self.qkv.bias, dropout)
+            x = unit_attention(tokenwise(self.qkv, x), groups, self.num_heads, self.pool, self._of_nothing(x), dropout)
             return self.proj_drop(tokenwise(self.proj, x))
         q, k, v = tokenwise(self.qkv, x).chunk(3, dim=-1)  # [B, n, T, c']
         q = max_pool(q, self.pool)  # [B, n, t, c']
         x = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), dropout_p=dropout)
         return self.proj_drop(tokenwise(self.proj, x.transpose(1, 2).reshape(q.shape)))
+
+    def _of_nothing(self, like: Tensor) -> Tensor:
+        """What the projection makes of zeros, [3 c']: its bias, which quantised layers give as a method."""
+        bias = self.qkv.bias
+        return bias if isinstance(bias, Tensor) else self.qkv(like.new_zeros(1, like.shape[-1]))[0]
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, n, T, c] -> [B n, h, T, c / h] or [B, h, n T, c / h], a view."""

@@ -26,8 +26,9 @@ from timm.layers import (
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..geometry import sincos_table, to_units, unflatten
+from ..geometry import sincos_table, to_units, unflatten, up_to
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.maps import maps_of_units
@@ -43,6 +44,16 @@ TABLE = "attn.relative_position_bias_table"
 # Their branches depend on shapes: leaves for torch.fx, so that feature extractors built on it can trace the model.
 for _leaf in ("unflatten", "pad_to_multiple", "relative_position_index", "resample_bias_table", "resample_positions"):
     torch.fx.wrap(_leaf)
+
+
+class Halve(nn.MaxPool2d):
+    """Max pooling that covers odd sides, too; in arithmetic that exporters take with sides left open."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, h, w] -> [B, C, ceil(h / 2), ceil(w / 2)]."""
+        h, w = x.shape[2], x.shape[3]
+        x = F.pad(x, (0, up_to(w, 2) - w, 0, up_to(h, 2) - h), value=float("-inf"))
+        return super().forward(x)
 
 
 class UnitEmbed(nn.Module):
@@ -215,7 +226,7 @@ class HiViT(Backbone):
         self.blocks.extend(AttentionBlock(*args, drop_path=rate, **dd) for rate in rates[sum(fine) :])
         self.stage_ends = (fine[0] - 1, self.first_attention - 2, len(self.blocks) - 1)
         self.taps = _taps(feature_taps, depths, self.stage_ends)
-        self.downsample = nn.MaxPool2d(2, ceil_mode=True)  # 1/16 -> 1/32
+        self.downsample = Halve(2)  # 1/16 -> 1/32
         self.add_head(drop_rate, **dd)
 
         dims = (embed_dim // 4, embed_dim // 2, embed_dim, embed_dim)
@@ -305,12 +316,12 @@ class HiViT(Backbone):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the named levels do not need; returns their indices counted from the finest."""
-        take, deepest = feature_take_indices(len(self.feature_info), indices)
+        take, deepest = feature_take_indices(self.levels, indices)
         last = self.taps[min(deepest, 2)]
         self.blocks = self.blocks[: last + 1]
         if last < self.first_attention:
             self.absolute_pos_embed = None
-        self.prune_ends(prune_norm, prune_head)
+        self.prune_ends(deepest, prune_norm, prune_head)
         return take
 
     # ---- the forward pass
@@ -360,6 +371,8 @@ class HiViT(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
+        if self.levels < 3:  # blocks in units of several tokens are the last
+            return self.level_maps(x, (self.levels - 1,), self.levels, norm=False, keep=None)[1][0].flatten(2).mT
         return self._run(x, self.stage_ends[2:])[0].flatten(1, 3)
 
     def level_maps(

@@ -32,7 +32,7 @@ from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..geometry import sincos_table, unflatten
+from ..geometry import covering, cropped, sincos_table, unflatten, up_to
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.padding import pad_to_multiple
@@ -285,10 +285,10 @@ class HPViT(Backbone):
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop what the named levels do not need; returns their indices counted from the finest."""
-        take, deepest = feature_take_indices(len(self.feature_info), indices)
+        take, deepest = feature_take_indices(self.levels, indices)
         self.blocks = self.blocks[: self.stage_ends[deepest] + 1]
         self.pools = self.pools[:deepest]
-        self.prune_ends(prune_norm, prune_head)
+        self.prune_ends(deepest, prune_norm, prune_head)
         return take
 
     # ---- the forward pass
@@ -317,7 +317,7 @@ class HPViT(Backbone):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> tokens of the last stage [B, N, C] in raster order, no norm applied."""
-        return self._run(x, len(self.depths))[-1].flatten(1, 2)
+        return self._run(x, self.levels)[-1].flatten(1, 2)
 
     def level_maps(
         self, x: Tensor, take: Sequence[int], count: int, norm: bool, keep: Tensor | None
@@ -329,7 +329,8 @@ class HPViT(Backbone):
     def _map(self, tokens: Tensor, images: Tensor, level: int, norm: bool) -> Tensor:
         """[B, h, w, C] -> [B, C, ceil(H / r), ceil(W / r)], what was padded cropped away."""
         r = self.patch_embed.patch_size[0] * 2**level
-        tokens = tokens[:, : -(-images.shape[-2] // r), : -(-images.shape[-1] // r)]
+        for axis in (1, 2):
+            tokens = cropped(tokens, axis, covering(images.shape[1 + axis], r))
         return (self.fc_norm(tokens) if norm else tokens).permute(0, 3, 1, 2)
 
 
@@ -340,7 +341,7 @@ def _pooling(pool: str, dim: int, **dd: Any) -> nn.Module:
 
 def grid_of(size: Sequence[int], multiple: int, stride: int) -> tuple[int, int]:
     """Tokens along both sides of an image that is padded to a multiple."""
-    height, width = (-(-side // multiple) * multiple // stride for side in size)
+    height, width = (up_to(side, multiple) // stride for side in size)
     return height, width
 
 

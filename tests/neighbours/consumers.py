@@ -207,6 +207,40 @@ def exported_onnx_open(name: str) -> None:
     onnx_agrees(name, dynamo=True, sides=True)
 
 
+class Levels(nn.Module):
+    """The four maps of a model in one tensor: each resampled to the first, as a detector's neck does it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.body = make(name, exportable=True, num_classes=0, features_only=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x)
+        if maps[0].shape[1] > maps[0].shape[3]:  # timm's Swin gives channels last
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        means = [m.mean(dim=1, keepdim=True) for m in maps]
+        return torch.cat([nn.functional.interpolate(m, size=means[0].shape[2:]) for m in means], dim=1)
+
+
+@consumer("torch.export of feature maps, any batch, height and width")
+def exported_maps(name: str) -> None:
+    model = Levels(name)
+    example = (images(2, 160, 192),)
+    agree(torch.export.export(model, example, dynamic_shapes=left_open(name, True)).module(), model, sides=True)
+
+
+@consumer("ONNX by tracing of feature maps, any batch, height and width", "onnx", "onnxruntime")
+def traced_maps(name: str) -> None:
+    import onnxruntime
+
+    model, file = Levels(name), io.BytesIO()
+    axes = {"x": {0: "batch", 2: "height", 3: "width"}}
+    example = (images(2, 160, 192),)
+    torch.onnx.export(model, example, file, dynamo=False, input_names=["x"], output_names=["y"], dynamic_axes=axes)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    agree(lambda x: session.run(None, {"x": x.numpy()})[0], model, sides=True)
+
+
 @consumer("OpenVINO, from torch.export", "openvino")
 def openvino(name: str) -> None:
     import openvino as ov
