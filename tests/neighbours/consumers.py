@@ -216,9 +216,8 @@ class Levels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.body(x)
-        if maps[0].shape[1] > maps[0].shape[3]:  # timm's Swin gives channels last
-            maps = [m.permute(0, 3, 1, 2) for m in maps]
-        means = [m.mean(dim=1, keepdim=True) for m in maps]
+        last = maps[0].shape[1] != self.body.feature_info.channels()[0]  # timm's Swin
+        means = [m.permute(0, 3, 1, 2).mean(dim=1, keepdim=True) if last else m.mean(dim=1, keepdim=True) for m in maps]
         return torch.cat([nn.functional.interpolate(m, size=means[0].shape[2:]) for m in means], dim=1)
 
 
