@@ -32,7 +32,7 @@ from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.models import hivit, weights
 from hiermim_zoo.models.saved import blank
 
-from .forks import Forks, forks
+from .forks import Forks, Stem
 from .servers import COMMIT, Server, serving
 
 CONTENT = bytes(range(256)) * 400
@@ -270,15 +270,19 @@ def hub_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def online(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("online"), HF_ENDPOINT=hub_server.url, HF_HOME=str(hub_cache)) as parent:
+def online(
+    hub_server: Server, hub_cache: Path, stem: Stem, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Forks]:
+    with stem.forks(tmp_path_factory.mktemp("online"), HF_ENDPOINT=hub_server.url, HF_HOME=str(hub_cache)) as parent:
         yield parent
 
 
 @pytest.fixture(scope="module")
-def offline(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def offline(
+    hub_server: Server, hub_cache: Path, stem: Stem, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Forks]:
     env = {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
-    with forks(tmp_path_factory.mktemp("offline"), **env) as parent:
+    with stem.forks(tmp_path_factory.mktemp("offline"), **env) as parent:
         yield parent
 
 

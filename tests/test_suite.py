@@ -64,7 +64,7 @@ def test_every_row_is_rehearsed(name: str, tmp_path: Path, monkeypatch: pytest.M
     without = tuple(row for row in suites.GPU if row not in again)
     assert len(suites.GPU) == len(without) + len(again)
     for suite, rows in (("cpu", tuple(new)), ("gpu", without)):
-        monkeypatch.setitem(suites.SUITES, suite, suites.SUITES[suite]._replace(rows=rows))
+        monkeypatch.setitem(suites.SUITES, suite, suites.SUITES[suite]._replace(rows=rows, threads=1))
     folder = benchmark.run(suite=name, rehearse=True, device="cpu", minutes=60, output=tmp_path / "new" / "out")
     content, text = results(folder)
     asked = rehearsed(suites.SUITES[name]).rows
