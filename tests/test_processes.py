@@ -11,7 +11,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
@@ -439,7 +438,7 @@ def test_processes_that_are_all_well_are_left_alone(three: Watched) -> None:
     leaving = [threading.Thread(target=one.leave) for one in three.all]
     for thread in leaving[:2]:
         thread.start()
-    leaving[0].join(3)
+    leaving[0].join(2)  # longer than the patience of all
     assert leaving[0].is_alive()
     leaving[2].start()
     for thread in leaving:
@@ -567,23 +566,18 @@ def test_readers_of_other_commands(forked: Forks, tmp_path: Path, module: str, n
 
 
 @pytest.mark.slow
-def test_two_torchruns_are_one_run(tmp_path: Path) -> None:
+def test_two_torchruns_are_one_run(forked: Forks, tmp_path: Path) -> None:
     """As on two machines that reach each other."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         meeting = f"127.0.0.1:{free.getsockname()[1]}"
     start = f"--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-endpoint {meeting} --local-addr 127.0.0.1"
     argv = [*SMALL, *LINEAR, "--steps", "2"]
     run = ["-m", "hiermim_zoo.pretrain", "digits", *argv, "-o", str(tmp_path / "two")]
-    words = [sys.executable, "-m", "torch.distributed.run", *start.split(), *run]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    machines = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
-    try:
-        pretrain.main(["digits", *argv, "-o", str(tmp_path / "one")])
-        said = [machine.communicate(timeout=240)[1] for machine in machines]
-    finally:
-        for machine in machines:
-            machine.kill()
-    assert [machine.returncode for machine in machines] == [0, 0], said
+    pretrain.main(["digits", *argv, "-o", str(tmp_path / "one")])
+    machines = forked.command(
+        "torch.distributed.run", *start.split(), *run, processes=2, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"
+    )
+    assert machines.returncode == 0, machines.stderr
     assert difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-6
     first, last = saved(tmp_path / "two")
     assert difference(snapshots.weights_of(first), snapshots.weights_of(last)) > 1e-3

@@ -249,6 +249,7 @@ def test_a_run_goes_on_as_it_began(photos: Path, tmp_path: Path, monkeypatch: py
 def test_a_run_of_the_paper_goes_on_with_what_it_was_told(photos: Path, tmp_path: Path) -> None:
     """Though it is only told the recipe again."""
     told: dict[str, Any] = {"batch_size": 5, "epochs": 2, "warmup": 0, "lr": 1e-3, "recipe": "paper"}
+    told |= {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}  # the paper's takes long
     pretrain.run(data=photos, output=tmp_path / "whole", **told, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", stop_after=3, **told, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", recipe="paper", **MODEL)
