@@ -65,7 +65,6 @@ def done(job):
     return first
 
 def parent(about):
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(about["env"])
     os.chdir(about["cwd"])
@@ -77,11 +76,14 @@ def parent(about):
         for job in jobs:
             print(done(json.loads(job)), file=jobs, flush=True)
 
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # parents are nobody's concern once they have ended
+parents = []
 for about in sys.stdin:
-    if os.fork() == 0:
+    parents.append(os.fork())
+    if parents[-1] == 0:
         parent(json.loads(about))
         os._exit(0)
+for one in parents:
+    os.waitpid(one, 0)
 """
 COMMAND = "import runpy, sys; sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 
