@@ -20,7 +20,7 @@ from hiermim_zoo.training.finetuning import recipe_for
 from hiermim_zoo.training.run_log import Forecast
 from hiermim_zoo.training.small import FEW, PRETRAINING, TUNING, Size, recipe_of_size, small_tuning
 
-from .test_pretrain import largest_difference, weights
+from .runs import largest_difference, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
