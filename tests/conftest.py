@@ -15,7 +15,7 @@ import torch
 
 from hiermim_zoo import progress
 
-from .forks import Forks, forks
+from .forks import Forks, Stem, new_stem
 
 progress.EVERY = math.inf  # what a command says does not depend on how busy the machine is
 
@@ -67,7 +67,14 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def stem() -> Iterator[Stem]:
+    """What makes processes that have torch imported; each reads environment variables of its own."""
+    with new_stem() as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def forked(stem: Stem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Processes of their own that have torch and timm imported."""
-    with forks(tmp_path_factory.mktemp("forks")) as parent:
+    with stem.forks(tmp_path_factory.mktemp("forks")) as parent:
         yield parent

@@ -1,4 +1,8 @@
-"""Fresh processes without their cost: importing torch and timm takes seconds; one process does it and forks others."""
+"""Fresh processes without their cost: importing torch and timm takes seconds; one process does it and forks others.
+
+A stem has imported torch, and nothing that reads an environment variable of the Hub. Each parent is a fork of it with
+variables of its own, which then imports the rest; what a test runs are forks of a parent.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[1]
 
-PARENT = """
-import gc, json, os, signal, sys, traceback
-import sklearn.datasets, timm, hiermim_zoo
-import hiermim_zoo.commands.extracting, hiermim_zoo.training.pretraining
+STEM = """
+import gc, json, os, signal, socket, sys, traceback
+import requests, sklearn.datasets, torchvision.ops
 
+assert "huggingface_hub" not in sys.modules
 gc.collect()
 gc.freeze()  # the children share these objects, and do not go through them
 
@@ -39,8 +44,8 @@ def work(job, rank):
         return 1
     return 0
 
-for line in sys.stdin:
-    job, children, first = json.loads(line), set(), 0
+def done(job):
+    children, first = set(), 0
     for rank in range(job["processes"]):
         child = os.fork()
         if child == 0:
@@ -57,7 +62,28 @@ for line in sys.stdin:
             for other in children:
                 os.kill(other, signal.SIGTERM)
                 os.kill(other, signal.SIGCONT)  # or one that was stopped would stay
-    print(first, flush=True)
+    return first
+
+def parent(about):
+    os.environ.clear()
+    os.environ.update(about["env"])
+    os.chdir(about["cwd"])
+    import timm, hiermim_zoo
+    import hiermim_zoo.commands.extracting, hiermim_zoo.training.pretraining
+    gc.collect()
+    gc.freeze()
+    with socket.create_connection(("127.0.0.1", about["port"])) as line, line.makefile("rw") as jobs:
+        for job in jobs:
+            print(done(json.loads(job)), file=jobs, flush=True)
+
+parents = []
+for about in sys.stdin:
+    parents.append(os.fork())
+    if parents[-1] == 0:
+        parent(json.loads(about))
+        os._exit(0)
+for one in parents:
+    os.waitpid(one, 0)
 """
 COMMAND = "import runpy, sys; sys.argv.pop(0); runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 
@@ -65,7 +91,7 @@ COMMAND = "import runpy, sys; sys.argv.pop(0); runpy.run_module(sys.argv[0], run
 class Forks:
     """Runs code in processes of their own, which have timm and hiermim_zoo imported."""
 
-    def __init__(self, parent: subprocess.Popen[str], folder: Path) -> None:
+    def __init__(self, parent: TextIO, folder: Path) -> None:
         self.parent, self.folder, self.numbers = parent, folder, itertools.count()
 
     def run(
@@ -90,10 +116,8 @@ class Forks:
             "out": str(out),
             "err": str(err),
         }
-        assert self.parent.stdin
-        assert self.parent.stdout
-        print(json.dumps(job), file=self.parent.stdin, flush=True)
-        returned = int(self.parent.stdout.readline())
+        print(json.dumps(job), file=self.parent, flush=True)
+        returned = int(self.parent.readline())
         return subprocess.CompletedProcess([code, *map(str, args)], returned, out.read_text(), err.read_text())
 
     def command(
@@ -103,19 +127,33 @@ class Forks:
         return self.run(COMMAND, module, *args, processes=processes, cwd=cwd, **env)
 
 
+class Stem:
+    """Makes parents."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    @contextmanager
+    def forks(self, folder: Path, **env: str) -> Iterator[Forks]:
+        """A parent with these environment variables, until the block ends."""
+        assert self.process.stdin
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            server.settimeout(120)
+            about: dict[str, Any] = {"env": {**os.environ, "OMP_NUM_THREADS": "1", **env}, "cwd": str(folder)}
+            about["port"] = server.getsockname()[1]
+            print(json.dumps(about), file=self.process.stdin, flush=True)
+            line, _ = server.accept()
+        line.settimeout(None)
+        with line, line.makefile("rw") as parent:
+            yield Forks(parent, folder)
+            line.shutdown(socket.SHUT_WR)
+            assert parent.read() == "", "it ends"
+
+
 @contextmanager
-def forks(folder: Path, **env: str) -> Iterator[Forks]:
-    """A parent with these environment variables, until the block ends."""
-    path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env={**os.environ, **path, "OMP_NUM_THREADS": "1", **env},
-    )
-    with parent:
-        yield Forks(parent, folder)
-        assert parent.stdin
-        parent.stdin.close()
+def new_stem() -> Iterator[Stem]:
+    """One process for all that forks, until the block ends."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, "-c", STEM], stdin=subprocess.PIPE, text=True, env=env) as process:
+        yield Stem(process)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,8 @@ from hiermim_zoo.commands import converting
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.mae import create_mae, decoder_state
 from hiermim_zoo.models.build import make_model
+
+from .forks import Forks
 
 
 @pytest.fixture
@@ -354,13 +353,8 @@ def test_a_folder_that_is_damaged_later_is_one_line_too(atto: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_command_line_itself(atto: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "hiermim_zoo.convert", str(atto), "--model", "hivit_tiny", "-o", str(tmp_path / "out")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
+def test_the_command_line_itself(forked: Forks, atto: Path, tmp_path: Path) -> None:
+    done = forked.command("hiermim_zoo.convert", atto, "--model", "hivit_tiny", "-o", tmp_path / "out")
     assert done.returncode == 2
     assert done.stderr.startswith("error: tensor ")
     assert "Traceback" not in done.stderr

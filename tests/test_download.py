@@ -507,7 +507,7 @@ def test_a_server_that_sends_a_little_through_each_connection_has_little_time_in
         start, total = int(re.sub(r"\D", "", request.get("range", "0"))), 10**7
         sizes = {"Content_Length": str(total - start), "Content_Range": f"bytes {start}-{total - 1}/{total}"}
         yield sent(bytes(1 << 15), "206 Partial Content" if start else "200 OK", **sizes, ETag=TAG)
-        EVER.wait(5)
+        server.stop.wait(5)  # for no longer than the test lasts
 
     monkeypatch.setattr(transfer, "_SLOWEST", 100_000)
     monkeypatch.setattr(downloads, "_GRACE", grace)

@@ -25,7 +25,7 @@ from hiermim_zoo.commands import mirroring as mirror_module
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models import weights
 
-from .forks import Forks, forks
+from .forks import Forks, Stem
 from .hub import TOKEN, Hub, Repo, digest, hub
 from .servers import serving
 
@@ -450,10 +450,10 @@ def server() -> Iterator[Hub]:
 
 
 @pytest.fixture(scope="module")
-def fresh(server: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def fresh(server: Hub, stem: Stem, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     """Processes whose Hub is the small one, and which have nothing."""
     home = tmp_path_factory.mktemp("home")
-    with forks(home, HOME=str(home), HF_ENDPOINT=server.url, HF_HOME=str(home / "hub")) as parent:
+    with stem.forks(home, HOME=str(home), HF_ENDPOINT=server.url, HF_HOME=str(home / "hub")) as parent:
         yield parent
 
 

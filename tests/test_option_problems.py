@@ -193,7 +193,9 @@ def test_max_bad_counts_images_or_is_a_share_of_them(max_bad: float, total: int,
 
 STOPPED = """
 import os, sys
+sys.argv[0] = "hiermim"  # a command imports no torch before it needs it
 from hiermim_zoo.commands.options import run_command
+assert "torch" not in sys.modules
 for number, main in enumerate((exit_at_once, many_lines, one_line)):
     child = os.fork()
     if child == 0:  # it ends as every process does: what is left is written then

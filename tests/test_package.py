@@ -128,11 +128,8 @@ def test_list_models_filters() -> None:
 
 
 def test_tags_come_from_the_manifest_alone() -> None:
-    registered = {
-        name
-        for name in _registry._model_pretrained_cfgs
-        if name.partition(".")[0] in hiermim_zoo.list_models() and "." in name
-    }
+    ours = set(hiermim_zoo.list_models())
+    registered = {name for name in _registry._model_pretrained_cfgs if name.partition(".")[0] in ours and "." in name}
     assert registered == OURS
     for row in (row for row in manifest.records().values() if row.name in OURS):
         cfg = timm.get_pretrained_cfg(row.name)

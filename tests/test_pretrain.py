@@ -1,11 +1,10 @@
-"""hiermim_zoo.pretrain: a run goes on where it stopped, says what happened, and leaves an encoder that timm loads."""
+"""hiermim_zoo.pretrain: a run says what happened, and leaves an encoder that timm loads."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -28,38 +27,16 @@ from hiermim_zoo.layers import groups
 from hiermim_zoo.mae import MAEOutput, MaskedAutoencoder, create_mae
 from hiermim_zoo.training import optimizer as optim
 from hiermim_zoo.training import pretraining, snapshots
-from hiermim_zoo.training.checks import problems
 from hiermim_zoo.training.defaults import family_values
 from hiermim_zoo.training.run_log import read_log
 from hiermim_zoo.training.schedule import Schedule
 
 from .forks import Forks
-
-DECODER = shlex.split("--decoder-depth 1 --decoder-dim 32 --decoder-heads 2")
-MODEL = (*shlex.split("--model hivit_atto --model-kwargs 'depths=(1, 0, 1)' --img-size 32"), *DECODER)
-SHORT = shlex.split("--batch-size 8 --epochs 1 --warmup 0 --workers 0 --device cpu --look-every 0")
-SMALL = (*MODEL, *SHORT)
-
+from .runs import DECODER, SHORT, SMALL, TWIN, largest_difference, train, weights
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def train(output: Path, *argv: object, data: str = "digits") -> dict[str, Tensor]:
-    """Run the command in this process; the weights of its last checkpoint."""
-    model = ("--img-size", "32", *DECODER) if "--model" in argv else MODEL  # whose arguments are HiViT's
-    pretrain.main([data, *model, *SHORT, "-o", str(output), *map(str, argv)])
-    return weights(output)
-
-
-def weights(output: Path) -> dict[str, Tensor]:
-    return snapshots.weights_of(snapshots.found(output / "checkpoints")[-1])
-
-
-def largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -175,11 +152,6 @@ def test_only_the_last_snapshots_stay(tmp_path: Path, option: str) -> None:
 
 # ---- from Python
 
-TWIN = {
-    "model": "hivit_atto", "img_size": 32, "decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2, "batch_size": 8,
-    "epochs": 1, "warmup": 0, "workers": 0, "device": "cpu", "look_every": 0, "steps": 2, "lr": 1e-2,
-}  # fmt: skip
-
 
 def test_the_second_run_of_a_process_is_what_its_command_is(command: Command, tmp_path: Path) -> None:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -232,173 +204,6 @@ def test_processes_part_and_meet_again(forked: Forks, tmp_path: Path) -> None:
     done = forked.run(AGAIN.replace("{TWIN}", repr(TWIN)), *outputs, processes=2)
     assert done.returncode == 0, done.stderr
     assert largest_difference(*map(weights, outputs)) == 0
-
-
-# ---- going on
-
-
-def test_six_steps_are_three_and_three_more_bit_for_bit(tmp_path: Path) -> None:
-    argv = shlex.split("--steps 6 --lr 1e-2 --drop-path 0.2 --log-steps 1")  # drop path: random numbers of the model
-    whole = train(tmp_path / "whole", *argv)
-    train(tmp_path / "parts", *argv, "--stop-after", "3")
-    assert not (tmp_path / "parts" / "encoder").exists()
-    parts = train(tmp_path / "parts", *argv, "--resume", "auto", "--workers", "1")
-    assert largest_difference(whole, parts) == 0
-    states = [
-        snapshots.load(snapshots.found(tmp_path / run / "checkpoints")[-1])["optimizer"]["state"]
-        for run in ("whole", "parts")
-    ]
-    for name, state in states[0].items():
-        assert all(torch.equal(value, states[1][name][key]) for key, value in state.items())
-    assert [note["step"] for note in read_log(tmp_path / "parts")] == [1, 2, 3, 4, 5, 6]
-
-
-def test_the_seed_decides(tmp_path: Path) -> None:
-    first, again, other = (
-        train(tmp_path / name, "--steps", "3", "--lr", "1e-2", "--seed", seed)
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
-    assert largest_difference(first, again) == 0
-    assert largest_difference(first, other) > 1e-3
-
-
-def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
-    argv = ("--steps", "2", "--opt", "momentum", "--lr", "0.1")
-    whole, parts = train(tmp_path / "a", *argv), train(tmp_path / "b", *argv, "--accumulate", "4")
-    assert 0 < largest_difference(whole, parts) < 1e-6
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves_with_its_code(
-    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = train(tmp_path / "whole", "--steps", "6")
-    agree, steps = pretraining.agree_on_step, []
-    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-
-    def signalled(*args: Any) -> tuple[float, bool, int]:
-        steps.append(len(steps) + 1)
-        if len(steps) == 2:
-            os.kill(os.getpid(), number)
-        return agree(*args)
-
-    monkeypatch.setattr(pretraining, "agree_on_step", signalled)
-    with pytest.raises(pretraining.Stopped) as left:
-        train(tmp_path / "out", "--steps", "6")
-    assert left.value.code == 128 + number
-    assert left.value.snapshot == snapshots.found(tmp_path / "out" / "checkpoints")[-1]
-    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert f"stopped by {number.name} after step" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "encoder").exists()
-    saved = snapshots.step_of(snapshots.found(tmp_path / "out" / "checkpoints")[-1])
-    assert saved == len(steps) < 6
-    assert largest_difference(train(tmp_path / "out", "--steps", "6", "--resume", "auto"), whole) == 0
-
-
-KILLER = """
-import os, random, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from hiermim_zoo import pretrain
-from hiermim_zoo.commands.options import run_command
-output, kills, *argv = sys.argv[1:]
-log, chance, killed = Path(output, "log.jsonl"), random.Random(0), 0
-
-def lines():
-    return log.read_bytes().count(b"\\n") if log.exists() else 0
-
-while True:
-    known, child = lines(), os.fork()
-    if child == 0:
-        try:
-            run_command(lambda: pretrain.main([*argv, "-o", output, "--resume", "auto"]))
-        except SystemExit as error:
-            os._exit(error.code)
-        os._exit(0)
-    if killed < int(kills):
-        if killed % 4:  # else it may not even have begun
-            more = chance.randint(1, 4)
-            while lines() < known + more and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.02 if killed % 4 else 0.3))
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        killed += 1
-    else:
-        print(killed, os.waitstatus_to_exitcode(status))
-        break
-"""
-
-
-@pytest.mark.slow
-def test_twenty_deaths_at_any_moment_leave_no_trace(forked: Forks, tmp_path: Path) -> None:
-    argv = shlex.split("--batch-size 48 --epochs 4 --steps 120 --save-steps 2 --log-steps 1 --lr 1e-3")
-    train(tmp_path / "whole", *argv)
-    killer = forked.run(KILLER, tmp_path / "out", 20, "digits", *SMALL, *argv)
-    assert killer.stdout.split()[-2:] == ["20", "0"], killer.stdout + killer.stderr
-    assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
-    assert (tmp_path / "out" / "encoder" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "encoder" / "model.safetensors"
-    ).read_bytes()
-    assert [note["step"] for note in read_log(tmp_path / "out") if "loss" in note] == list(range(1, 121))
-    assert not list((tmp_path / "out").rglob("*.part"))
-
-
-def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(tmp_path: Path) -> None:
-    output, argv = tmp_path / "out", ("--steps", "3", "--save-steps", "1")
-    whole = train(output, *argv)
-    *_, before, last = snapshots.found(output / "checkpoints")
-    content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 1
-    last.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{last.name} is damaged.*--resume .*{before.name}"):
-        train(output, *argv, "--resume", "auto")
-    assert largest_difference(train(output, *argv, "--resume", before), whole) == 0
-    assert [path.name for path in output.glob("checkpoints/*.abandoned")] == [last.with_suffix(".abandoned").name]
-
-
-def test_a_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
-    train(tmp_path / "out", "--steps", "1")
-    (only,) = snapshots.found(tmp_path / "out" / "checkpoints")
-    only.write_bytes(only.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"is damaged.*there is none before it"):
-        train(tmp_path / "out", "--steps", "1", "--resume", "auto")
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (("--steps", "3"), "holds another run"),
-        (("--steps", "3", "--resume", "auto", "--seed", "9"), "--seed is 9, but the run of .* was started with 0"),
-        (("--steps", "4", "--resume", "auto"), "--steps is 4"),
-        (("--steps", "3", "--resume", "auto", "--decoder-depth", "2"), "--decoder-depth is 2"),
-        (("--steps", "3", "--resume", "auto", "--model", "vit_tiny_patch16_224"), "--model is vit_tiny_patch16_224"),
-        (("--steps", "3", "--resume", "missing.pt"), "missing.pt does not exist"),
-    ],
-)
-def test_another_run_does_not_go_on_here(finished_short: Path, argv: tuple[str, ...], words: str) -> None:
-    before = sorted(finished_short.rglob("*"))
-    with pytest.raises(ValueError, match=words):
-        train(finished_short, *argv)
-    assert sorted(finished_short.rglob("*")) == before
-
-
-@pytest.fixture(scope="module")
-def finished_short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("runs") / "short"
-    train(output, "--steps", "3")
-    return output
-
-
-def test_export_on_demand(tmp_path: Path) -> None:
-    train(tmp_path / "out", "--steps", "4", "--stop-after", "2")
-    assert not (tmp_path / "out" / "encoder").exists()
-    trained = train(tmp_path / "out", "--steps", "4", "--resume", "auto", "--export-only")
-    exported = load_file(tmp_path / "out" / "encoder" / "model.safetensors")
-    assert all(torch.equal(tensor, trained[f"encoder.{name}"]) for name, tensor in exported.items())
-    assert [snapshots.step_of(path) for path in snapshots.found(tmp_path / "out" / "checkpoints")] == [2]
 
 
 # ---- several processes
@@ -510,124 +315,6 @@ def test_what_the_loss_does_not_reach_keeps_its_value(tmp_path: Path) -> None:
     trained = train(tmp_path / "out", "--steps", "2", "--lr", "1e-2")
     assert torch.equal(trained["encoder.fc_norm.weight"], torch.ones(96))
     assert not torch.equal(trained["fusion.norm.weight"], torch.ones_like(trained["fusion.norm.weight"]))
-
-
-# ---- bad input
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (("--model", "hivit_huge"), "'hivit_huge' is unknown.*did you mean"),
-        (("--model", "resnet18"), "resnet18 is a model of timm.*not of this package"),
-        (("--mask-ratio", "1.5"), "--mask-ratio 1.5"),
-        (("--mask-ratio", "0"), "--mask-ratio 0"),
-        (("--mask-ratio", "0.9"), "mask_ratio=0.9 keeps 0 of 4 units"),
-        (
-            ("--img-size", "40"),
-            "--img-size 40 40: .* is not a whole number of mask units; 48 x 48 is",
-        ),
-        (("--img-size", "8"), "8"),
-        (("--img-size", "32", "32", "32"), "--img-size 32 32 32: one number, or height and width"),
-        (("--batch-size", "9", "--accumulate", "2"), "batch of 9 cannot be shared"),
-        (("--batch-size", "5000"), "batch of 5000 is more than the 1497 images"),
-        (("--decoder-dim", "30"), "width 30"),
-        (("--warmup", "3"), "--epochs 1 with --warmup 3: the warm-up must be shorter than the run"),
-        (("--model-kwargs", "depth=3", "img_size=64"), "--model-kwargs img_size=64: this has an option of its own"),
-        (("--model-kwargs", "colour='red'"), "cannot be built with .*'colour': 'red'"),
-        (("--epochs", "-1"), "--epochs -1"),
-        (("--mean", "0.5", "0.5"), "--mean has 2 values"),
-        (("--opt", "adamwish"), "'adamwish'"),
-        (("--fsdp",), "--fsdp.*torchrun"),
-        (
-            ("--model", "green_swin_atto", "--img-size", "64", "--model-kwargs", "plan_method='window'", "--compile"),
-            "use 'sort'",
-        ),
-        (("--checkpoint", "missing"), "missing"),
-        (("--checkpoint", "missing", "--pretrained"), "exclude each other"),
-        (("--export-only",), "--resume auto"),
-        (("--export-only", "--resume", "auto"), "holds no snapshot"),
-        (("--device", "tpu"), "'tpu' cannot be used"),
-    ],
-)
-def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path, argv: tuple[str, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        train(tmp_path / "out", *argv)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_is_a_runs_own(tmp_path: Path) -> None:
-    """What a run left that ended before its first step is in nobody's way; what is of no run is never written among."""
-    own, foreign = tmp_path / "own", tmp_path / "foreign"
-    for folder in (own, foreign):
-        folder.mkdir()
-        (folder / "run.lock").write_text("process 1\n")
-        (folder / "log.jsonl").touch()
-    (foreign / "image.jpg").touch()
-    for resume in (None, "auto"):
-        assert snapshots.where(own, resume) is None
-        with pytest.raises(ValueError, match=r"foreign is not empty and holds no run; name another -o"):
-            snapshots.where(foreign, resume)
-    (own / "log.jsonl").write_text("{}\n")
-    assert snapshots.where(own, "auto") is None
-    with pytest.raises(ValueError, match="own holds another run: --resume auto goes on"):
-        snapshots.where(own, None)
-
-
-def test_previews_are_never_written_among_the_images_of_the_data(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    (data / "train").mkdir(parents=True)
-    for inside in (data / "train" / "run", data / "train" / "more" / "run"):
-        assert any(f"-o {inside} is inside {data / 'train'}" in line for line in problems_with(data, inside))
-    assert not problems_with(data, data / "run")  # beside the split, where nobody looks for images
-    (data / "train").rmdir()
-    assert any(f"-o {data / 'run'} is inside {data}" in line for line in problems_with(data, data / "run"))
-
-
-def problems_with(data: Path, output: Path) -> list[str]:
-    return problems({"data": str(data), "output": output, "model": "hivit_atto"})
-
-
-def test_checks_come_in_the_order_of_their_cost(tmp_path: Path) -> None:
-    """Options, output folder, model, data, batch: of several mistakes the first is named, and nothing is written."""
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "file").touch()
-    mistakes: dict[str, dict[str, Any]] = {
-        "--epochs -1": {"epochs": -1},
-        "'adamwish'": {"opt": "adamwish"},
-        "holds no run": {"output": tmp_path / "used"},
-        "--img-size 40 40": {"img_size": 40},
-        "missing: no such folder": {"data": "missing"},
-        "batch of 5000": {"batch_size": 5000},
-    }
-    right = {"data": "digits", "output": tmp_path / "out", **TWIN}
-    for n, words in enumerate(mistakes):
-        wrong = {name: value for one in list(mistakes.values())[n:] for name, value in one.items()}
-        with pytest.raises(ValueError, match=words):
-            pretrain.run(**{**right, **wrong})
-    assert [path.name for path in tmp_path.rglob("*") if path.name != "cache"] == ["used", "file"]
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("empty", "holds no images of a kind"),
-        ("missing", "no such folder"),
-        ("a.png", "a single image: name the folder"),
-    ],
-)
-def test_bad_data_is_refused(tmp_path: Path, name: str, words: str) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match=words):
-        train(tmp_path / "out", data=str(tmp_path / name))
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_says_so_in_one_line(command: Command, tmp_path: Path) -> None:
-    done = command("digits", *SMALL, "-o", tmp_path / "out", "--mask-ratio", "2")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert done.stderr.startswith("error: --mask-ratio 2 is not")
 
 
 # ---- the schedule

@@ -12,7 +12,7 @@ from hiermim_zoo import convert, evaluate, pretrain
 from hiermim_zoo.checkpoints.configs import TRAINING_KEY, check_training
 from hiermim_zoo.training import snapshots
 
-from .test_pretrain import largest_difference, weights
+from .runs import largest_difference, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 AGAIN: dict[str, Any] = {"data": "digits", "model": "hivit_atto", "workers": 0, "resume": "auto"}

@@ -15,7 +15,7 @@ from hiermim_zoo.mae import create_mae
 from hiermim_zoo.training import beginning, defaults, snapshots
 from hiermim_zoo.training.masks import check_masks
 
-from .test_pretrain import largest_difference, train
+from .runs import largest_difference, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

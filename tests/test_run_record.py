@@ -22,6 +22,8 @@ from hiermim_zoo.training import run_clients
 from hiermim_zoo.training.run_log import COLUMNS, RunLog, read_log
 from hiermim_zoo.training.run_record import RunRecord, how_it_ended, read_record
 
+from .forks import Forks
+
 ROOT = Path(__file__).parents[1]
 IMAGES = str(ROOT / "examples" / "pictures")
 RUN: dict[str, Any] = {"data": IMAGES, "model": "hivit_atto", "img_size": 32, "workers": 0, "batch_size": 20}
@@ -135,16 +137,14 @@ def test_how_a_run_ended_is_noted(tmp_path: Path) -> None:
     assert how_it_ended(read_record(tmp_path)["sessions"][0])["why"] == "Ctrl-C"
 
 
-def test_a_signal_that_ends_the_process_is_noted_first(tmp_path: Path) -> None:
+def test_a_signal_that_ends_the_process_is_noted_first(forked: Forks, tmp_path: Path) -> None:
     code = (
         "import os, signal, pathlib, sys\n"
         "from hiermim_zoo.training.run_record import RunRecord\n"
         "record = RunRecord(pathlib.Path(sys.argv[1])); record.begin({}, {})\n"
         "with record.during(lambda: 5, 9): os.kill(os.getpid(), signal.SIGTERM)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, timeout=120, check=False)
-    assert done.returncode == -signal.SIGTERM
+    assert forked.run(code, tmp_path).returncode == -signal.SIGTERM
     ended = read_record(tmp_path)["sessions"][0]["ended"]
     assert (ended["how"], ended["why"], ended["step"]) == ("stopped", "SIGTERM", 5)
 

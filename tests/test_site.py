@@ -18,6 +18,8 @@ from hiermim_zoo.checkpoints import manifest
 from hiermim_zoo.commands.front_door import VERBS
 from hiermim_zoo.commands.options import Verb, make_parser
 
+from .forks import Forks
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples" / "notebooks").glob("*.ipynb"))
 SMALL = 300_000  # bytes of a notebook
@@ -67,10 +69,9 @@ def test_what_is_fetched_from_elsewhere_is_noticed(html: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(forked: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    built = [sys.executable, "-m", "docs.building", "-o", str(folder)]
-    done = subprocess.run(built, capture_output=True, text=True, cwd=ROOT, timeout=900)
+    done = forked.command("docs.building", "-o", folder, cwd=ROOT)
     assert (done.returncode, done.stdout) == (0, f"built {folder / 'html' / 'index.html'}\n"), done.stderr
     return folder / "html"
 

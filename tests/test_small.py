@@ -20,7 +20,7 @@ from hiermim_zoo.training.finetuning import recipe_for
 from hiermim_zoo.training.run_log import Forecast
 from hiermim_zoo.training.small import FEW, PRETRAINING, TUNING, Size, recipe_of_size, small_tuning
 
-from .test_pretrain import largest_difference, weights
+from .runs import largest_difference, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = Path(__file__).parents[1] / "examples" / "pictures"
@@ -249,6 +249,7 @@ def test_a_run_goes_on_as_it_began(photos: Path, tmp_path: Path, monkeypatch: py
 def test_a_run_of_the_paper_goes_on_with_what_it_was_told(photos: Path, tmp_path: Path) -> None:
     """Though it is only told the recipe again."""
     told: dict[str, Any] = {"batch_size": 5, "epochs": 2, "warmup": 0, "lr": 1e-3, "recipe": "paper"}
+    told |= {"decoder_depth": 1, "decoder_dim": 32, "decoder_heads": 2}  # the paper's takes long
     pretrain.run(data=photos, output=tmp_path / "whole", **told, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", stop_after=3, **told, **MODEL)
     pretrain.run(data=photos, output=tmp_path / "halves", resume="auto", recipe="paper", **MODEL)
@@ -257,16 +258,17 @@ def test_a_run_of_the_paper_goes_on_with_what_it_was_told(photos: Path, tmp_path
 
 @pytest.mark.usefixtures("brief")
 def test_a_fresh_decoder_follows_the_rule(photos: Path, tmp_path: Path) -> None:
-    start = pretrain.run(data=photos, output=tmp_path / "start", decoder_dim=128, mask_ratio=0.5, **MODEL)
+    two: dict[str, Any] = {**MODEL, "steps": 2}
+    start = pretrain.run(data=photos, output=tmp_path / "start", decoder_dim=128, mask_ratio=0.5, **two)
     more: dict[str, Any] = {"data": photos, "checkpoint": str(start)}
     found = explained(output=tmp_path / "out", **more)
     assert (found["decoder_dim"], found["mask_ratio"]) == (("128", "checkpoint"), ("0.5", "checkpoint"))
     assert explained(output=tmp_path / "out", decoder="fresh", **more)["decoder_dim"] == ("96", "recipe small")
-    encoder = pretrain.run(output=tmp_path / "out", decoder="fresh", **more, **MODEL)
+    encoder = pretrain.run(output=tmp_path / "out", decoder="fresh", **more, **two)
     assert create_mae("hivit_atto", checkpoint=encoder).recipe.dim == 96
-    deep = pretrain.run(data=photos, output=tmp_path / "deep", decoder_dim=128, decoder_depth=3, **MODEL)
+    deep = pretrain.run(data=photos, output=tmp_path / "deep", decoder_dim=128, decoder_depth=3, **two)
     more |= {"checkpoint": str(deep), "decoder": "fresh", "decoder_dim": 128}
-    encoder = pretrain.run(output=tmp_path / "same", **more, **MODEL)
+    encoder = pretrain.run(output=tmp_path / "same", **more, **two)
     assert create_mae("hivit_atto", checkpoint=encoder).recipe.depth == 2, "as it says, though the width is the same"
 
 

@@ -198,7 +198,10 @@ def test_compiled_training_is_one_graph_and_learns_the_same(tmp_path: Path, monk
 
     The graph is run as it was traced: what Inductor would make of it takes minutes, and is torch's business.
     """
-    argv = [*HIVIT, *shlex.split("--steps 3 --opt momentum --lr 0.1 --look-every 0.01")]
+    argv = [
+        *HIVIT,
+        *shlex.split("--model-kwargs 'depths=(1, 0, 1)' --steps 3 --opt momentum --lr 0.1 --look-every 0.01"),
+    ]
     plain = trained(tmp_path / "a", *argv)
     asked, compile = [], nn.Module.compile
 

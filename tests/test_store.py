@@ -32,7 +32,7 @@ from hiermim_zoo.checkpoints.manifest import Weights
 from hiermim_zoo.models import hivit, weights
 from hiermim_zoo.models.saved import blank
 
-from .forks import Forks, forks
+from .forks import Forks, Stem
 from .servers import COMMIT, Server, serving
 
 CONTENT = bytes(range(256)) * 400
@@ -241,8 +241,9 @@ def test_the_local_store_is_searched_in_order(monkeypatch: pytest.MonkeyPatch, t
 
 
 SCRIPT = """
-import dataclasses, json, sys, timm, hiermim_zoo
-from hiermim_zoo.checkpoints import manifest
+import dataclasses, json, pathlib, sys, timm, hiermim_zoo
+from hiermim_zoo.checkpoints import manifest, store
+store.weights_dir = lambda: pathlib.Path("/nowhere")
 name, changes = sys.argv[1], json.loads(sys.argv[2])
 rows = dict(manifest.records())
 rows[name] = dataclasses.replace(rows[name], **changes)
@@ -270,15 +271,19 @@ def hub_server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def online(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("online"), HF_ENDPOINT=hub_server.url, HF_HOME=str(hub_cache)) as parent:
+def online(
+    hub_server: Server, hub_cache: Path, stem: Stem, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Forks]:
+    with stem.forks(tmp_path_factory.mktemp("online"), HF_ENDPOINT=hub_server.url, HF_HOME=str(hub_cache)) as parent:
         yield parent
 
 
 @pytest.fixture(scope="module")
-def offline(hub_server: Server, hub_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+def offline(
+    hub_server: Server, hub_cache: Path, stem: Stem, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Forks]:
     env = {"HF_ENDPOINT": hub_server.url, "HF_HOME": str(hub_cache), "HF_HUB_OFFLINE": "1"}
-    with forks(tmp_path_factory.mktemp("offline"), **env) as parent:
+    with stem.forks(tmp_path_factory.mktemp("offline"), **env) as parent:
         yield parent
 
 
@@ -293,28 +298,29 @@ def hub(hub_server: Server, hub_cache: Path) -> Iterator[Server]:
 def create(process: Forks, name: str, **changes: object) -> tuple[dict[str, object], str]:
     """Create a pretrained model in a fresh process, of a row with other values; what it printed, and its stderr.
 
-    Nobody has measured these weights, which are made up: else they would be refused as implausible.
+    Nobody has measured these weights, which are made up: else they would be refused as implausible. And they are in no
+    package, but with authors who state another licence.
     """
-    done = process.run(SCRIPT, name, json.dumps({"top1": None, **changes}))
+    made_up = {"top1": None, "file": "", "sha256": "", "bytes": 0, "layout": "hivit_supervised", "license": "mit"}
+    done = process.run(SCRIPT, name, json.dumps(made_up | changes))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), done.stderr
 
 
-NAME = "hivit_small.sup_in1k"
+NAME = "hivit_atto.mae_cifar10_ft_cifar10"
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, float]:
-    """A made-up file of hivit_small as its authors would publish it, the same for the Hub, the sum of its values."""
+    """A made-up file as authors would publish it, the same for the Hub, the sum of its values."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(7)
-    model = timm.create_model("hivit_small", num_classes=1000)
+    model = timm.create_model("hivit_atto", num_classes=10)
     state = dict(model.state_dict())
-    state |= {
-        f"blocks.{i}.attn.relative_position_index": torch.zeros(196, 196, dtype=torch.int64) for i in range(10, 30)
-    }
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    state |= {name.replace("bias_table", "index"): torch.zeros(16, 16, dtype=torch.int64) for name in tables}
     torch.save({"model": state}, folder / "published.pth")
-    convert.main([str(folder / "published.pth"), "--model", "hivit_small", "-o", str(folder / "out")])
+    convert.main([str(folder / "published.pth"), "--model", "hivit_atto", "-o", str(folder / "out")])
     total = sum(p.double().sum().item() for p in model.parameters())
     return (folder / "published.pth").read_bytes(), (folder / "out" / "model.safetensors").read_bytes(), total
 
@@ -336,7 +342,7 @@ def test_a_pinned_repository_is_asked_by_its_revision_before_the_origin_and_cach
     pin = {"url": NEVER, "hub_revision": COMMIT, "hub_sha256": digest, "hub_bytes": len(small[1])}
     pin["license"] = "unstated"
     found, said = create(online, NAME, **pin)
-    assert found == {"sum": pytest.approx(small[2]), "classes": 1000}
+    assert found == {"sum": pytest.approx(small[2]), "classes": 10}
     line = f"{NAME}: fetched from hf-hub:hiermim-zoo/{NAME}@{COMMIT}, {len(small[1])} bytes, sha256 {digest}; "
     assert [text for text in said.splitlines() if NAME in text] == [
         f"{line}the authors state no licence: ask them before commercial use"

@@ -34,7 +34,7 @@ from hiermim_zoo.checkpoints.unconvert import to_published
 from hiermim_zoo.commands.options import run_command
 from hiermim_zoo.models import weights
 
-from .forks import Forks, forks
+from .forks import Forks, Stem
 from .servers import Server, serving
 
 TAG = "hivit_atto.toy"
@@ -347,7 +347,7 @@ NEVER = "http://127.0.0.1:9/never"
 
 
 @pytest.mark.slow
-def test_weights_come_from_every_kind_of_place(origin: bytes, tmp_path: Path) -> None:
+def test_weights_come_from_every_kind_of_place(origin: bytes, stem: Stem, tmp_path: Path) -> None:
     """From timm's repository, from facebook's, and from the authors' own server; then without any server.
 
     Weights that are made up would be implausible under a tag that somebody measured.
@@ -370,7 +370,7 @@ def test_weights_come_from_every_kind_of_place(origin: bytes, tmp_path: Path) ->
             "hivit_atto.mae_cifar10": {"url": f"{server.url}/o.pth", "layout": "hivit_encoder"},
         }
         settings = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "HF_ENDPOINT": server.url}
-        with forks(tmp_path, **settings) as fresh:
+        with stem.forks(tmp_path, **settings) as fresh:
             done = fresh.run(FRESH, json.dumps(rows), HOME=str(home), XDG_CACHE_HOME="")
     assert done.returncode == 0, done.stderr
     sums = dict(line.split() for line in done.stdout.splitlines())
@@ -383,6 +383,6 @@ def test_weights_come_from_every_kind_of_place(origin: bytes, tmp_path: Path) ->
     record = json.loads((home / ".cache" / "hiermim_zoo" / "fetched.json").read_text())
     assert record.keys() == addresses
     assert record[f"{server.url}/o.pth"]["sha256"] == hashlib.sha256(origin).hexdigest()
-    with forks(home, **settings, HF_HUB_OFFLINE="1") as later:
+    with stem.forks(home, **settings, HF_HUB_OFFLINE="1") as later:
         again = later.run(FRESH, json.dumps(rows), HOME=str(home), XDG_CACHE_HOME="")
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr

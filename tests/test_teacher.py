@@ -19,7 +19,7 @@ from hiermim_zoo.teacher import BadTeacher, Teacher, check_teacher, last_map, on
 from hiermim_zoo.training import snapshots
 from hiermim_zoo.training.run_log import read_log
 
-from .test_pretrain import largest_difference, weights
+from .runs import largest_difference, weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEACHER = "features:hivit_atto.mae_cifar10"

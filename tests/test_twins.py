@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +37,8 @@ from hiermim_zoo.data import clips
 from hiermim_zoo.models.measure import Size
 from hiermim_zoo.training import precision, small
 from hiermim_zoo.training.finetuning import TuningSettings, recipe_for
+
+from .forks import Forks
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "examples" / "pictures" / "cat" / "0001.jpg"
@@ -375,7 +374,7 @@ def test_nothing_that_a_twin_sets_is_left(fails: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_run_a_twin_twice(tmp_path: Path) -> None:
+def test_several_processes_run_a_twin_twice(forked: Forks, tmp_path: Path) -> None:
     """Each run joins the others anew, and every process gets the result."""
     (tmp_path / "script.py").write_text(f"""
 import torch
@@ -384,8 +383,7 @@ for name in ("a", "b"):
     output = extract.run(images={str(CAT)!r}, model="hivit_atto", output=name, workers=0, device="cpu")
     assert output.name == name and not torch.distributed.is_initialized()
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "script.py"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    command = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "script.py")
+    done = forked.command(*command, cwd=tmp_path, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
