@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .geometry import covering
 from .text import counted
 
 __all__ = ["ForCam"]
@@ -75,7 +76,7 @@ def _grid(tokens: int, images: Tensor) -> tuple[int, int]:
     """
     if images.ndim == 4:
         for reduction in REDUCTIONS:
-            rows, cols = (-(-side // reduction) for side in images.shape[2:])
+            rows, cols = (covering(side, reduction) for side in images.shape[2:])
             if rows * cols == tokens:
                 return rows, cols
     raise ValueError(f"{counted(tokens, 'tokens')}: no grid of images of shape {list(images.shape)}")

@@ -29,7 +29,7 @@ from .checkpoints.files import find_file
 from .checkpoints.folder import CONFIG_FILE
 from .commands.options.pretrain import PIXELS, TEACHERS
 from .data.transforms import data_config
-from .geometry import from_units
+from .geometry import covering, from_units
 from .mae import MaskedAutoencoder
 from .models.build import LOCAL, has_weights, make_model
 from .models.decoder import token_grid
@@ -187,7 +187,7 @@ def last_map(model: nn.Module, x: Tensor) -> Tensor:
         layout = model.mask_layout
         units = layout.units
         unit = [t * pixels for t, pixels in zip(layout.stages[-1].tokens, layout.stride, strict=True)]  # in pixels
-        if any(-(-side // u) != n for side, u, n in zip(x.shape[2:], unit, units, strict=True)):
+        if any(covering(side, u) != n for side, u, n in zip(x.shape[2:], unit, units, strict=True)):
             size = tuple(n * u for n, u in zip(units, unit, strict=True))
             raise ValueError(f"{type(model).__name__} was set to {size}, but was given {tuple(x.shape[2:])}")
         keep = torch.arange(math.prod(units), device=x.device).repeat(len(x), 1)

@@ -162,11 +162,25 @@ def test_extract_features_prints_shapes_and_writes_the_pooled_features(tmp_path,
 
 def test_extract_features_takes_other_models(tmp_path, monkeypatch, capsys):
     example = load("extract_features")
-    create = timm.create_model
-    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: create(name, **{**kwargs, "pretrained": False}))
+    make = example.make_model
+    monkeypatch.setattr(example, "make_model", lambda name, **kwargs: make(name, **{**kwargs, "pretrained": False}))
     image = str(IMAGES / "cat" / "0000.jpg")
     example.main([image, "--model", "test_vit", "-o", str(tmp_path / "f.safetensors")])
     assert "pooled: [1, 64]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "message"),
+    [
+        ("extract_features", ["x.jpg", "--model", "nosuch"], "model 'nosuch' is unknown"),
+        ("cam", [str(IMAGES / "cat" / "0000.jpg"), "--model", "nosuch"], "model 'nosuch' is unknown"),
+        ("distil", ["--student", "test_vit"], "--student test_vit cannot be masked; hiera_atto would work"),
+        ("distil", ["--student", "test_resnet"], "model 'test_resnet' cannot be made: .* argument 'img_size'"),
+    ],
+)
+def test_models_that_an_example_cannot_use_are_refused(name, argv, message):
+    with pytest.raises(ValueError, match=message):
+        load(name).main(argv)
 
 
 # ---- finetune_head
