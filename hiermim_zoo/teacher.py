@@ -29,7 +29,7 @@ from .checkpoints.files import find_file
 from .checkpoints.folder import CONFIG_FILE
 from .commands.options.pretrain import PIXELS, TEACHERS
 from .data.transforms import data_config
-from .geometry import covering, from_units
+from .geometry import channels_first, covering, from_units
 from .mae import MaskedAutoencoder
 from .models.build import LOCAL, has_weights, make_model
 from .models.decoder import token_grid
@@ -191,7 +191,7 @@ def last_map(model: nn.Module, x: Tensor) -> Tensor:
             size = tuple(n * u for n, u in zip(units, unit, strict=True))
             raise ValueError(f"{type(model).__name__} was set to {size}, but was given {tuple(x.shape[2:])}")
         keep = torch.arange(math.prod(units), device=x.device).repeat(len(x), 1)
-        return from_units(model.forward_visible(x, keep).stages[-1], units).movedim(-1, 1)
+        return channels_first(from_units(model.forward_visible(x, keep).stages[-1], units))
     take: Any = getattr(model, "forward_intermediates", None)
     if take is None:
         raise ValueError(f"{type(model).__name__} gives no feature maps: it has no forward_intermediates")

@@ -6,8 +6,6 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
-
 from hiermim_zoo.training import snapshots
 
 from .forks import COMMAND, Forks
@@ -24,19 +22,10 @@ def saved(output: Path) -> list[Path]:
     return snapshots.found(output / "checkpoints")
 
 
-def weights(output: Path) -> dict[str, Tensor]:
-    return snapshots.weights_of(saved(output)[-1])
-
-
 def errors(said: str) -> list[str]:
     """The lines that are no part of a warning."""
     assert "Traceback" not in said
     return [line for line in said.splitlines() if line.startswith("error")]
-
-
-def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    assert a.keys() == b.keys()
-    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 def several(forked: Forks) -> Callable[..., str]:

@@ -21,7 +21,8 @@ from hiermim_zoo.training.distributed import processes
 from hiermim_zoo.training.watch import Watch
 
 from .forks import COMMAND, ROOT, Forks
-from .several import LINEAR, SMALL, difference, errors, saved, several, weights
+from .runs import largest_difference, weights
+from .several import LINEAR, SMALL, errors, saved, several
 
 PICTURES = ROOT / "examples" / "pictures"
 
@@ -59,7 +60,7 @@ def test_a_process_that_is_killed_ends_the_run_in_one_line(
     assert errors(said) == ["error: another process of this run failed; go on with --resume auto"]
     train(tmp_path / "out", *argv, "--resume", "auto")
     train(tmp_path / "whole", *argv)
-    assert difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
+    assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_a_reader_that_is_killed_ends_the_run_saved(train: Callable[..., str], t
     assert 2 <= int(found[1]) < 20
     train(tmp_path / "out", *argv, "--resume", "auto", processes=1)
     train(tmp_path / "whole", *argv, processes=1)
-    assert difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
+    assert largest_difference(weights(tmp_path / "out"), weights(tmp_path / "whole")) == 0
 
 
 def test_a_reader_of_one_of_several_processes(train: Callable[..., str], tmp_path: Path) -> None:
@@ -277,9 +278,9 @@ def test_two_torchruns_are_one_run(forked: Forks, tmp_path: Path) -> None:
         "torch.distributed.run", *start.split(), *run, processes=2, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1"
     )
     assert machines.returncode == 0, machines.stderr
-    assert difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-6
+    assert largest_difference(weights(tmp_path / "two"), weights(tmp_path / "one")) < 1e-6
     first, last = saved(tmp_path / "two")
-    assert difference(snapshots.weights_of(first), snapshots.weights_of(last)) > 1e-3
+    assert largest_difference(snapshots.weights_of(first), snapshots.weights_of(last)) > 1e-3
     assert (tmp_path / "two" / "encoder" / "model.safetensors").is_file()
 
 

@@ -25,7 +25,8 @@ from hiermim_zoo.training.autoencoder import freeze_unreached
 from hiermim_zoo.training.optimizer import make_optimizer
 
 from .forks import Forks
-from .several import LINEAR, SMALL, difference, errors, saved, several, weights
+from .runs import largest_difference, weights
+from .several import LINEAR, SMALL, errors, saved, several
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +70,8 @@ def test_a_spread_run_goes_on_bit_for_bit(train: Callable[..., str], whole: Path
     started = all_tensors(saved(tmp_path)[-1])
     train(tmp_path, "--fsdp", "--drop-path", "0.2", "--resume", "auto")
     ended = all_tensors(saved(tmp_path)[-1])
-    assert difference(ended, all_tensors(saved(whole)[-1])) == 0
-    assert difference(started, ended) > 1e-3
+    assert largest_difference(ended, all_tensors(saved(whole)[-1])) == 0
+    assert largest_difference(started, ended) > 1e-3
     for file in ("model.safetensors", "decoder.safetensors"):
         assert (tmp_path / "encoder" / file).read_bytes() == (whole / "encoder" / file).read_bytes()
     assert not list(tmp_path.rglob("*.part"))
@@ -91,8 +92,8 @@ def test_a_spread_run_goes_on_with_any_number_of_processes(train: Callable[..., 
         train(output, *LINEAR, *more, "--resume", "auto", processes=number)
         assert saved(output)[-1].is_dir() == bool(more)
         assert [snapshots.step_of(path) for path in saved(output)] == [2, 3]
-        assert difference(weights(output), weights(tmp_path / "never")) < 1e-6
-    assert difference(weights(tmp_path / "never"), weights(tmp_path / "half")) > 1e-3
+        assert largest_difference(weights(output), weights(tmp_path / "never")) < 1e-6
+    assert largest_difference(weights(tmp_path / "never"), weights(tmp_path / "half")) > 1e-3
 
 
 def test_one_process_finds_all_moments_of_a_spread_run(half: Path) -> None:
@@ -105,7 +106,7 @@ def test_one_process_finds_all_moments_of_a_spread_run(half: Path) -> None:
     moments = {f"{name}/{key}": t for name, state in found["optimizer"]["state"].items() for key, t in state.items()}
     for of, tensors in (("model/", found["model"]), ("optimizer/", moments)):
         named = {name.removeprefix(of): tensor for name, tensor in written.items() if name.startswith(of)}
-        assert difference(tensors, named) == 0
+        assert largest_difference(tensors, named) == 0
     assert {tensor.item() for name, tensor in moments.items() if name.endswith("/step")} == {2}
 
 
@@ -117,7 +118,7 @@ def test_a_spread_run_goes_on_from_a_single_file(train: Callable[..., str], tmp_
     pretrain.main(["digits", *SMALL, *LINEAR, "-o", str(one), "--resume", "auto"])
     train(two, *LINEAR, "--fsdp", "--max-snapshots", "2", "--resume", "auto")
     assert [path.is_dir() for path in saved(two)] == [False, True]
-    assert difference(weights(two), weights(one)) < 1e-6
+    assert largest_difference(weights(two), weights(one)) < 1e-6
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry import from_units, may_vary, split_index, surely, to_units, unflatten, up_to
+from ..geometry import covering, from_units, may_vary, split_index, surely, to_units, unflatten, up_to
 
 
 class Cut(NamedTuple):
@@ -30,7 +30,7 @@ def cut_grid(grid: tuple[int, int], cells: tuple[int, int], device: torch.device
     Arithmetic alone: exporters take it with sides that they leave open.
     """
     (h, w), (a, b) = grid, cells
-    down, right = up_to(h, a) // a, up_to(w, b) // b  # windows along both sides
+    down, right = covering(h, a), covering(w, b)  # windows along both sides
     window, slot = split_index(torch.arange(down * right * (a * b), device=device), a * b)
     (first, left), (row, col) = split_index(window, right), split_index(slot, b)
     row, col = first * a + row, left * b + col
@@ -84,7 +84,7 @@ def from_windows(x: Tensor, like: Tensor, window: int | tuple[int, int] | None) 
         cut = cut_grid((h, w), (a, b), x.device)
         x = x.flatten().reshape(batch, cut.windows * (a * b), x.shape[-1]).index_select(1, cut.back)  # [B, h w, C]
         return unflatten(x, 1, (h, w))
-    grid = (up_to(h, a) // a, up_to(w, b) // b)
+    grid = (covering(h, a), covering(w, b))
     x = from_units(unflatten(unflatten(x, 1, (a, b)), 0, (-1, grid[0] * grid[1])), grid)  # of [B, n, a, b, C]
     return x if divides else x[:, :h, :w]
 

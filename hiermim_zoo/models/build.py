@@ -56,7 +56,7 @@ class FeatureGetter(FeatureGetterNet):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that take no weight decay."""
         model: Any = self.model
-        return {f"model.{name}" for name in model.no_weight_decay()} if hasattr(model, "no_weight_decay") else set()
+        return {f"model.{name}" for name in model.no_weight_decay()}
 
 
 def timm_model(

@@ -14,7 +14,7 @@ stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -137,11 +137,7 @@ class GreenSwin(Checked, SwinTransformer):
     ) -> None:
         super().__init__(**{"dynamic_img_size": not kwargs.get("strict_img_size", False), **kwargs})
         _check_windows(kwargs.get("window_size", 7), self.patch_embed.grid_size)
-        for block in self.called_blocks:
-            block.__class__ = GreenSwinBlock  # timm's Swin takes no class of blocks
-        for layer in self.layers:
-            if isinstance(layer.downsample, PatchMerging):
-                layer.downsample.__class__ = Merging
+        recast(self, {SwinTransformerBlock: GreenSwinBlock, PatchMerging: Merging})
         self.plan_method = check_encoder_method(plan_method, (block.attn for block in self.called_blocks))
         self.resample_windows = resample_windows
         self.multiples = tuple(self.patch_embed.patch_size)
@@ -246,6 +242,13 @@ def unit_layout(img_size: tuple[int, int], unit: int, dim: int) -> MaskLayout:
     if height % unit or width % unit:
         raise ValueError(f"img_size={height, width} cannot be masked: both sides must be multiples of {unit}")
     return MaskLayout(units=(height // unit, width // unit), stages=(Stage((1, 1), dim),), stride=(unit, unit))
+
+
+def recast(model: nn.Module, classes: Mapping[type, type[nn.Module]]) -> None:
+    """Give modules of timm's classes the methods of ours, where timm's models take no classes of their parts."""
+    for module in model.modules():
+        if type(module) in classes:
+            module.__class__ = classes[type(module)]
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:

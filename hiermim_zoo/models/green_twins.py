@@ -31,7 +31,7 @@ from ..layers.sparse import halo_conv, make_halo, patch_conv, unit_grid, visible
 from ..layers.windows import from_windows, to_windows
 from ..masking import check_keep
 from ..protocol import MaskLayout, Visible
-from .green_swin import Checked, set_norm_eps, unit_layout
+from .green_swin import Checked, recast, set_norm_eps, unit_layout
 
 for _leaf in ("unflatten", "to_windows", "from_windows"):  # what they do depends on shapes
     torch.fx.wrap(_leaf)
@@ -121,12 +121,8 @@ class GreenTwins(Checked, Twins):
         if wss is None or min(wss) < 2:
             raise ValueError(f"wss={wss} must name the windows of each stage, of at least 2 tokens")
         super().__init__(block_cls=GreenTwinsBlock, **kwargs)
-        for embed in self.patch_embeds:
-            embed.__class__ = Embedding  # timm's Twins takes classes of blocks alone
-        for block in self.called_blocks:
-            if isinstance(block.attn, LocallyGroupedAttn):
-                block.attn.__class__ = LocalAttention
-        local = (block.attn for block in self.called_blocks if isinstance(block.attn, LocallyGroupedAttn))
+        recast(self, {PatchEmbed: Embedding, LocallyGroupedAttn: LocalAttention})
+        local = (block.attn for block in self.called_blocks if isinstance(block.attn, LocalAttention))
         self.plan_method = check_encoder_method(plan_method, local)
         for level, (info, blocks) in enumerate(zip(self.feature_info, self.blocks, strict=True)):
             info["module"] = f"blocks.{level}.{len(blocks) - 1}"

@@ -16,6 +16,7 @@ from timm.layers import to_2tuple
 from torch import Tensor
 
 from ..checkpoints.layouts import Native
+from ..geometry import covering
 from ..text import counted
 
 _logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def source_grid(count: int, cell: int, sizes: Sizes, prefix: int = 0, rows: int 
 def grid_at(size: Size, cell: int) -> tuple[int, int]:
     """Cells along both sides of an image; the last ones may be filled up."""
     height, width = to_2tuple(size)
-    return -(-height // cell), -(-width // cell)
+    return covering(height, cell), covering(width, cell)
 
 
 def _without_token(count: int, prefix: int) -> str:

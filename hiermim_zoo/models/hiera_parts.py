@@ -15,7 +15,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry import linear_weights, unflatten
+from ..geometry import covering, linear_weights, unflatten
 from ..layers.position import along, resample_positions, same_grid
 from ..layers.tokens import tokenwise
 from ..layers.unit_attention import UnitGroups, unit_attention
@@ -144,7 +144,7 @@ class HaloEmbed(nn.Module):
 
     def set_size(self, img_size: tuple[int, int]) -> None:
         self.img_size = img_size
-        self.grid_size = (-(-img_size[0] // self.patch_size[0]), -(-img_size[1] // self.patch_size[1]))
+        self.grid_size = (covering(img_size[0], self.patch_size[0]), covering(img_size[1], self.patch_size[1]))
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:

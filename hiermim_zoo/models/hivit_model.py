@@ -28,7 +28,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry import sincos_table, to_units, unflatten, up_to
+from ..geometry import covering, sincos_table, to_units, unflatten, up_to
 from ..layers.arguments import MIN_SIDE, checked_size
 from ..layers.backbone import Backbone
 from ..layers.maps import maps_of_units
@@ -68,7 +68,7 @@ class UnitEmbed(nn.Module):
 
     def set_size(self, img_size: tuple[int, int]) -> None:
         self.img_size = img_size
-        self.grid_size = (-(-img_size[0] // UNIT), -(-img_size[1] // UNIT))
+        self.grid_size = (covering(img_size[0], UNIT), covering(img_size[1], UNIT))
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
